@@ -1,0 +1,1 @@
+"""Checkpoint to traced graph, to variants, to a verified artifact."""

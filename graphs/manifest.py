@@ -1,0 +1,197 @@
+"""The manifest ``poolgraph.json``: all that the runtime needs to know about an artifact, read and written strictly."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from poolgraph.errors import ManifestError
+
+FORMAT_VERSION: Final = 1
+"""Version written. 1 (2026-11): first version."""
+
+OLDEST_READABLE: Final = 1
+
+MANIFEST_FILE: Final = "poolgraph.json"
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen part of the manifest; unknown keys are refused."""
+
+
+class Tensor(_Record):
+    """An input or output of a graph; ``shape`` mixes integers and symbolic axis names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Graph(_Record):
+    """One ONNX file: ``raw_output`` is the value before normalization or activation, ``output`` the finished one."""
+
+    file: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    raw_output: str
+    output: str | None = None
+
+
+class Rewrites(_Record):
+    """How many rewrites one lowering pass made in one graph."""
+
+    name: str
+    rewrites: int
+
+
+class Variant(_Record):
+    """The model lowered for one target in one precision.
+
+    ``layout`` says what a batch looks like: ``padded`` (batch_size, sequence_length) with an attention mask, ``uniform``
+    the same without any padding or mask, ``packed`` (num_tokens,) with cumulative lengths.
+    """
+
+    name: str
+    target: str
+    precision: str
+    layout: str
+    providers: tuple[str, ...]
+    graphs: dict[str, Graph]
+    cpu_features: tuple[str, ...] = ()
+    session_options: dict[str, str] = {}
+    passes: tuple[Rewrites, ...] = ()
+    verified: bool = False
+
+
+class Source(_Record):
+    """Where the artifact comes from; ``content_hash`` covers the checkpoint's files and names no folder."""
+
+    model: str
+    revision: str | None
+    content_hash: str
+
+
+class Pooler(_Record):
+    """What the graph's head computes and what the runtime may do with its raw value.
+
+    Attributes:
+        pooling: Sentence-transformers' pooling modes, concatenated in this order.
+        include_prompt: False when the prompt's tokens are left out of the pooling.
+        normalize: True when the finished value is the raw one divided by its L2 norm.
+        embedding_size: Width of the sequence family's answer.
+        token_embedding_size: Width of the token family's answer, None without a token graph.
+        matryoshka_dimensions: Allowed widths of a shortened embedding; empty when every width is.
+        is_matryoshka: Whether embeddings may be shortened at all.
+    """
+
+    pooling: tuple[str, ...]
+    include_prompt: bool = True
+    normalize: bool = False
+    embedding_size: int
+    token_embedding_size: int | None = None
+    is_matryoshka: bool = False
+    matryoshka_dimensions: tuple[int, ...] = ()
+
+
+class Limits(_Record):
+    """``max_model_len`` in tokens, special tokens included; token ids run below ``vocab_size``."""
+
+    max_model_len: int
+    vocab_size: int
+
+
+class Tokenization(_Record):
+    """What the tokenizer files do not say in one place."""
+
+    pad_token_id: int
+    padding_side: str = "right"
+    do_lower_case: bool = False
+    needs_token_type_ids: bool = False
+
+
+class CheckRow(_Record):
+    """One line of the verification report: a graph compared with the reference over ``num_texts`` texts."""
+
+    variant: str
+    family: str
+    check: str
+    num_texts: int
+    min_cosine: float
+    max_difference: float
+    required_cosine: float
+    allowed_difference: float
+    passed: bool
+
+
+class Report(_Record):
+    """The outcome of verification; ``reference`` names the implementation compared with."""
+
+    reference: str
+    rows: tuple[CheckRow, ...] = ()
+    versions: dict[str, str] = {}
+    cpu: str = ""
+
+
+class FileRecord(_Record):
+    """Size in bytes and SHA-256 (hexadecimal) of one file of the artifact."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(_Record):
+    """Everything about an artifact; see docs/artifact_format.md."""
+
+    format_version: int = FORMAT_VERSION
+    poolgraph_version: str
+    created: str
+    source: Source
+    architecture: str
+    tasks: tuple[str, ...]
+    default_task: str | None
+    pooler: Pooler
+    limits: Limits
+    tokenization: Tokenization
+    prompts: dict[str, str] = {}
+    default_prompt_name: str | None = None
+    similarity_fn_name: str = "cosine"
+    labels: tuple[str, ...] = ()
+    options: dict[str, str] = {}
+    variants: tuple[Variant, ...]
+    report: Report
+    files: dict[str, FileRecord]
+
+    def variant(self, name: str) -> Variant:
+        """Return the variant called ``name``; raise ManifestError naming those there are."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise ManifestError(f"no variant {name!r}; this artifact has {[v.name for v in self.variants]}")
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Decode the bytes of ``poolgraph.json``.
+
+    Raises:
+        ManifestError: not JSON, a format version outside the readable window, unknown or missing keys, wrong types.
+    """
+    try:
+        version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format_version")
+        number = msgspec.json.decode(version, type=int) if version is not None else None
+    except msgspec.MsgspecError as error:
+        raise ManifestError(f"{MANIFEST_FILE} is not a manifest: {error}") from error
+    if number is None or not OLDEST_READABLE <= number <= FORMAT_VERSION:
+        raise ManifestError(
+            f"manifest format_version is {number}; this poolgraph reads {OLDEST_READABLE}..{FORMAT_VERSION}. "
+            "Export the checkpoint again, or install the poolgraph that wrote it."
+        )
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise ManifestError(f"{MANIFEST_FILE} is not valid: {error}") from error
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Encode a manifest as indented JSON with a final newline."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"

@@ -1,0 +1,1 @@
+"""Pooling methods and heads as torch modules, traced together with the backbone."""

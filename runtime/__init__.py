@@ -1,0 +1,1 @@
+"""Artifact to answers: tokenizer, planner, sessions, task API."""

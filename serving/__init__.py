@@ -1,0 +1,1 @@
+"""HTTP over the runtime (arrives with the serving capability)."""

@@ -1,0 +1,40 @@
+"""poolgraph compiles pooling models to ONNX graphs and runs them. Public names resolve on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "LLM": "poolgraph.runtime.llm",
+    "PoolerConfig": "poolgraph.config",
+    "PoolingModel": "poolgraph.runtime.model",
+    "PoolingParams": "poolgraph.config",
+    "PoolgraphError": "poolgraph.errors",
+    "export_model": "poolgraph.export.exporter",
+    "verify_artifact": "poolgraph.runtime.verify",
+}
+
+__all__ = ["LLM", "PoolerConfig", "PoolgraphError", "PoolingModel", "PoolingParams", "export_model", "verify_artifact"]
+
+if TYPE_CHECKING:
+    from poolgraph.config import PoolerConfig, PoolingParams
+    from poolgraph.errors import PoolgraphError
+    from poolgraph.export.exporter import export_model
+    from poolgraph.runtime.llm import LLM
+    from poolgraph.runtime.model import PoolingModel
+    from poolgraph.runtime.verify import verify_artifact
+
+
+def __getattr__(name: str) -> Any:
+    """Import the room that defines ``name``; importing poolgraph itself loads none."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'poolgraph' has no attribute {name!r}; it has {sorted(_PUBLIC)}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted([*__all__, "__version__"])
