@@ -16,11 +16,11 @@ OLDEST_READABLE: Final = 1
 MANIFEST_FILE: Final = "poolgraph.json"
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A frozen part of the manifest; unknown keys are refused."""
 
 
-class Tensor(_Record):
+class Tensor(_Record, frozen=True, kw_only=True):
     """An input or output of a graph; ``shape`` mixes integers and symbolic axis names."""
 
     name: str
@@ -28,7 +28,7 @@ class Tensor(_Record):
     shape: tuple[int | str, ...]
 
 
-class Graph(_Record):
+class Graph(_Record, frozen=True, kw_only=True):
     """One ONNX file: ``raw_output`` is the value before normalization or activation, ``output`` the finished one."""
 
     file: str
@@ -38,14 +38,14 @@ class Graph(_Record):
     output: str | None = None
 
 
-class Rewrites(_Record):
+class Rewrites(_Record, frozen=True, kw_only=True):
     """How many rewrites one lowering pass made in one graph."""
 
     name: str
     rewrites: int
 
 
-class Variant(_Record):
+class Variant(_Record, frozen=True, kw_only=True):
     """The model lowered for one target in one precision.
 
     ``layout`` says what a batch looks like: ``padded`` (batch_size, sequence_length) with an attention mask, ``uniform``
@@ -64,7 +64,7 @@ class Variant(_Record):
     verified: bool = False
 
 
-class Source(_Record):
+class Source(_Record, frozen=True, kw_only=True):
     """Where the artifact comes from; ``content_hash`` covers the checkpoint's files and names no folder."""
 
     model: str
@@ -72,7 +72,7 @@ class Source(_Record):
     content_hash: str
 
 
-class Pooler(_Record):
+class Pooler(_Record, frozen=True, kw_only=True):
     """What the graph's head computes and what the runtime may do with its raw value.
 
     Attributes:
@@ -94,14 +94,14 @@ class Pooler(_Record):
     matryoshka_dimensions: tuple[int, ...] = ()
 
 
-class Limits(_Record):
+class Limits(_Record, frozen=True, kw_only=True):
     """``max_model_len`` in tokens, special tokens included; token ids run below ``vocab_size``."""
 
     max_model_len: int
     vocab_size: int
 
 
-class Tokenization(_Record):
+class Tokenization(_Record, frozen=True, kw_only=True):
     """What the tokenizer files do not say in one place."""
 
     pad_token_id: int
@@ -110,7 +110,7 @@ class Tokenization(_Record):
     needs_token_type_ids: bool = False
 
 
-class CheckRow(_Record):
+class CheckRow(_Record, frozen=True, kw_only=True):
     """One line of the verification report: a graph compared with the reference over ``num_texts`` texts."""
 
     variant: str
@@ -124,7 +124,7 @@ class CheckRow(_Record):
     passed: bool
 
 
-class Report(_Record):
+class Report(_Record, frozen=True, kw_only=True):
     """The outcome of verification; ``reference`` names the implementation compared with."""
 
     reference: str
@@ -133,14 +133,14 @@ class Report(_Record):
     cpu: str = ""
 
 
-class FileRecord(_Record):
+class FileRecord(_Record, frozen=True, kw_only=True):
     """Size in bytes and SHA-256 (hexadecimal) of one file of the artifact."""
 
     size: int
     sha256: str
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True, kw_only=True):
     """Everything about an artifact; see docs/artifact_format.md."""
 
     format_version: int = FORMAT_VERSION
