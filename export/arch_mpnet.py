@@ -1,0 +1,66 @@
+"""MPNet: attention of its own, with a relative position bias that every layer shares."""
+
+from __future__ import annotations
+
+import copy
+from types import MethodType
+from typing import Any
+
+import torch
+from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, attention, register_attention
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+FARTHEST_DISTANCE = 128
+"""From here on every distance falls into the last bucket (max_distance of MPNet's relative_position_bucket)."""
+
+
+class MPNetSelfAttention(nn.Module):
+    """MPNet's self-attention over the semantic op; takes over the projections, and so the weight names, of the original."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = original.q, original.k, original.v, original.o
+        self.num_heads = int(original.num_attention_heads)  # type: ignore[arg-type]
+        self.scale = int(original.attention_head_size) ** -0.5  # type: ignore[arg-type]
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor]:
+        """Attend within (batch_size, sequence_length, hidden_size)."""
+        attended = attention(
+            self.q(hidden_states),
+            self.k(hidden_states),
+            self.v(hidden_states),
+            num_heads=self.num_heads,
+            scale=self.scale,
+            attention_mask=attention_mask,
+            attention_bias=position_bias,
+        )
+        return (self.o(attended),)
+
+
+def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """Build MPNet with our attention in every layer and one bias of batch size 1 for all."""
+    register_attention()
+    model: PreTrainedModel = model_class._from_config(copy.deepcopy(config))
+    for layer in model.encoder.layer:
+        layer.attention.attn = MPNetSelfAttention(layer.attention.attn)
+    distances = torch.arange(-FARTHEST_DISTANCE, FARTHEST_DISTANCE + 1)
+    model.encoder.register_buffer("buckets", model.encoder.relative_position_bucket(distances), persistent=False)
+    model.encoder.compute_position_bias = MethodType(_shared_position_bias, model.encoder)
+    # MPNet does not declare that it supports the interface, but takes its mask from it by this name.
+    model.config._attn_implementation = ATTENTION_IMPLEMENTATION
+    return model
+
+
+def _shared_position_bias(encoder: Any, hidden_states: Tensor) -> Tensor:
+    """Return the bias by relative distance, (1, num_heads, sequence_length, sequence_length).
+
+    The bucket of a distance depends on no text, so one bias serves the batch; the buckets are a table made by the reference's own
+    formula, because a logarithm rounded differently by another runtime would move a distance to the next bucket.
+    """
+    index = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    distance = (index[None, :] - index[:, None]).clamp(-FARTHEST_DISTANCE, FARTHEST_DISTANCE)
+    bias: Tensor = encoder.relative_attention_bias(encoder.buckets[distance + FARTHEST_DISTANCE]).permute(2, 0, 1)
+    return bias.unsqueeze(0)

@@ -1,0 +1,113 @@
+"""Building: a plan to the module that is traced, and the trace to graphs with bound weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from poolgraph.export.bind import bind_weights
+from poolgraph.export.checkpoint import WeightFolder
+from poolgraph.export.head import build_head_modules, head_input_size
+from poolgraph.export.resolve import ExportPlan
+from poolgraph.export.trace import PoolingModule, TraceInputs, fake_parameters, trace_module
+from poolgraph.graphs.families import FAMILY_OUTPUTS, select_family
+from poolgraph.graphs.manifest import Graph, Rewrites, Tensor, Variant
+from poolgraph.graphs.passes import PassReport, run_passes
+from poolgraph.graphs.pipeline import SEMANTIC_PASSES, Target
+from poolgraph.poolers.head import Head
+from poolgraph.poolers.pooling import Pooling
+
+from poolgraph.tasks import GraphFamily
+
+FAMILY_SUFFIX: dict[GraphFamily, str] = {"sequence": "", "token": "_tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredVariant:
+    """A variant of the manifest and its models by file name."""
+
+    variant: Variant
+    models: dict[str, ir.Model]
+
+
+def build_module(plan: ExportPlan) -> PoolingModule:
+    """Build backbone, pooling and head with fake parameters."""
+    with fake_parameters():
+        backbone = plan.family.build_backbone(plan.model_class, plan.config)
+        head = Head(build_head_modules(plan))
+    width = head_input_size(plan)
+    module = PoolingModule(
+        backbone,
+        Pooling(plan.pooling),
+        head,
+        position_offset=plan.position_offset,
+        has_token_types=getattr(plan.config, "type_vocab_size", 0) > 0,
+        head_takes_rows=width is None or width == plan.hidden_size,
+    )
+    return module.eval()
+
+
+def trace_inputs(plan: ExportPlan) -> TraceInputs:
+    """Decide the optional inputs: token types where there are several, the prompt's length where the pooling leaves it out."""
+    return TraceInputs(
+        token_type_ids=getattr(plan.config, "type_vocab_size", 0) > 1,
+        prompt_length=not plan.sentence_transformer.include_prompt,
+    )
+
+
+def trace_layout(plan: ExportPlan, module: PoolingModule, layout: str) -> tuple[ir.Model, tuple[PassReport, ...]]:
+    """Trace one layout, bind the checkpoint's tensors and run the passes that all targets share."""
+    model = trace_module(module, layout, trace_inputs(plan), plan.limits.max_model_len)
+    head = {
+        index: WeightFolder(plan.checkpoint.folder / described.path)
+        for index, (built, described) in enumerate(zip(module.head.chain, plan.sentence_transformer.head, strict=False))
+        if any(True for _ in built.parameters())
+    }
+    bind_weights(model, WeightFolder(plan.backbone_folder), plan.model_class.base_model_prefix, head)
+    return model, run_passes(model, SEMANTIC_PASSES)
+
+
+def lower_variant(semantic: ir.Model, reports: tuple[PassReport, ...], target: Target) -> LoweredVariant:
+    """Lower the semantic graph for one target: one model a family."""
+    models: dict[str, ir.Model] = {}
+    graphs: dict[str, Graph] = {}
+    for family, suffix in FAMILY_SUFFIX.items():
+        model = select_family(semantic, family, finished=target.finished_outputs)
+        if model is None:
+            continue
+        lowered = run_passes(model, target.passes)
+        reports = (*reports, *lowered) if family == "sequence" else reports
+        file = f"{target.file_stem}{suffix}.onnx"
+        models[file] = model
+        graphs[family] = _describe_graph(model, f"onnx/{file}", family)
+    variant = Variant(
+        name=target.variant_name,
+        target=target.name,
+        precision=target.precision,
+        layout=target.layout,
+        providers=target.providers,
+        graphs=graphs,
+        session_options=dict(target.session_options),
+        passes=tuple(Rewrites(name=report.name, rewrites=report.rewrites) for report in reports),
+    )
+    return LoweredVariant(variant, models)
+
+
+def _describe_graph(model: ir.Model, file: str, family: GraphFamily) -> Graph:
+    outputs = tuple(_describe(value) for value in model.graph.outputs)
+    names = [output.name for output in outputs]
+    finished = FAMILY_OUTPUTS[family][1]
+    return Graph(
+        file=file,
+        inputs=tuple(_describe(value) for value in model.graph.inputs),
+        outputs=outputs,
+        raw_output=names[0],
+        output=finished if finished in names else None,
+    )
+
+
+def _describe(value: ir.Value) -> Tensor:
+    assert value.shape is not None
+    assert value.dtype is not None
+    axes = tuple(axis if isinstance(axis, int) else str(axis.value) for axis in value.shape)
+    return Tensor(name=str(value.name), dtype=str(value.dtype.numpy()), shape=axes)

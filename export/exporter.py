@@ -1,0 +1,206 @@
+"""``export_model``: the recipe from a checkpoint to a verified artifact."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+from poolgraph.export.build import LoweredVariant, build_module, lower_variant, trace_layout
+from poolgraph.export.checkpoint import open_checkpoint
+from poolgraph.export.describe import build_manifest
+from poolgraph.export.model_card import render_model_card
+from poolgraph.export.probes import PROBE_SENTENCES
+from poolgraph.export.reference import compute_reference, reference_name, tool_versions
+from poolgraph.export.resolve import ExportPlan, resolve_limits, resolve_plan
+from poolgraph.export.tokenizer import load_tokenizer, save_tokenizer
+from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
+from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
+from poolgraph.graphs.manifest import CheckRow, Manifest, Report
+from poolgraph.graphs.probe_files import save_probes
+from poolgraph.graphs.storage import save_graphs
+from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.tokenizer import TextTokenizer
+from transformers import PreTrainedTokenizerBase
+
+from poolgraph.errors import VerificationError
+
+StageHook = Callable[[str], None]
+
+WEIGHTS_FILE = "weights_fp32.data"
+
+COPIED_FILES = (
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+"""Files that other programs look for in a model's folder, copied as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        path: The artifact.
+        report: How it was verified.
+        seconds: Time of each stage, in seconds.
+    """
+
+    path: Path
+    report: Report
+    seconds: dict[str, float]
+
+
+@dataclass(slots=True)
+class _Stages:
+    """Announces stages and keeps their times."""
+
+    hook: StageHook | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.hook is not None:
+            self.hook(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def export_model(
+    model: str | Path,
+    output: str | Path,
+    *,
+    task: str = "auto",
+    revision: str | None = None,
+    precisions: Sequence[str] = ("fp32",),
+    targets: Sequence[str] = ("cpu",),
+    min_cosine: float | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    on_stage: StageHook | None = None,
+) -> ExportResult:
+    """Compile a checkpoint into an artifact and verify it; a failed export leaves nothing behind.
+
+    Args:
+        model: A checkpoint's folder or a hub id.
+        output: The artifact's directory, made by this call.
+        task: ``auto`` or what the artifact is for.
+        revision: Revision of a hub id.
+        precisions: Precisions of the targets' variants.
+        targets: Targets beside the portable one.
+        min_cosine: Overrides the lowest cosine that verification accepts; recorded in the manifest.
+        trust_remote_code: Let transformers run code that comes with the checkpoint, during this call only.
+        overwrite: Replace an artifact that is already there.
+        on_stage: Called with the name of each stage as it starts.
+
+    Raises:
+        InputError: an argument that is not acceptable, or no such checkpoint.
+        ExportError: the checkpoint cannot be compiled; its leaves say why.
+        VerificationError: the compiled model's answers are not the reference's.
+        ArtifactError: the output directory is in use.
+    """
+    stages = _Stages(on_stage)
+    with staged_directory(Path(output), overwrite=overwrite) as staging:
+        with stages.stage("read the checkpoint"):
+            checkpoint = open_checkpoint(model, revision)
+            plan = resolve_plan(
+                checkpoint, task=task, precisions=precisions, targets=targets, trust_remote_code=trust_remote_code
+            )
+            tokenizer = load_tokenizer(plan, trust_remote_code=trust_remote_code)
+            plan = replace(plan, limits=resolve_limits(plan, tokenizer))
+        lowered = _compile(plan, stages)
+        with stages.stage("write the graphs"):
+            _write(plan, tokenizer, lowered, staging)
+        manifest = build_manifest(plan, tokenizer, [item.variant for item in lowered], min_cosine=min_cosine)
+        manifest = _verify(plan, tokenizer, manifest, staging, stages, min_cosine)
+    return ExportResult(path=Path(output), report=manifest.report, seconds=stages.seconds)
+
+
+def _compile(plan: ExportPlan, stages: _Stages) -> list[LoweredVariant]:
+    """Trace each layout once and lower each target from it."""
+    module = build_module(plan)
+    semantic = {}
+    for layout in dict.fromkeys(target.layout for target in plan.targets):
+        with stages.stage(f"trace ({layout})"):
+            semantic[layout] = trace_layout(plan, module, layout)
+    with stages.stage("lower"):
+        return [lower_variant(*semantic[target.layout], target) for target in plan.targets]
+
+
+def _write(
+    plan: ExportPlan, tokenizer: PreTrainedTokenizerBase, lowered: Sequence[LoweredVariant], staging: Path
+) -> None:
+    """Write graphs, weights, tokenizer and the checkpoint's own small files."""
+    (staging / "onnx").mkdir()
+    models: dict[str, ir.Model] = {file: model for item in lowered for file, model in item.models.items()}
+    save_graphs(models, staging / "onnx", WEIGHTS_FILE)
+    save_tokenizer(tokenizer, plan.backbone_folder, staging, list(PROBE_SENTENCES))
+    for name in COPIED_FILES:
+        folder = plan.checkpoint.folder if (plan.checkpoint.folder / name).is_file() else plan.backbone_folder
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, staging / name)
+    for config in sorted(plan.checkpoint.folder.glob("[0-9]_*/config.json")):
+        (staging / config.parent.name).mkdir(exist_ok=True)
+        shutil.copyfile(config, staging / config.parent.name / config.name)
+
+
+def _verify(
+    plan: ExportPlan,
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: Manifest,
+    staging: Path,
+    stages: _Stages,
+    min_cosine: float | None,
+) -> Manifest:
+    """Compare the artifact in ``staging`` with the reference and write its final manifest and model card.
+
+    Raises:
+        VerificationError: a check failed; the message has every one that did.
+    """
+    with stages.stage("answer the probes with the reference"):
+        probes = build_probes(TextTokenizer(staging, manifest), manifest)
+        with_tokens = "token_embed" in manifest.tasks
+        reference = compute_reference(plan, probes.encoded, with_tokens=with_tokens)
+        save_probes(staging, probes.texts, probes.prompt, reference.sequence, reference.token)
+    with stages.stage("verify"):
+        _save(manifest, staging)
+        rows = [check_tokenizer(probes, tokenizer, plan.limits.max_model_len)]
+        for variant in manifest.variants:
+            rows += verify_variant(staging, variant, probes, reference, min_cosine)
+        _check_rows(rows)
+    manifest = msgspec.structs.replace(
+        manifest,
+        report=Report(
+            reference=reference_name(), rows=tuple(rows), versions=tool_versions(), cpu=read_cpu_info().model
+        ),
+        variants=tuple(msgspec.structs.replace(variant, verified=True) for variant in manifest.variants),
+    )
+    (staging / "README.md").write_text(render_model_card(manifest), encoding="utf-8")
+    return _save(manifest, staging)
+
+
+def _save(manifest: Manifest, staging: Path) -> Manifest:
+    complete = msgspec.structs.replace(manifest, files=record_files(staging))
+    save_manifest(staging, complete)
+    return complete
+
+
+def _check_rows(rows: Sequence[CheckRow]) -> None:
+    failed = [row for row in rows if not row.passed]
+    if failed:
+        lines = [
+            f"{row.variant} {row.family} {row.check}: lowest cosine {row.min_cosine:.7f} (required {row.required_cosine:g}), "
+            f"largest difference {row.max_difference:.1e} (allowed {row.allowed_difference:g})"
+            for row in failed
+        ]
+        raise VerificationError(f"{len(failed)} of {len(rows)} checks failed:\n" + "\n".join(lines))

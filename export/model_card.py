@@ -1,0 +1,79 @@
+"""The artifact's README.md: what it is, how to use it, and how it was verified."""
+
+from __future__ import annotations
+
+from poolgraph.graphs.manifest import CheckRow, Manifest
+
+TEMPLATE = """\
+# {model}
+
+{architecture} compiled by poolgraph {version} into ONNX graphs, pooler and head included.
+
+| | |
+|---|---|
+| source | {model}{revision} |
+| tasks | {tasks} |
+| pooling | {pooling}{normalize} |
+| embedding size | {size} |
+| longest text | {limit} tokens |
+| prompts | {prompts} |
+
+```python
+from poolgraph import PoolingModel
+
+model = PoolingModel.load("PATH/TO/THIS/FOLDER")
+vectors = model.embed(["a text", "another text"])  # numpy, (2, {size})
+```
+
+## Files
+
+| variant | graph | inputs | outputs |
+|---|---|---|---|
+{graphs}
+
+`onnx/model.onnx` uses standard operators only: any ONNX runtime can load it, and its output `sentence_embedding` is the finished answer.
+
+## Verification
+
+Reference: {reference}. Differences are shares of the largest absolute reference answer.
+
+| variant | graph | check | texts | lowest cosine | largest difference | required | passed |
+|---|---|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def render_model_card(manifest: Manifest) -> str:
+    """Return the model card of an artifact with a report."""
+    pooler = manifest.pooler
+    return TEMPLATE.format(
+        model=manifest.source.model,
+        revision=f", revision {manifest.source.revision}" if manifest.source.revision else "",
+        architecture=manifest.architecture,
+        version=manifest.poolgraph_version,
+        tasks=", ".join(manifest.tasks),
+        pooling=" + ".join(pooler.pooling),
+        normalize=", normalized" if pooler.normalize else "",
+        size=pooler.embedding_size,
+        limit=manifest.limits.max_model_len,
+        prompts=", ".join(manifest.prompts) or "none",
+        graphs="\n".join(_graph_rows(manifest)),
+        reference=manifest.report.reference,
+        rows="\n".join(_check_row(row) for row in manifest.report.rows),
+    )
+
+
+def _graph_rows(manifest: Manifest) -> list[str]:
+    return [
+        f"| {variant.name} | {graph.file} | {', '.join(t.name for t in graph.inputs)} | {', '.join(t.name for t in graph.outputs)} |"
+        for variant in manifest.variants
+        for graph in variant.graphs.values()
+    ]
+
+
+def _check_row(row: CheckRow) -> str:
+    required = f">= {row.required_cosine:g}" if row.required_cosine > -1 else "equal bits"
+    return (
+        f"| {row.variant} | {row.family} | {row.check} | {row.num_texts} | {row.min_cosine:.7f} | {row.max_difference:.1e} "
+        f"| {required} | {'yes' if row.passed else 'NO'} |"
+    )

@@ -1,0 +1,73 @@
+"""The tokenizer: always a ``tokenizer.json`` in the artifact that gives the ids of the reference's tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from poolgraph.export.resolve import ExportPlan
+from tokenizers import Tokenizer
+from tokenizers.normalizers import Lowercase, Sequence
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from poolgraph.errors import ExportError
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def load_tokenizer(plan: ExportPlan, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Load the reference's tokenizer, lower-casing where sentence-transformers' files ask for it.
+
+    Raises:
+        ExportError: it cannot be loaded, or has no form in the tokenizers library.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(plan.backbone_folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ExportError(f"the checkpoint's tokenizer cannot be loaded: {error}") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ExportError(
+            f"{type(tokenizer).__name__} has no form in the tokenizers library, so it cannot run without Python code"
+        )
+    if plan.sentence_transformer.do_lower_case:
+        _add_lowercase(tokenizer.backend_tokenizer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path, directory: Path, probes: list[str]) -> None:
+    """Put ``tokenizer.json`` into ``directory``: the checkpoint's own file where it gives the reference's ids, else a converted one."""
+    own = source / TOKENIZER_FILE
+    target = directory / TOKENIZER_FILE
+    if own.is_file() and _same_ids(Tokenizer.from_file(str(own)), tokenizer.backend_tokenizer, probes):
+        shutil.copyfile(own, target)
+        return
+    converted = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    converted.no_truncation()
+    converted.no_padding()
+    target.write_text(json.dumps(json.loads(converted.to_str()), ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _same_ids(first: Tokenizer, second: Tokenizer, probes: list[str]) -> bool:
+    copies = [Tokenizer.from_str(tokenizer.to_str()) for tokenizer in (first, second)]
+    for copy in copies:
+        copy.no_truncation()
+        copy.no_padding()
+    ids = [[(e.ids, e.type_ids) for e in copy.encode_batch(probes)] for copy in copies]
+    return ids[0] == ids[1]
+
+
+def _add_lowercase(tokenizer: Tokenizer) -> None:
+    if _lowercases(json.loads(tokenizer.to_str())["normalizer"]):
+        return
+    own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+    tokenizer.normalizer = Sequence([Lowercase(), *own])
+
+
+def _lowercases(normalizer: dict[str, Any] | None) -> bool:
+    if normalizer is None:
+        return False
+    if normalizer["type"] == "Sequence":
+        return any(_lowercases(part) for part in normalizer["normalizers"])
+    return normalizer["type"] == "Lowercase" or bool(normalizer.get("lowercase"))

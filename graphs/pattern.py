@@ -1,0 +1,49 @@
+"""Small questions that passes ask of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+
+def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
+    """Return the node that makes ``value`` if it is an ``op_type``, else None."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and (node.domain, node.op_type) == (domain, op_type) else None
+
+
+def is_initializer(value: ir.Value | None) -> bool:
+    """Whether ``value`` is a stored weight or constant."""
+    return value is not None and value.is_initializer()
+
+
+def used_once(value: ir.Value) -> bool:
+    """Whether exactly one node reads ``value`` and the graph does not return it."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def dimensions(value: ir.Value | None) -> tuple[int | str, ...] | None:
+    """Return the axes of ``value``, integers and axis names; None when one is unknown."""
+    if value is None or value.shape is None:
+        return None
+    axes = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    return None if any(axis is None for axis in axes) else axes  # type: ignore[return-value]
+
+
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Return the initializer ``name`` with the content of ``array``, made once a graph."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def replace_node(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], value: ir.Value) -> None:
+    """Put ``nodes`` in the place of ``node`` and ``value`` in the place of its only output, keeping name and shape."""
+    old = node.outputs[0]
+    value.shape, value.type = old.shape, old.type
+    ir.convenience.replace_nodes_and_values(graph, node, [node], list(nodes), [old], [value])

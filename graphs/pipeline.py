@@ -1,0 +1,81 @@
+"""The pipelines: which passes run, in which order, for which target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from poolgraph.graphs.cleanup import clear_notes, fold_constants, remove_dead_nodes
+from poolgraph.graphs.fold_reshapes import fold_reshapes
+from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
+from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
+from poolgraph.graphs.merge_projections import merge_projections
+from poolgraph.graphs.passes import Pass
+
+SEMANTIC_PASSES: tuple[Pass, ...] = (
+    store_transposed_weights,  # before fold_constants, which would compute small ones under other names
+    fold_constants,
+    fold_transposes,
+    fold_reshapes,  # after fold_transposes: the reshapes around a pair meet only then
+    remove_dead_nodes,
+    merge_projections,
+    remove_dead_nodes,
+)
+"""From the trace to the semantic graph that every target starts from, so that all share the same initializers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """How one target is lowered and run.
+
+    Attributes:
+        name: Word of ``--target``; portable is always made.
+        layout: Layout that is traced for it.
+        precision: Precision of this row.
+        passes: Lowering passes.
+        file_stem: Name of its files below ``onnx/``, without suffix.
+        providers: Execution providers that run it.
+        finished_outputs: Whether the graph returns the finished value beside the raw one.
+        session_options: Session configuration for the runtime.
+    """
+
+    name: str
+    layout: str
+    precision: str
+    passes: tuple[Pass, ...]
+    file_stem: str
+    providers: tuple[str, ...]
+    finished_outputs: bool
+    session_options: Mapping[str, str]
+
+    @property
+    def variant_name(self) -> str:
+        """The variant's name in the manifest."""
+        return f"{self.name}_{self.precision}"
+
+
+PORTABLE = Target(
+    name="portable",
+    layout="padded",
+    precision="fp32",
+    passes=(lower_attention_to_standard, remove_dead_nodes, clear_notes),
+    file_stem="model",
+    providers=("CPUExecutionProvider",),
+    finished_outputs=True,
+    session_options=MappingProxyType({"graph_optimization_level": "extended"}),
+)
+
+CPU_FP32 = Target(
+    name="cpu",
+    layout="uniform",
+    precision="fp32",
+    passes=(lower_attention_to_cpu, remove_dead_nodes, clear_notes),
+    file_stem="model_cpu_fp32",
+    providers=("CPUExecutionProvider",),
+    finished_outputs=False,
+    # The graph is in its final form: what ONNX Runtime would still fuse (SkipLayerNormalization above all) is slower here.
+    session_options=MappingProxyType({"graph_optimization_level": "basic"}),
+)
+
+TARGETS: tuple[Target, ...] = (PORTABLE, CPU_FP32)

@@ -1,0 +1,78 @@
+"""Heads: what follows the pooling, row by row, so that the same chain finishes pooled vectors and token vectors."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+NORMALIZE_EPSILON = 1e-12
+"""torch.nn.functional.normalize's default, as sentence-transformers and vLLM use it."""
+
+
+class Dense(nn.Module):
+    """A linear layer, its activation and, where asked for, a residual connection (sentence-transformers' Dense).
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Whether the linear layer has one.
+        activation: Module applied to the linear layer's result.
+        use_residual: Add the input, projected without bias when the widths differ.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, activation: nn.Module, use_residual: bool
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.activation = activation
+        self.use_residual = use_residual
+        if use_residual and in_features != out_features:
+            self.residual = nn.Linear(in_features, out_features, bias=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        result = self.activation(self.linear(rows))
+        if not self.use_residual:
+            return result
+        return result + (self.residual(rows) if hasattr(self, "residual") else rows)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization of (..., dimension)."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dimension)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Normalize the last axis."""
+        result: Tensor = self.norm(rows)
+        return result
+
+
+class Normalize(nn.Module):
+    """Divide by the L2 norm of the last axis."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return rows of length one, (..., size)."""
+        return functional.normalize(rows, p=2.0, dim=-1, eps=NORMALIZE_EPSILON)
+
+
+class Head(nn.Module):
+    """A chain of head modules; a trailing Normalize is kept apart so that the raw value can be had too.
+
+    Args:
+        modules: Dense, LayerNorm and Normalize in order.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__()
+        self.normalize = bool(modules) and isinstance(modules[-1], Normalize)
+        self.chain = nn.Sequential(*(modules[:-1] if self.normalize else modules))
+        self.finish = Normalize() if self.normalize else nn.Identity()
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the raw and the finished value of (..., in_features), both (..., size)."""
+        raw = self.chain(rows)
+        return raw, self.finish(raw)
