@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 
-from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, register_attention
 from transformers import PretrainedConfig, PreTrainedModel
+
+from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, register_attention
 
 
 def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:

@@ -7,9 +7,10 @@ from types import MethodType
 from typing import Any
 
 import torch
-from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, attention, register_attention
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+
+from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, attention, register_attention
 
 FARTHEST_DISTANCE = 128
 """From here on every distance falls into the last bucket (max_distance of MPNet's relative_position_bucket)."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 import torch
-from poolgraph.export.checkpoint import WeightFolder
 
 from poolgraph.errors import ExportError
+from poolgraph.export.checkpoint import WeightFolder
 
 BACKBONE_PREFIX = "module.backbone."
 HEAD_PREFIX = "module.head.chain."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
 from poolgraph.export.bind import bind_weights
 from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.head import build_head_modules, head_input_size
@@ -16,7 +17,6 @@ from poolgraph.graphs.passes import PassReport, run_passes
 from poolgraph.graphs.pipeline import SEMANTIC_PASSES, Target
 from poolgraph.poolers.head import Head
 from poolgraph.poolers.pooling import Pooling
-
 from poolgraph.tasks import GraphFamily
 
 FAMILY_SUFFIX: dict[GraphFamily, str] = {"sequence": "", "token": "_tokens"}

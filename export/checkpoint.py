@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poolgraph.graphs.artifact import hash_file
-
 from poolgraph.errors import ExportError, InputError
+from poolgraph.graphs.artifact import hash_file
 
 if TYPE_CHECKING:
     import torch

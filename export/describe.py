@@ -5,14 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
+from transformers import PreTrainedTokenizerBase
+
+from poolgraph import __version__
 from poolgraph.export.build import trace_inputs
 from poolgraph.export.head import build_head_modules, head_output_size
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.graphs.manifest import Manifest, Pooler, Report, Source, Tokenization, Variant
 from poolgraph.poolers.head import Normalize
-from transformers import PreTrainedTokenizerBase
-
-from poolgraph import __version__
 
 
 def build_manifest(

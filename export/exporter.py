@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
+from transformers import PreTrainedTokenizerBase
+
 from poolgraph.export.build import LoweredVariant, build_module, lower_variant, trace_layout
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.describe import build_manifest
@@ -21,14 +23,12 @@ from poolgraph.export.resolve import ExportPlan, resolve_limits, resolve_plan
 from poolgraph.export.tokenizer import load_tokenizer, save_tokenizer
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
-from poolgraph.graphs.manifest import CheckRow, Manifest, Report
+from poolgraph.graphs.manifest import Manifest, Report
 from poolgraph.graphs.probe_files import save_probes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.tokenizer import TextTokenizer
-from transformers import PreTrainedTokenizerBase
-
-from poolgraph.errors import VerificationError
+from poolgraph.runtime.verify import check_report
 
 StageHook = Callable[[str], None]
 
@@ -122,7 +122,7 @@ def export_model(
         with stages.stage("write the graphs"):
             _write(plan, tokenizer, lowered, staging)
         manifest = build_manifest(plan, tokenizer, [item.variant for item in lowered], min_cosine=min_cosine)
-        manifest = _verify(plan, tokenizer, manifest, staging, stages, min_cosine)
+        manifest = _verify(plan, tokenizer, manifest, staging, stages)
     return ExportResult(path=Path(output), report=manifest.report, seconds=stages.seconds)
 
 
@@ -160,7 +160,6 @@ def _verify(
     manifest: Manifest,
     staging: Path,
     stages: _Stages,
-    min_cosine: float | None,
 ) -> Manifest:
     """Compare the artifact in ``staging`` with the reference and write its final manifest and model card.
 
@@ -176,8 +175,11 @@ def _verify(
         _save(manifest, staging)
         rows = [check_tokenizer(probes, tokenizer, plan.limits.max_model_len)]
         for variant in manifest.variants:
-            rows += verify_variant(staging, variant, probes, reference, min_cosine)
-        _check_rows(rows)
+            rows += verify_variant(staging, variant.name, probes, reference)
+        report = Report(
+            reference=reference_name(), rows=tuple(rows), versions=tool_versions(), cpu=read_cpu_info().model
+        )
+        check_report(report)
     manifest = msgspec.structs.replace(
         manifest,
         report=Report(
@@ -193,14 +195,3 @@ def _save(manifest: Manifest, staging: Path) -> Manifest:
     complete = msgspec.structs.replace(manifest, files=record_files(staging))
     save_manifest(staging, complete)
     return complete
-
-
-def _check_rows(rows: Sequence[CheckRow]) -> None:
-    failed = [row for row in rows if not row.passed]
-    if failed:
-        lines = [
-            f"{row.variant} {row.family} {row.check}: lowest cosine {row.min_cosine:.7f} (required {row.required_cosine:g}), "
-            f"largest difference {row.max_difference:.1e} (allowed {row.allowed_difference:g})"
-            for row in failed
-        ]
-        raise VerificationError(f"{len(failed)} of {len(rows)} checks failed:\n" + "\n".join(lines))

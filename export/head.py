@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from poolgraph.export.resolve import ExportPlan
-from poolgraph.export.sentence_transformers import HeadModule
-from poolgraph.poolers.head import Dense, LayerNorm, Normalize
 from torch import nn
 
 from poolgraph.errors import ExportError
+from poolgraph.export.resolve import ExportPlan
+from poolgraph.export.sentence_transformers import HeadModule
+from poolgraph.poolers.head import Dense, LayerNorm, Normalize
 
 DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"
 """Sentence-transformers' default for a Dense whose configuration names none."""

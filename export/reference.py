@@ -10,12 +10,13 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+
 from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.head import build_head_modules
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.poolers.head import Normalize
 from poolgraph.runtime.tokenizer import EncodedText
-from torch import nn
 
 Rows = NDArray[np.float32]
 

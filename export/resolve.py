@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from poolgraph.errors import ExportError, InputError, TaskNotSupported, UnsupportedArchitecture
 from poolgraph.export.architectures import ARCHITECTURES, Architecture
 from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.sentence_transformers import SentenceTransformer, parse_sentence_transformers
 from poolgraph.graphs.manifest import Limits
 from poolgraph.graphs.pipeline import PORTABLE, TARGETS, Target
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-from poolgraph.errors import ExportError, InputError, TaskNotSupported, UnsupportedArchitecture
 
 EXPORT_TASKS = ("auto", "embed", "token_embed")
 LATER_TASKS = ("classify", "score", "reward", "token_classify")

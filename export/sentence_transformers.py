@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from poolgraph.export.checkpoint import Checkpoint
-
 from poolgraph.errors import ExportError
+from poolgraph.export.checkpoint import Checkpoint
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",

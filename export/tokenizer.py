@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from poolgraph.export.resolve import ExportPlan
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from poolgraph.errors import ExportError
+from poolgraph.export.resolve import ExportPlan
 
 TOKENIZER_FILE = "tokenizer.json"
 

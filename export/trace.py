@@ -11,14 +11,14 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import Tensor, nn
+
+from poolgraph.errors import ExportError
 from poolgraph.export.semantic import SEMANTIC_DOMAIN
 from poolgraph.graphs.families import FAMILY_OUTPUTS
 from poolgraph.poolers.head import Head
 from poolgraph.poolers.layout import Layout, PaddedLayout, UniformLayout
 from poolgraph.poolers.pooling import Pooling
-from torch import Tensor, nn
-
-from poolgraph.errors import ExportError
 from poolgraph.tasks import GraphFamily
 
 OPSET_VERSION = 20

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from poolgraph.errors import InputError
+from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.probes import build_probe_texts, choose_lengths
-from poolgraph.export.reference import ReferenceAnswers
-from poolgraph.graphs.manifest import CheckRow, Graph, Manifest, Variant
-from poolgraph.runtime.compare import THRESHOLDS, Threshold, compare_answers
+from poolgraph.export.reference import ReferenceAnswers, compute_reference
+from poolgraph.export.resolve import resolve_plan
+from poolgraph.graphs.artifact import open_artifact
+from poolgraph.graphs.manifest import CheckRow, Manifest
+from poolgraph.graphs.probe_files import StoredProbes
+from poolgraph.runtime.compare import compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import open_session, run_graph
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
-from transformers import PreTrainedTokenizerBase
+from poolgraph.runtime.verify import build_row, check_model, choose_threshold
 
 Answers = list[NDArray[np.float32]]
 
@@ -46,10 +53,9 @@ def build_probes(tokenizer: TextTokenizer, manifest: Manifest) -> Probes:
 
 
 def check_tokenizer(probes: Probes, reference: PreTrainedTokenizerBase, limit: int) -> CheckRow:
-    """Compare token ids with the reference's tokenizer, exactly."""
-    expected = reference(
-        [probes.prompt + text for text in probes.texts], truncation=True, max_length=limit, padding=False
-    )["input_ids"]
+    """Compare token ids with the reference's tokenizer, exactly; the cosine column holds the share of equal texts."""
+    texts = [probes.prompt + text for text in probes.texts]
+    expected = reference(texts, truncation=True, max_length=limit, padding=False)["input_ids"]
     equal = sum(list(own.input_ids) == ids for own, ids in zip(probes.encoded, expected, strict=True))
     share = equal / len(expected)
     return CheckRow(
@@ -65,54 +71,69 @@ def check_tokenizer(probes: Probes, reference: PreTrainedTokenizerBase, limit: i
     )
 
 
-def verify_variant(
-    directory: Path, variant: Variant, probes: Probes, reference: ReferenceAnswers, min_cosine: float | None
-) -> list[CheckRow]:
-    """Compare one variant's graphs with the reference, texts alone and in batches.
+def verify_variant(directory: Path, name: str, probes: Probes, reference: ReferenceAnswers) -> Iterator[CheckRow]:
+    """Yield rows that compare one variant's graphs with the reference, texts alone, in batches and padded.
 
     Args:
         directory: The artifact, complete but for its report.
-        variant: Which variant.
+        name: Which variant.
         probes: The texts.
         reference: Their raw answers.
-        min_cosine: Overrides the threshold of the variant's precision.
     """
-    threshold = THRESHOLDS[variant.precision]
-    if min_cosine is not None:
-        threshold = replace(threshold, min_cosine=min_cosine, max_difference=float("inf"))
-    rows: list[CheckRow] = []
-    with PoolingModel.load(directory, variant=variant.name, allow_unverified=True) as model:
-        for family in variant.graphs:
-            expected = reference.sequence if family == "sequence" else reference.token
-            assert expected is not None
-            rows += _verify_family(model, family, probes.encoded, expected, threshold)
-    return rows
+    stored = store_answers(probes, reference)
+    with PoolingModel.load(directory, variant=name, allow_unverified=True) as model:
+        yield from check_model(model, stored)
+        if model.variant.layout == "padded":
+            for family in model.variant.graphs:
+                yield from _check_padding(model, family, probes.encoded, reference)
 
 
-def _verify_family(
-    model: PoolingModel, family: str, texts: Sequence[EncodedText], expected: Answers, threshold: Threshold
-) -> list[CheckRow]:
-    alone = [answer for text in texts for answer in _run(model, family, [text])]
-    checks: dict[str, Answers] = {"alone": alone}
-    if model.variant.layout == "padded":
-        for side in ("right", "left"):
-            checks[f"padded {side}"] = _run_mixed(model, family, texts, side)
-    else:
-        checks["in batches"] = _run(model, family, [*texts, *texts])[: len(texts)]
-    rows = [_compare(model.variant, family, name, expected, answers, threshold) for name, answers in checks.items()]
-    if model.variant.layout == "uniform":
-        exact = Threshold(min_cosine=-1.0, max_difference=0.0)
-        rows.append(_compare(model.variant, family, "same bits in batches", alone, checks["in batches"], exact))
-    return rows
+def store_answers(probes: Probes, reference: ReferenceAnswers) -> StoredProbes:
+    """Join probes and their reference answers, raw and complete."""
+    return StoredProbes(
+        texts=probes.texts,
+        prompt=probes.prompt,
+        sequence=np.stack(reference.sequence),
+        token=dict(enumerate(reference.token or ())),
+    )
 
 
-def _run(model: PoolingModel, family: str, texts: Sequence[EncodedText]) -> Answers:
-    return list(model.run_sequence(texts)) if family == "sequence" else model.run_token(texts)
+def probe_checkpoint(directory: Path, checkpoint: str | Path) -> StoredProbes:
+    """Answer an artifact's probes anew with the checkpoint that it was made from.
+
+    Raises:
+        InputError: another checkpoint than the artifact's.
+    """
+    manifest = open_artifact(directory)
+    opened = open_checkpoint(checkpoint, manifest.source.revision)
+    if opened.content_hash != manifest.source.content_hash:
+        raise InputError(
+            f"{checkpoint} is not the checkpoint of this artifact: its files' hash is {opened.content_hash[:12]}, "
+            f"the artifact was made from {manifest.source.content_hash[:12]} ({manifest.source.model})"
+        )
+    task = manifest.default_task or "auto"
+    plan = resolve_plan(opened, task=task, precisions=("fp32",), targets=("cpu",), trust_remote_code=False)
+    probes = build_probes(TextTokenizer(directory, manifest), manifest)
+    reference = compute_reference(
+        replace(plan, limits=manifest.limits), probes.encoded, with_tokens="token_embed" in manifest.tasks
+    )
+    return store_answers(probes, reference)
+
+
+def _check_padding(
+    model: PoolingModel, family: str, texts: Sequence[EncodedText], reference: ReferenceAnswers
+) -> Iterator[CheckRow]:
+    expected = reference.sequence if family == "sequence" else reference.token
+    assert expected is not None
+    threshold = choose_threshold(model.variant.precision, model.manifest.options.get("min_cosine"))
+    for side in ("right", "left"):
+        found = compare_answers(expected, _run_mixed(model, family, texts, side), threshold)
+        yield build_row(found, threshold, variant=model.variant.name, family=family, check=f"padded {side}")
 
 
 def _run_mixed(model: PoolingModel, family: str, texts: Sequence[EncodedText], side: str) -> Answers:
-    """Run batches of very different lengths, padded on ``side``, in an order that mixes them."""
-    graph: Graph = model.variant.graphs[family]
+    """Run batches of very different lengths, padded on ``side``."""
+    graph = model.variant.graphs[family]
     runner = build_runner(model.variant, msgspec.structs.replace(model.manifest.tokenization, padding_side=side))
     session = open_session(model.path / graph.file, model.variant, read_cpu_info().num_cores, provider=model.provider)
     by_length = sorted(range(len(texts)), key=lambda index: texts[index].num_tokens)
@@ -124,20 +145,3 @@ def _run_mixed(model: PoolingModel, family: str, texts: Sequence[EncodedText], s
         for index, result in zip(batch, results, strict=True):
             answers[index] = result if family == "sequence" else runner.token_rows(result, texts[index].num_tokens)
     return [answers[index] for index in range(len(texts))]
-
-
-def _compare(
-    variant: Variant, family: str, check: str, expected: Answers, answers: Answers, threshold: Threshold
-) -> CheckRow:
-    result = compare_answers(expected, answers, threshold)
-    return CheckRow(
-        variant=variant.name,
-        family=family,
-        check=check,
-        num_texts=result.num_texts,
-        min_cosine=result.min_cosine,
-        max_difference=result.max_difference,
-        required_cosine=threshold.min_cosine,
-        allowed_difference=threshold.max_difference,
-        passed=result.passed,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,6 @@ def load_probes(directory: Path) -> StoredProbes:
         with np.load(directory / ANSWERS_FILE, allow_pickle=False) as arrays:
             token = {int(name[6:]): arrays[name] for name in arrays.files if name.startswith("token_")}
             sequence = arrays["sequence"]
-    except (OSError, ValueError, KeyError, msgspec.MsgspecError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError) as error:
         raise ArtifactError(f"the probes of {directory} cannot be read: {error}") from error
     return StoredProbes(texts=texts.texts, prompt=texts.prompt, sequence=sequence, token=token)

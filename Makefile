@@ -1,0 +1,54 @@
+# make demo   export a real checkpoint and answer a semantic search with it
+# make test   the tests
+# make check  ruff and mypy
+# make bench  the benchmark against the peers (about half an hour)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.bench-installed
+ROOMS := export graphs poolers runtime serving
+
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test check wheel-smoke bench clean
+
+setup: $(INSTALLED) .typing/poolgraph
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (pinned by constraints.txt)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,files,export,dev]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+# Type checkers do not read an editable install's mapping of the rooms: links show them the package as it is installed.
+.typing/poolgraph: src/poolgraph
+	@mkdir -p $@
+	@for file in src/poolgraph/*.py src/poolgraph/py.typed; do ln -sfn ../../$$file $@/$$(basename $$file); done
+	@for room in $(ROOMS); do ln -sfn ../../$$room $@/$$room; done
+	@touch $@
+
+demo: setup
+	@$(BIN)/python examples/semantic_search.py
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -q
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.typing $(BIN)/mypy -p poolgraph
+
+wheel-smoke: setup
+	@PYTHON="$(PYTHON)" BIN="$(BIN)" bash tests/wheel_smoke.sh
+
+bench: $(BENCH_INSTALLED)
+	$(BIN)/python benchmarks/offline.py
+
+clean:
+	rm -rf build dist .typing .demo .bench *.egg-info src/*.egg-info

@@ -1,0 +1,73 @@
+"""The engines measured: a row each, the first being the one that ratios are taken against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Adapter(Protocol):
+    """What an ``engine_*.py`` file defines; heavy imports belong inside ``load``, whose time is reported."""
+
+    label: str
+
+    def load(self, checkpoint_dir: Path, artifact_dir: Path, cache_dir: Path, **options: Any) -> Any:
+        """Return the engine, ready to embed; slow preparations are kept in ``cache_dir``."""
+
+    def embed(self, engine: Any, texts: list[str], **options: int) -> NDArray[np.float32]:
+        """Return ``(num_texts, embedding_size)``, rows in the order of ``texts``; options only if the row has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRow:
+    """An adapter and how it is used.
+
+    Attributes:
+        module: The file of the adapter.
+        options: What its ``load`` is given.
+        batch_sizes: Values of ``embed``'s ``batch_size`` that its users choose between: each is measured and the faster
+            one counts. Empty for an adapter that decides by itself.
+    """
+
+    module: str
+    options: dict[str, Any] = field(default_factory=dict)
+    batch_sizes: tuple[int, ...] = ()
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter's module."""
+        return import_module(self.module)  # type: ignore[return-value]
+
+    def embed_options(self, num_texts: int) -> list[dict[str, int]]:
+        """Return the options of ``embed`` to try on ``num_texts`` texts; sizes that hold them all are the same."""
+        sizes = sorted(self.batch_sizes)
+        distinct = [size for index, size in enumerate(sizes) if index == 0 or sizes[index - 1] < num_texts]
+        return [{"batch_size": size} for size in distinct] or [{}]
+
+    @property
+    def label(self) -> str:
+        """The name shown in tables."""
+        return f"{self.adapter.label} {self.options.get('precision', 'fp32')}"
+
+
+REFERENCE = "sentence-transformers-fp32"
+SUBJECT = "poolgraph-fp32"
+
+BATCH_SIZES = (8, 32)
+
+ENGINES = {
+    SUBJECT: EngineRow(module="engine_poolgraph", options={"precision": "fp32"}),
+    REFERENCE: EngineRow(module="engine_sentence_transformers", options={"precision": "fp32"}, batch_sizes=BATCH_SIZES),
+    "sentence-transformers-bf16": EngineRow(
+        module="engine_sentence_transformers", options={"precision": "bf16"}, batch_sizes=BATCH_SIZES
+    ),
+    "openvino-fp32": EngineRow(module="engine_openvino", options={"precision": "fp32"}),
+    "openvino-bf16": EngineRow(module="engine_openvino", options={"precision": "bf16"}),
+    "openvino-int8": EngineRow(module="engine_openvino", options={"precision": "int8"}),
+    "transformers-exporter-fp32": EngineRow(module="engine_transformers_exporter", batch_sizes=BATCH_SIZES),
+}

@@ -1,0 +1,99 @@
+"""Compares answers with reference answers: the numbers that verification rests on, pure numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """What a precision must reach.
+
+    Attributes:
+        min_cosine: Required of the worst text.
+        mean_cosine: Required of the mean over the texts.
+        max_difference: Largest absolute difference allowed, as a share of the largest absolute reference answer.
+    """
+
+    min_cosine: float
+    mean_cosine: float = -1.0
+    max_difference: float = 1.0
+
+
+THRESHOLDS: Final[Mapping[str, Threshold]] = MappingProxyType(
+    {
+        "fp32": Threshold(min_cosine=0.99999, max_difference=1e-4),
+        "fp16": Threshold(min_cosine=0.9995),
+        "bf16": Threshold(min_cosine=0.999),
+        "int8": Threshold(min_cosine=0.98, mean_cosine=0.995),
+    }
+)
+"""Thresholds by precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Answers against their reference: ``max_difference`` is a share of the largest absolute reference answer."""
+
+    num_texts: int
+    min_cosine: float
+    mean_cosine: float
+    max_difference: float
+    passed: bool
+
+
+def compare_answers(
+    reference: Sequence[NDArray[np.float32]], answers: Sequence[NDArray[np.float32]], threshold: Threshold
+) -> Comparison:
+    """Compare answers with reference answers of the same shapes, one array a text.
+
+    A text's answer is a vector (size,) or one vector a token (num_tokens, size); every vector has a cosine. Shapes that
+    differ, or values that are not finite, fail.
+    """
+    shapes_agree = len(reference) == len(answers) > 0 and all(
+        np.shape(r) == np.shape(a) for r, a in zip(reference, answers, strict=True)
+    )
+    if not shapes_agree:
+        return Comparison(
+            num_texts=len(reference), min_cosine=-1.0, mean_cosine=-1.0, max_difference=float("inf"), passed=False
+        )
+    expected = np.concatenate([np.atleast_2d(np.asarray(r, np.float64)) for r in reference])
+    found = np.concatenate([np.atleast_2d(np.asarray(a, np.float64)) for a in answers])
+    cosines = cosine_rows(expected, found)
+    scale = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    difference = float(np.abs(expected - found).max()) / scale
+    # Written as "not worse than" so that NaN fails.
+    passed = bool(
+        cosines.min() >= threshold.min_cosine
+        and cosines.mean() >= threshold.mean_cosine
+        and difference <= threshold.max_difference
+    )
+    return Comparison(
+        num_texts=len(reference),
+        min_cosine=float(cosines.min()),
+        mean_cosine=float(cosines.mean()),
+        max_difference=difference,
+        passed=passed,
+    )
+
+
+def cosine_rows(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cosine of each pair of rows; two rows of zeros have cosine 1.
+
+    Args:
+        left: (num_rows, size).
+        right: (num_rows, size).
+
+    Returns:
+        (num_rows,).
+    """
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    both_zero = (left == 0).all(axis=1) & (right == 0).all(axis=1)
+    dots = (left * right).sum(axis=1)
+    return np.where(both_zero, 1.0, dots / np.where(norms == 0, 1.0, norms))

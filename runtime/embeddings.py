@@ -1,0 +1,57 @@
+"""From a graph's raw answer to the embedding asked for: shortened, normalized."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.errors import InputError
+from poolgraph.graphs.manifest import Manifest
+
+MIN_NORM: Final = 1e-12
+"""Smallest norm divided by: an answer of zeros stays zeros."""
+
+
+def check_dimensions(manifest: Manifest, dimensions: int | None, model: str) -> None:
+    """Check that the artifact's embeddings may be shortened to ``dimensions``.
+
+    Raises:
+        InputError: the model is no Matryoshka model, or its width or list of widths does not have ``dimensions``.
+    """
+    if dimensions is None:
+        return
+    pooler = manifest.pooler
+    if not pooler.is_matryoshka:
+        problem = (
+            f"does not support Matryoshka embeddings; dimensions must be unset (received dimensions={dimensions})."
+        )
+    elif pooler.matryoshka_dimensions:
+        if dimensions in pooler.matryoshka_dimensions:
+            return
+        problem = f"only supports Matryoshka dimensions {list(pooler.matryoshka_dimensions)}, got {dimensions}."
+    elif 1 <= dimensions <= pooler.embedding_size:
+        return
+    else:
+        problem = f"only supports dimensions in range [1, {pooler.embedding_size}], got {dimensions}."
+    raise InputError(f"Model {model!r} {problem}", parameter="dimensions", value=dimensions)
+
+
+def finish_embeddings(raw: NDArray[np.float32], *, normalize: bool, dimensions: int | None) -> NDArray[np.float32]:
+    """Shorten to ``dimensions``, then divide by the L2 norm; a row's bits do not depend on the other rows.
+
+    Args:
+        raw: (..., embedding_size), left as it is.
+        normalize: Whether to divide each row by its norm.
+        dimensions: Leading values kept, None for all.
+
+    Returns:
+        A new array (..., dimensions).
+    """
+    # A contiguous copy: numpy sums a strided row in another order than a contiguous one.
+    answer = np.array(raw[..., :dimensions], dtype=np.float32, order="C")
+    if normalize:
+        norm = np.sqrt(np.square(answer, dtype=np.float64).sum(axis=-1, keepdims=True))
+        answer /= np.maximum(norm, MIN_NORM).astype(np.float32)
+    return answer

@@ -1,0 +1,139 @@
+"""Runs the graphs of one variant over tokenized texts: plan, run side by side, answers in input order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.errors import SessionError
+from poolgraph.graphs.manifest import Graph
+from poolgraph.runtime.pipeline import CallCounter, run_side_by_side
+from poolgraph.runtime.planner import Batch
+from poolgraph.runtime.runner import Runner
+from poolgraph.runtime.session import Session, SessionPool, run_graph
+from poolgraph.runtime.threads import choose_parallelism
+from poolgraph.runtime.tokenizer import EncodedText
+
+Progress: TypeAlias = Callable[[int], None]
+"""Called with the number of texts that each finished batch adds, never twice at a time."""
+
+Collect: TypeAlias = Callable[[Batch, NDArray[np.float32]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executor:
+    """Runs tokenized texts through a variant's graphs; safe to use from several threads.
+
+    Attributes:
+        sessions: The variant's sessions.
+        runner: Plans and feeds batches in the variant's layout.
+        cores: Cores of this process.
+        threads: Threads of a run as fixed by the user, None to choose by the number of batches.
+        max_batch_tokens: Token budget of a batch.
+    """
+
+    sessions: SessionPool
+    runner: Runner
+    cores: int
+    threads: int | None
+    max_batch_tokens: int
+    _calls: CallCounter = field(default_factory=CallCounter, init=False)
+
+    def run_sequence(
+        self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None, first_index: int = 0
+    ) -> NDArray[np.float32]:
+        """Run the sequence graph; return its raw answers (num_texts, size) in input order.
+
+        Args:
+            encoded: Tokenized texts.
+            on_progress: Told of finished texts.
+            first_index: Index of the first text in the caller's own list, for messages.
+        """
+        answers = np.empty((len(encoded), self._width("sequence")), dtype=np.float32)
+
+        def collect(batch: Batch, answer: NDArray[np.float32]) -> None:
+            finite = np.isfinite(answer).all(axis=1)
+            if not finite.all():
+                raise _not_finite(first_index + batch.indices[int(np.argmin(finite))])
+            answers[list(batch.indices)] = answer
+
+        self._run(encoded, "sequence", collect, on_progress)
+        return answers
+
+    def run_token(
+        self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None, first_index: int = 0
+    ) -> list[NDArray[np.float32]]:
+        """Run the token graph; return its raw answers, one (num_tokens, size) a text, in input order.
+
+        Arguments as of ``run_sequence``.
+        """
+        answers: list[NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(encoded)
+
+        def collect(batch: Batch, answer: NDArray[np.float32]) -> None:
+            for row, index in enumerate(batch.indices):
+                rows = self.runner.token_rows(answer[row], encoded[index].num_tokens)
+                if not np.isfinite(rows).all():
+                    raise _not_finite(first_index + index)
+                answers[index] = rows
+
+        self._run(encoded, "token", collect, on_progress)
+        return answers
+
+    def _run(self, encoded: Sequence[EncodedText], family: str, collect: Collect, on_progress: Progress | None) -> None:
+        graph = self.sessions.graph(family)
+        report = _serialize(on_progress)
+        callers = self._calls.enter()
+        try:
+            batches, runs, threads = self._plan(encoded, callers)
+            session = self.sessions.session(family, threads)
+
+            def run(batch: Batch) -> None:
+                collect(batch, self._run_batch(session, graph, [encoded[index] for index in batch.indices]))
+                report(len(batch.indices))
+
+            run_side_by_side(batches, run, runs=runs)
+        finally:
+            self._calls.leave()
+
+    def _plan(self, encoded: Sequence[EncodedText], callers: int) -> tuple[tuple[Batch, ...], int, int]:
+        """Return the batches, how many run at once and with how many threads."""
+        most_runs = max(1, self.cores // callers // (self.threads or 1))
+        lengths = [text.num_tokens for text in encoded]
+        batches = self.runner.plan(lengths, max_batch_tokens=self.max_batch_tokens, runs=most_runs)
+        chosen = choose_parallelism(len(batches), self.cores, callers=callers, pinned_threads=self.threads)
+        return batches, chosen.runs, chosen.threads
+
+    def _run_batch(self, session: Session, graph: Graph, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
+        return run_graph(session, graph, self.runner.feed(texts, graph))
+
+    def _width(self, family: str) -> int:
+        """Return the last axis of a graph's raw output."""
+        graph = self.sessions.graph(family)
+        for tensor in graph.outputs:
+            if tensor.name == graph.raw_output and isinstance(tensor.shape[-1], int):
+                return tensor.shape[-1]
+        raise SessionError(f"{graph.file} does not say how wide its output {graph.raw_output!r} is")
+
+
+def _not_finite(index: int) -> SessionError:
+    return SessionError(
+        f"the answer for text {index} holds NaN or infinity; run another precision, or export the checkpoint in fp32"
+    )
+
+
+def _serialize(on_progress: Progress | None) -> Progress:
+    """Return a callback that worker threads may call at the same time."""
+    if on_progress is None:
+        return lambda _num_texts: None
+    lock = threading.Lock()
+
+    def report(num_texts: int) -> None:
+        with lock:
+            on_progress(num_texts)
+
+    return report

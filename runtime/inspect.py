@@ -1,0 +1,149 @@
+"""An artifact described for people: what it is, what it takes, what was verified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from poolgraph.graphs.manifest import Graph, Manifest, Pooler, Report, Tensor, Variant
+
+REPORT_COLUMNS: Final = ("variant", "graph", "check", "texts", "min cosine", "max diff", "ok")
+
+_LABEL_WIDTH: Final = 14
+
+
+def describe(manifest: Manifest, path: Path) -> str:
+    """Write everything about an artifact that its user may want to know."""
+    sections = [
+        "\n".join(_describe_model(manifest, path)),
+        *("\n".join(_describe_variant(variant, manifest)) for variant in manifest.variants),
+        f"Verified against {manifest.report.reference}\n{_indent(format_report(manifest.report))}",
+    ]
+    return "\n\n".join(sections)
+
+
+def format_report(report: Report) -> str:
+    """Write a verification report as a table, one line a check."""
+    rows = [
+        (
+            row.variant,
+            row.family,
+            row.check,
+            str(row.num_texts),
+            f"{row.min_cosine:.7f}",
+            f"{row.max_difference:.1e}",
+            "yes" if row.passed else f"NO (needs {row.required_cosine:g}, {row.allowed_difference:.1e})",
+        )
+        for row in report.rows
+    ]
+    return format_table(REPORT_COLUMNS, rows) if rows else "nothing was verified"
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Align text in columns, numbers to the right."""
+    lines = [tuple(header), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    is_number = [all(_is_number(line[column]) for line in lines[1:]) for column in range(len(header))]
+    lines.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(_align(line, widths, is_number) for line in lines)
+
+
+def format_size(size_bytes: int) -> str:
+    """Write a size in the largest decimal unit that keeps it at least 1."""
+    for unit, bytes_each in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= bytes_each:
+            return f"{size_bytes / bytes_each:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
+def _describe_model(manifest: Manifest, path: Path) -> list[str]:
+    source = manifest.source
+    size = format_size(sum(record.size for record in manifest.files.values()))
+    fields = {
+        "artifact": f"{path} ({len(manifest.files)} files, {size})",
+        "model": source.model if source.revision is None else f"{source.model} at {source.revision}",
+        "architecture": manifest.architecture,
+        "tasks": _describe_tasks(manifest),
+        "pooler": _describe_pooler(manifest.pooler),
+        "dimensions": _describe_dimensions(manifest.pooler),
+        "limits": f"{manifest.limits.max_model_len} tokens a text, vocabulary of {manifest.limits.vocab_size}",
+        "similarity": manifest.similarity_fn_name,
+        "prompts": _describe_prompts(manifest),
+        "labels": ", ".join(manifest.labels),
+        "made": f"{manifest.created} by poolgraph {manifest.poolgraph_version}, format {manifest.format_version}",
+    }
+    return [f"{name:<{_LABEL_WIDTH}}{value}" for name, value in fields.items() if value]
+
+
+def _describe_tasks(manifest: Manifest) -> str:
+    return ", ".join(f"{task} (default)" if task == manifest.default_task else task for task in manifest.tasks)
+
+
+def _describe_pooler(pooler: Pooler) -> str:
+    parts = [" + ".join(pooler.pooling), "normalized" if pooler.normalize else "not normalized"]
+    if not pooler.include_prompt:
+        parts.append("the prompt's tokens left out")
+    return ", ".join(parts)
+
+
+def _describe_dimensions(pooler: Pooler) -> str:
+    text = str(pooler.embedding_size)
+    if pooler.matryoshka_dimensions:
+        text += f", may be shortened to {', '.join(map(str, pooler.matryoshka_dimensions))}"
+    elif pooler.is_matryoshka:
+        text += ", may be shortened"
+    return text if pooler.token_embedding_size is None else f"{text}; {pooler.token_embedding_size} a token"
+
+
+def _describe_prompts(manifest: Manifest) -> str:
+    named = [
+        f"{name}{' (default)' if name == manifest.default_prompt_name else ''}: {prompt!r}"
+        for name, prompt in manifest.prompts.items()
+    ]
+    return f"\n{' ' * _LABEL_WIDTH}".join(named)
+
+
+def _describe_variant(variant: Variant, manifest: Manifest) -> list[str]:
+    verified = "verified" if variant.verified else "NOT verified"
+    lines = [
+        f"{variant.name}  {variant.precision} for {', '.join(variant.providers)}, {variant.layout} batches, {verified}"
+    ]
+    if variant.cpu_features:
+        lines.append(f"  needs         {', '.join(variant.cpu_features)}")
+    for family, graph in variant.graphs.items():
+        lines += _describe_graph(family, graph, manifest)
+    return lines
+
+
+def _describe_graph(family: str, graph: Graph, manifest: Manifest) -> list[str]:
+    record = manifest.files.get(graph.file)
+    return [
+        f"  {family:<14}{graph.file} ({format_size(record.size) if record else 'not listed'})",
+        f"    inputs      {_describe_tensors(graph.inputs)}",
+        f"    outputs     {_describe_tensors(graph.outputs)}",
+    ]
+
+
+def _describe_tensors(tensors: Iterable[Tensor]) -> str:
+    return "; ".join(f"{tensor.name} {tensor.dtype} ({', '.join(map(str, tensor.shape))})" for tensor in tensors)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _align(line: Sequence[str], widths: Sequence[int], is_number: Sequence[bool]) -> str:
+    cells = (
+        text.rjust(width) if right else text.ljust(width)
+        for text, width, right in zip(line, widths, is_number, strict=True)
+    )
+    return "  ".join(cells).rstrip()
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -1,0 +1,270 @@
+"""The fast surface: texts in, numpy arrays out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.graphs.artifact import open_artifact
+from poolgraph.graphs.manifest import Manifest, Variant
+from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.embeddings import check_dimensions, finish_embeddings
+from poolgraph.runtime.executor import Executor, Progress
+from poolgraph.runtime.loading import open_sessions, resolve_directory
+from poolgraph.runtime.pipeline import encode_windows
+from poolgraph.runtime.planner import MAX_BATCH_TOKENS
+from poolgraph.runtime.providers import Wish, check_verified
+from poolgraph.runtime.runner import build_runner
+from poolgraph.runtime.session import SessionPool
+from poolgraph.runtime.texts import resolve_prompt, resolve_texts
+from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.tasks import TASK_FAMILY
+
+TO_MODEL_LIMIT: Final = -1
+"""Truncation to the model's own limit."""
+
+
+class PoolingModel:
+    """A compiled pooling model, ready to answer; safe to use from several threads.
+
+    Build one with ``PoolingModel.load``.
+
+    Attributes:
+        path: The artifact's directory.
+        manifest: Its manifest.
+        variant: The variant that runs.
+        provider: Full name of the execution provider that runs it.
+        tokenizer: The artifact's tokenizer.
+    """
+
+    def __init__(self, *, path: Path, manifest: Manifest, sessions: SessionPool, executor: Executor) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.variant: Variant = sessions.variant
+        self.provider = sessions.provider
+        self.tokenizer = TextTokenizer(path, manifest)
+        self._sessions = sessions
+        self._executor = executor
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        provider: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        *,
+        variant: str | None = None,
+        fallback: bool = False,
+        allow_unverified: bool = False,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+    ) -> Self:
+        """Load a model.
+
+        Args:
+            path: An artifact's directory; or a checkpoint folder or hub id, which is exported once into the cache.
+            provider: ``cpu``, ``cuda`` or an execution provider's full name; None takes the best that loads.
+            precision: ``fp32``, ``int8`` and so on; None takes the first in the artifact's list.
+            threads: Threads of a run; None lets the number of batches decide.
+            variant: Name of one variant of the artifact.
+            fallback: Take another provider, with a warning, when the one asked for does not load.
+            allow_unverified: Run a variant that verification never passed.
+            max_batch_tokens: Token budget of a batch.
+
+        Raises:
+            ArtifactError: the artifact is damaged, or has no such variant.
+            ProviderError: the provider asked for does not load.
+            InputError: ``threads`` or ``max_batch_tokens`` is below 1.
+        """
+        for name, number in (("threads", threads), ("max_batch_tokens", max_batch_tokens)):
+            if number is not None and number < 1:
+                raise InputError(f"{name} must be at least 1, got {number}", parameter=name, value=number)
+        directory = resolve_directory(path)
+        manifest = open_artifact(directory)
+        cpu = read_cpu_info()
+        wish = Wish(provider=provider, precision=precision, variant=variant, fallback=fallback)
+        sessions = open_sessions(directory, manifest, wish, cpu)
+        if not allow_unverified:
+            check_verified(sessions.variant, directory)
+        executor = Executor(
+            sessions=sessions,
+            runner=build_runner(sessions.variant, manifest.tokenization),
+            cores=cpu.num_cores,
+            threads=threads,
+            max_batch_tokens=max_batch_tokens,
+        )
+        return cls(path=directory, manifest=manifest, sessions=sessions, executor=executor)
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """Embed texts.
+
+        Args:
+            texts: A text or several.
+            prompt_name: Name of one of the model's prompts; None takes its default prompt.
+            prompt: Put before each text; wins over ``prompt_name``.
+            dimensions: Leading values kept, for Matryoshka models.
+            normalize: Divide by the L2 norm; None does as the model says.
+            truncate: Cut longer texts to the model's limit, with one warning, instead of refusing them.
+            progress: Show a progress bar.
+
+        Returns:
+            (num_texts, embedding_size), one row a text, also for a lone one.
+        """
+        self._check_task("embed", dimensions)
+        unit = self.manifest.pooler.normalize if normalize is None else normalize
+        resolved = resolve_texts(texts)
+        prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        answers = np.empty((len(resolved), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
+        windows = self._encode_windows(resolved, prefix, truncate=truncate)
+        with _progress_bar(len(resolved), shown=progress) as on_progress, closing(windows):
+            for first, window in windows:
+                raw = self._executor.run_sequence(window, on_progress=on_progress, first_index=first)
+                answers[first : first + len(window)] = finish_embeddings(raw, normalize=unit, dimensions=dimensions)
+        return answers
+
+    def token_embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[NDArray[np.float32]]:
+        """Embed every token of texts; the options are those of ``embed``.
+
+        Returns:
+            One array (num_tokens, token_embedding_size) a text, special tokens included.
+        """
+        self._check_task("token_embed", dimensions)
+        unit = self.manifest.pooler.normalize if normalize is None else normalize
+        resolved = resolve_texts(texts)
+        prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        answers: list[NDArray[np.float32]] = []
+        windows = self._encode_windows(resolved, prefix, truncate=truncate)
+        with _progress_bar(len(resolved), shown=progress) as on_progress, closing(windows):
+            for first, window in windows:
+                raw = self._executor.run_token(window, on_progress=on_progress, first_index=first)
+                answers += [finish_embeddings(rows, normalize=unit, dimensions=dimensions) for rows in raw]
+        return answers
+
+    def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
+        """Count the tokens of each text, special tokens included."""
+        return self.tokenizer.count(resolve_texts(texts))
+
+    def run_sequence(
+        self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Run the sequence graph of tokenized texts.
+
+        Args:
+            encoded: Tokenized texts.
+            on_progress: Called with the number of texts that each finished batch adds, never twice at a time.
+
+        Returns:
+            (num_texts, size), the graph's raw output in input order.
+
+        Raises:
+            SessionError: ONNX Runtime failed, or an answer is not finite.
+        """
+        self._check_family("sequence")
+        return self._executor.run_sequence(encoded, on_progress=on_progress)
+
+    def run_token(
+        self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Run the token graph; arguments and errors are those of ``run_sequence``.
+
+        Returns:
+            One array (num_tokens, size) a text: the graph's raw output in input order.
+
+        Raises:
+            TaskNotSupported: the artifact has no token graph.
+        """
+        self._check_family("token")
+        return self._executor.run_token(encoded, on_progress=on_progress)
+
+    def close(self) -> None:
+        """Let go of the sessions and their memory."""
+        self._sessions.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Name the model, the variant and the provider."""
+        return (
+            f"PoolingModel({self.manifest.source.model!r}, variant={self.variant.name!r}, provider={self.provider!r})"
+        )
+
+    def _encode_windows(
+        self, texts: Sequence[str], prompt: str, *, truncate: bool
+    ) -> Generator[tuple[int, Sequence[EncodedText]], None, None]:
+        """Yield tokenized windows; warn once, after the last, of the texts that were cut."""
+        truncate_to = TO_MODEL_LIMIT if truncate else None
+
+        def encode(window: Sequence[str], *, first_index: int) -> list[EncodedText]:
+            return self.tokenizer.encode(window, prompt=prompt, truncate_to=truncate_to, first_index=first_index)
+
+        num_cut = 0
+        for first, window in encode_windows(texts, encode):
+            num_cut += sum(text.num_truncated_tokens > 0 for text in window)
+            yield first, window
+        if num_cut:
+            limit = self.manifest.limits.max_model_len
+            warnings.warn(
+                f"{num_cut} of {len(texts)} texts were longer than {limit} tokens and were cut",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _check_task(self, task: str, dimensions: int | None) -> None:
+        if task not in self.manifest.tasks:
+            raise TaskNotSupported(
+                f"{self.manifest.source.model!r} cannot {task}; the artifact's tasks are {list(self.manifest.tasks)}"
+            )
+        self._check_family(TASK_FAMILY[task])
+        check_dimensions(self.manifest, dimensions, self.manifest.source.model)
+
+    def _check_family(self, family: str) -> None:
+        if family not in self.variant.graphs:
+            raise TaskNotSupported(
+                f"variant {self.variant.name!r} has no {family} graph, only {sorted(self.variant.graphs)}; "
+                f"the artifact's tasks are {list(self.manifest.tasks)}"
+            )
+
+
+@contextmanager
+def _progress_bar(num_texts: int, *, shown: bool) -> Iterator[Progress | None]:
+    if not shown:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=num_texts, unit="text") as bar:
+        yield bar.update

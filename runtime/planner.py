@@ -1,0 +1,96 @@
+"""Cuts a list of texts into batches by their lengths alone: pure functions, no texts, no sessions."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+MAX_BATCH_TOKENS: Final = 1024
+"""Default token budget: the activations of so many tokens stay in a core's cache."""
+
+MIN_SPLIT_TOKENS: Final = 32
+"""A batch up to this size is not cut in two for a core without work: starting a thread costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Texts that run together: ``indices`` into the caller's list, ``length`` of the longest in tokens."""
+
+    indices: tuple[int, ...]
+    length: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the batch computes, padding included."""
+        return self.length * len(self.indices)
+
+
+def plan_batches(
+    lengths: Sequence[int], *, max_batch_tokens: int = MAX_BATCH_TOKENS, runs: int = 1
+) -> tuple[Batch, ...]:
+    """Cut texts into batches of equal length, longest first.
+
+    Args:
+        lengths: Tokens of each text.
+        max_batch_tokens: Token budget of a batch; a longer text is a batch of its own.
+        runs: Batches that can run at once; groups are cut finer so that each of them has work.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        groups.setdefault(length, []).append(index)
+    batches = [
+        Batch(indices=part, length=length)
+        for length, group in groups.items()
+        for part in _even_parts(group, max(1, max_batch_tokens // max(1, length)))
+    ]
+    return _split_for_runs(batches, lengths, runs)
+
+
+def plan_padded_batches(
+    lengths: Sequence[int], *, max_batch_tokens: int = MAX_BATCH_TOKENS, runs: int = 1
+) -> tuple[Batch, ...]:
+    """Cut texts into batches of neighbouring lengths, longest first; the budget counts the padding.
+
+    Args: as of ``plan_batches``.
+    """
+    batches = []
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        length = lengths[order[start]]
+        stop = start + max(1, max_batch_tokens // max(1, length))
+        batches.append(Batch(indices=tuple(order[start:stop]), length=length))
+        start = stop
+    return _split_for_runs(batches, lengths, runs)
+
+
+def count_padding(lengths: Sequence[int], batches: Iterable[Batch]) -> int:
+    """Count the padding tokens that the batches compute beside the texts' own."""
+    return sum(batch.num_tokens - sum(lengths[index] for index in batch.indices) for batch in batches)
+
+
+def _even_parts(indices: Sequence[int], limit: int) -> list[tuple[int, ...]]:
+    """Cut into the fewest parts of at most ``limit``, their sizes at most 1 apart."""
+    num_parts = -(-len(indices) // limit)
+    bounds = [len(indices) * part // num_parts for part in range(num_parts + 1)]
+    return [tuple(indices[start:stop]) for start, stop in pairwise(bounds)]
+
+
+def _split_for_runs(batches: Iterable[Batch], lengths: Sequence[int], runs: int) -> tuple[Batch, ...]:
+    """Halve the largest batches until every run has one, then order by length, longest first."""
+    heap = [(-batch.num_tokens, batch.indices, batch) for batch in batches]
+    heapq.heapify(heap)
+    done: list[Batch] = []
+    while heap and len(heap) + len(done) < runs:
+        batch = heapq.heappop(heap)[2]
+        if len(batch.indices) < 2 or batch.num_tokens <= MIN_SPLIT_TOKENS:
+            done.append(batch)
+            continue
+        for part in _even_parts(batch.indices, -(-len(batch.indices) // 2)):
+            half = Batch(indices=part, length=max(lengths[index] for index in part))
+            heapq.heappush(heap, (-half.num_tokens, half.indices, half))
+    done += [entry[2] for entry in heap]
+    return tuple(sorted(done, key=lambda batch: (-batch.length, batch.indices[0])))

@@ -1,0 +1,136 @@
+"""Which variant runs on which execution provider: a pure choice over the manifest and what loads here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from poolgraph.errors import ArtifactError, ProviderError
+from poolgraph.graphs.manifest import Manifest, Variant
+
+CPU_PROVIDER: Final = "CPUExecutionProvider"
+
+PROVIDER_NAMES: Final = MappingProxyType({"cuda": "CUDAExecutionProvider", "cpu": CPU_PROVIDER})
+"""Short names, the fastest provider first."""
+
+INSTALL_CURES: Final = MappingProxyType(
+    {"CUDAExecutionProvider": "pip install poolgraph[gpu]", CPU_PROVIDER: "pip install poolgraph[cpu]"}
+)
+
+PORTABLE: Final = "portable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the caller asked for; None leaves the choice open."""
+
+    provider: str | None = None
+    precision: str | None = None
+    variant: str | None = None
+    fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A variant and the provider that runs it; ``warning`` says what was asked for and is not there."""
+
+    variant: Variant
+    provider: str
+    warning: str | None = None
+
+
+def resolve_provider(name: str) -> str:
+    """Return the full name of an execution provider.
+
+    Raises:
+        ProviderError: not a name of a provider that poolgraph runs on.
+    """
+    full = PROVIDER_NAMES.get(name.lower(), name)
+    if full not in PROVIDER_NAMES.values():
+        known = [*PROVIDER_NAMES, *PROVIDER_NAMES.values()]
+        raise ProviderError(f"unknown provider {name!r}; poolgraph runs on {known}")
+    return full
+
+
+def choose_variant(
+    manifest: Manifest, wish: Wish, *, available: Sequence[str], cpu_features: Collection[str]
+) -> Choice:
+    """Choose the best variant for a wish.
+
+    The best provider that loads and has a variant comes first, then the artifact's own order of precisions. A portable
+    variant is taken only by name or where its provider has no variant of its own.
+
+    Args:
+        manifest: The artifact's manifest.
+        wish: What the caller asked for.
+        available: Full names of the providers that load here.
+        cpu_features: Instruction sets of this processor.
+
+    Raises:
+        ProviderError: the provider asked for does not load here, or is unknown.
+        ArtifactError: the artifact has no such variant.
+    """
+    providers = list(PROVIDER_NAMES.values()) if wish.provider is None else [resolve_provider(wish.provider)]
+    variants = manifest.variants if wish.variant is None else (manifest.variant(wish.variant),)
+    warning = None
+    missing = [name for name in providers if name not in available]
+    if wish.provider is not None and missing:
+        warning = _explain_missing(missing[0], available)
+        if not wish.fallback:
+            raise ProviderError(warning)
+        providers = list(PROVIDER_NAMES.values())
+    for provider in (name for name in providers if name in available):
+        fitting = _fitting_variants(variants, provider, wish, cpu_features)
+        if fitting:
+            return Choice(variant=fitting[0], provider=provider, warning=warning)
+    raise _explain_no_variant(variants, wish, providers, available)
+
+
+def check_verified(variant: Variant, path: object) -> None:
+    """Refuse a variant that verification never passed.
+
+    Raises:
+        ArtifactError: naming the two ways to load it.
+    """
+    if not variant.verified:
+        raise ArtifactError(
+            f"variant {variant.name!r} was never verified: run `poolgraph verify {path}` on a machine that has "
+            f"{' or '.join(variant.providers)}, or pass allow_unverified=True"
+        )
+
+
+def _fitting_variants(
+    variants: Sequence[Variant], provider: str, wish: Wish, cpu_features: Collection[str]
+) -> list[Variant]:
+    runnable = [v for v in variants if provider in v.providers and set(v.cpu_features) <= set(cpu_features)]
+    if wish.variant is None:
+        own = [variant for variant in runnable if variant.target != PORTABLE]
+        runnable = own or runnable
+    return [v for v in runnable if wish.precision is None or v.precision == wish.precision]
+
+
+def _explain_missing(provider: str, available: Sequence[str]) -> str:
+    return (
+        f"provider {provider} does not load on this machine, where {list(available)} do; "
+        f"install it with `{INSTALL_CURES[provider]}`, choose another with provider=..., or pass fallback=True"
+    )
+
+
+def _explain_no_variant(
+    variants: Sequence[Variant], wish: Wish, providers: Sequence[str], available: Sequence[str]
+) -> ArtifactError | ProviderError:
+    rows = [f"{v.name} ({v.precision}, {'/'.join(v.providers)}{_needs(v)})" for v in variants]
+    if wish.variant is not None and wish.provider is None and wish.precision is None:
+        return ProviderError(f"variant {rows[0]} does not run on this machine, where {list(available)} load")
+    asked = [f"precision {wish.precision!r}"] if wish.precision is not None else []
+    asked += [f"provider {providers[0]}"] if wish.provider is not None else []
+    return ArtifactError(
+        f"the artifact has no variant for {' and '.join(asked) or f'the providers {list(available)}'}; it has "
+        f"{'; '.join(rows)}. Choose one of them, or export again with --target and --precision"
+    )
+
+
+def _needs(variant: Variant) -> str:
+    return f", needs {' '.join(variant.cpu_features)}" if variant.cpu_features else ""

@@ -1,0 +1,48 @@
+"""What a batch looks like to a graph, one runner a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.errors import ArtifactError
+from poolgraph.graphs.manifest import Graph, Tokenization, Variant
+from poolgraph.runtime.planner import Batch
+from poolgraph.runtime.runner_padded import PaddedRunner
+from poolgraph.runtime.runner_uniform import UniformRunner
+from poolgraph.runtime.tokenizer import EncodedText
+
+
+class Runner(Protocol):
+    """Plans batches, feeds them and takes the answers apart, all pure."""
+
+    def plan(self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int) -> tuple[Batch, ...]:
+        """Cut texts of these lengths into batches."""
+
+    def feed(self, texts: Sequence[EncodedText], graph: Graph) -> Mapping[str, NDArray[np.int64]]:
+        """Build the inputs that the graph names, each (batch_size, ...)."""
+
+    def token_rows(self, answer: NDArray[np.float32], num_tokens: int) -> NDArray[np.float32]:
+        """Take one text's rows (num_tokens, size) out of its answer (sequence_length, size)."""
+
+
+_RUNNERS: Final[Mapping[str, Callable[[Tokenization], Runner]]] = MappingProxyType(
+    {"uniform": UniformRunner, "padded": PaddedRunner}
+)
+
+
+def build_runner(variant: Variant, tokenization: Tokenization) -> Runner:
+    """Build the runner for a variant's layout.
+
+    Raises:
+        ArtifactError: a layout that this version does not run.
+    """
+    if variant.layout not in _RUNNERS:
+        raise ArtifactError(
+            f"variant {variant.name!r} has the layout {variant.layout!r}; this poolgraph runs {sorted(_RUNNERS)}"
+        )
+    return _RUNNERS[variant.layout](tokenization)

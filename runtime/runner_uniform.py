@@ -1,0 +1,56 @@
+"""Batches of equal length: no padding, no mask, so that a text's answer does not depend on its batch-mates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.graphs.manifest import Graph, Tokenization
+from poolgraph.runtime.planner import Batch, plan_batches
+from poolgraph.runtime.tokenizer import EncodedText
+
+
+def stack_prompt_lengths(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
+    """Return the prompt lengths of the texts, (batch_size,)."""
+    return np.array([text.prompt_length for text in texts], dtype=np.int64)
+
+
+def _stack_ids(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
+    return np.stack([text.input_ids for text in texts])
+
+
+def _stack_token_types(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
+    return np.stack([_token_types(text) for text in texts])
+
+
+def _token_types(text: EncodedText) -> NDArray[np.int64]:
+    return np.zeros_like(text.input_ids) if text.token_type_ids is None else text.token_type_ids
+
+
+_INPUTS: Final[Mapping[str, Callable[[Sequence[EncodedText]], NDArray[np.int64]]]] = MappingProxyType(
+    {"input_ids": _stack_ids, "token_type_ids": _stack_token_types, "prompt_length": stack_prompt_lengths}
+)
+
+
+class UniformRunner:
+    """The runner of the ``uniform`` layout."""
+
+    def __init__(self, tokenization: Tokenization) -> None:
+        self._tokenization = tokenization
+
+    def plan(self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int) -> tuple[Batch, ...]:
+        """Cut texts into batches of equal length."""
+        return plan_batches(lengths, max_batch_tokens=max_batch_tokens, runs=runs)
+
+    def feed(self, texts: Sequence[EncodedText], graph: Graph) -> Mapping[str, NDArray[np.int64]]:
+        """Stack the inputs that the graph names, each (batch_size, sequence_length)."""
+        return {tensor.name: _INPUTS[tensor.name](texts) for tensor in graph.inputs}
+
+    def token_rows(self, answer: NDArray[np.float32], num_tokens: int) -> NDArray[np.float32]:
+        """Return the answer (num_tokens, size) whole: there is no padding in it."""
+        assert len(answer) == num_tokens
+        return answer

@@ -1,0 +1,182 @@
+"""The door to ONNX Runtime: providers, sessions and their errors."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.errors import ProviderError, SessionError, TaskNotSupported
+from poolgraph.graphs.manifest import Graph, Variant
+from poolgraph.runtime.providers import INSTALL_CURES
+
+ERROR_SEVERITY: Final = 3
+
+_OPTIMIZATION_LEVELS: Final = MappingProxyType(
+    {
+        "disable": "ORT_DISABLE_ALL",
+        "basic": "ORT_ENABLE_BASIC",
+        "extended": "ORT_ENABLE_EXTENDED",
+        "all": "ORT_ENABLE_ALL",
+    }
+)
+
+
+class Session(Protocol):
+    """What poolgraph uses of ``onnxruntime.InferenceSession``."""
+
+    def run(self, output_names: list[str], input_feed: Mapping[str, NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """Run the graph and return the outputs named."""
+
+    def get_providers(self) -> list[str]:
+        """Return the providers that loaded."""
+
+
+def import_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime.
+
+    Raises:
+        ProviderError: it is not installed.
+    """
+    try:
+        return import_module("onnxruntime")
+    except ImportError as error:
+        raise ProviderError(
+            f"onnxruntime does not import ({error}); install it with `pip install poolgraph[cpu]` "
+            "or `pip install poolgraph[gpu]`"
+        ) from error
+
+
+def available_providers() -> tuple[str, ...]:
+    """Return the execution providers that this build of ONNX Runtime has; one may still fail to load."""
+    return tuple(import_onnxruntime().get_available_providers())
+
+
+@contextlib.contextmanager
+def mapped_errors(what: str) -> Iterator[None]:
+    """Turn whatever ONNX Runtime raises inside the block into a SessionError that says ``what`` was being done."""
+    try:
+        yield
+    except Exception as error:
+        raise SessionError(f"{what} failed: {error}") from error
+
+
+def open_session(path: Path, variant: Variant, threads: int, *, provider: str) -> Session:
+    """Open an inference session over one graph.
+
+    Args:
+        path: The graph's file.
+        variant: The variant it belongs to, whose session options apply.
+        threads: Threads of a run.
+        provider: Full name of the execution provider.
+
+    Raises:
+        ProviderError: the provider did not load.
+        SessionError: ONNX Runtime refused the graph.
+    """
+    onnxruntime = import_onnxruntime()
+    options = build_session_options(onnxruntime, variant.session_options, threads)
+    disabled = variant.session_options.get("disabled_optimizers", "")
+    with mapped_errors(f"opening {path}"):
+        session: Session = onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=[provider],
+            disabled_optimizers=[name.strip() for name in disabled.split(",") if name.strip()],
+        )
+    if provider not in session.get_providers():
+        raise ProviderError(
+            f"provider {provider} did not load, ONNX Runtime fell back to {session.get_providers()}; "
+            f"install it with `{INSTALL_CURES[provider]}`, choose another with provider=..., or pass fallback=True"
+        )
+    return session
+
+
+def build_session_options(onnxruntime: ModuleType, entries: Mapping[str, str], threads: int) -> object:
+    """Build ONNX Runtime's session options from a variant's entries."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # A pattern is kept for every shape ever seen: without a bound when lengths vary.
+    options.enable_mem_pattern = False
+    options.log_severity_level = ERROR_SEVERITY
+    for key, value in entries.items():
+        if key == "graph_optimization_level":
+            level = _OPTIMIZATION_LEVELS.get(value)
+            if level is None:
+                raise SessionError(f"graph_optimization_level {value!r} is not one of {list(_OPTIMIZATION_LEVELS)}")
+            options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        elif key != "disabled_optimizers":
+            with mapped_errors(f"setting session option {key}"):
+                options.add_session_config_entry(key, value)
+    return options
+
+
+def run_graph(session: Session, graph: Graph, feed: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    """Run one batch and fetch the graph's raw output alone.
+
+    Raises:
+        SessionError: ONNX Runtime failed.
+    """
+    with mapped_errors(f"running {graph.file}"):
+        return session.run([graph.raw_output], feed)[0]
+
+
+@dataclass(slots=True, kw_only=True)
+class SessionPool:
+    """The sessions of one variant, opened on first use: one a graph family and thread count.
+
+    Each session packs its own copy of the weights, so few thread counts should be asked for.
+    """
+
+    directory: Path
+    variant: Variant
+    provider: str
+    _sessions: dict[tuple[str, int], Session] = field(default_factory=dict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def graph(self, family: str) -> Graph:
+        """Return the graph of a family, ``sequence`` or ``token``.
+
+        Raises:
+            TaskNotSupported: the variant has none.
+        """
+        graph = self.variant.graphs.get(family)
+        if graph is None:
+            raise TaskNotSupported(
+                f"variant {self.variant.name!r} has no {family} graph; it has {sorted(self.variant.graphs)}"
+            )
+        return graph
+
+    def session(self, family: str, threads: int) -> Session:
+        """Return the session over a family's graph whose runs use ``threads`` threads.
+
+        Raises:
+            SessionError: the pool is closed, or ONNX Runtime refused the graph.
+        """
+        found = self._sessions.get((family, threads))
+        if found is not None:
+            return found
+        path = self.directory / self.graph(family).file
+        with self._lock:
+            if self._closed:
+                raise SessionError("the model is closed; load it again")
+            if (family, threads) not in self._sessions:
+                self._sessions[family, threads] = open_session(path, self.variant, threads, provider=self.provider)
+            return self._sessions[family, threads]
+
+    def close(self) -> None:
+        """Let go of the sessions; a run under way still ends well."""
+        with self._lock:
+            self._closed = True
+            self._sessions.clear()

@@ -1,0 +1,59 @@
+"""What a caller may pass as texts and as a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from poolgraph.errors import InputError
+from poolgraph.graphs.manifest import Manifest
+
+
+def resolve_texts(texts: str | Sequence[str]) -> list[str]:
+    """Return the texts as a list; a lone text becomes a list of one.
+
+    Raises:
+        InputError: no text at all, or something that is not a text.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes | bytearray | dict) or not isinstance(texts, Iterable):
+        raise InputError(f"texts must be a str or a list of str, got {type(texts).__name__}", parameter="texts")
+    resolved = list(texts)
+    if not resolved:
+        raise InputError("You must pass at least one prompt")
+    check_texts(resolved)
+    return resolved
+
+
+def check_texts(texts: Sequence[object], *, first_index: int = 0) -> None:
+    """Check that every text is a str.
+
+    Raises:
+        InputError: naming the first that is not, by index and type.
+    """
+    for index, text in enumerate(texts, first_index):
+        if not isinstance(text, str):
+            raise InputError(f"text {index} must be a str, got {type(text).__name__}", parameter="texts", value=index)
+
+
+def resolve_prompt(manifest: Manifest, *, prompt_name: str | None, prompt: str | None) -> str:
+    """Return the prompt put before each text: ``prompt``, else the one called ``prompt_name``, else the default one.
+
+    Raises:
+        InputError: the manifest has no prompt of that name.
+    """
+    if prompt is not None:
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt must be a str, got {type(prompt).__name__}", parameter="prompt")
+        return prompt
+    name = manifest.default_prompt_name if prompt_name is None else prompt_name
+    if name is None:
+        return ""
+    if name not in manifest.prompts:
+        names = sorted(manifest.prompts)
+        raise InputError(
+            f"prompt name {name!r} is not one of the model's prompts {names}; pass one of them, or prompt=...",
+            parameter="prompt_name",
+            value=name,
+        )
+    return manifest.prompts[name]

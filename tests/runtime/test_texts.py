@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from poolgraph.errors import InputError
+from poolgraph.graphs.manifest import parse_manifest
+from poolgraph.runtime.texts import resolve_prompt, resolve_texts
+
+
+@pytest.mark.parametrize(
+    ("texts", "resolved"),
+    [("a", ["a"]), ("", [""]), (("a", "b"), ["a", "b"]), (np.array(["a"]), ["a"]), (iter(["a"]), ["a"])],
+)
+def test_texts(texts, resolved):
+    assert resolve_texts(texts) == resolved
+
+
+@pytest.mark.parametrize("bad", [b"a", None, 3, {"a": 1}])
+def test_not_texts(bad):
+    with pytest.raises(InputError, match="texts must be a str or a list of str, got"):
+        resolve_texts(bad)
+
+
+def test_no_texts():
+    with pytest.raises(InputError, match="You must pass at least one prompt"):
+        resolve_texts([])
+
+
+@pytest.fixture
+def manifest(make_artifact):
+    directory = make_artifact(default_prompt_name="passage")
+    return parse_manifest((directory / "poolgraph.json").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "resolved"),
+    [(None, None, "w3 "), ("query", None, "w1 w2 "), ("query", "own", "own"), (None, "", "")],
+)
+def test_prompts(manifest, name, prompt, resolved):
+    assert resolve_prompt(manifest, prompt_name=name, prompt=prompt) == resolved
+
+
+def test_unknown_prompt_name(manifest):
+    with pytest.raises(
+        InputError, match=r"prompt name 'nope' is not one of the model's prompts \['passage', 'query'\]"
+    ):
+        resolve_prompt(manifest, prompt_name="nope", prompt=None)
+
+
+def test_prompt_that_is_no_text(manifest):
+    with pytest.raises(InputError, match="prompt must be a str, got int"):
+        resolve_prompt(manifest, prompt_name=None, prompt=3)

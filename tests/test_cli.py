@@ -1,0 +1,380 @@
+"""The command line: what each sub-command calls and prints, exit codes, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import numpy as np
+import pytest
+from fake_embedder import CHECK, EMBEDDING_SIZE, MANIFEST, FakeEmbedder, make_vector
+
+from poolgraph import __version__
+from poolgraph.cli import COMMANDS, main
+from poolgraph.errors import ArtifactError, ExportError, InputError, VerificationError
+from poolgraph.graphs.artifact import record_files, save_manifest
+from poolgraph.graphs.manifest import Report
+from poolgraph.runtime.embed_file import embed_file
+from poolgraph.runtime.model import PoolingModel
+
+HEAVY = ("numpy", "msgspec", "tokenizers", "onnxruntime", "torch", "transformers", "onnx", "tqdm")
+
+
+@dataclass
+class Result:
+    path: Path
+    report: Report
+    seconds: dict[str, float]
+
+
+def install(monkeypatch, name, **attributes):
+    """Put a module of our own where the command line imports a room's."""
+    module = ModuleType(name)
+    for key, value in attributes.items():
+        setattr(module, key, value)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def install_export(monkeypatch, outcome=None):
+    calls = []
+
+    def export_model(model, output, *, on_stage, **options):
+        calls.append((model, output, options))
+        on_stage("trace")
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return Result(path=output, report=MANIFEST.report, seconds={"trace": 1.5, "verify": 2.0})
+
+    install(monkeypatch, "poolgraph.export.exporter", export_model=export_model)
+    return calls
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Let PoolingModel.load return a fake model; the list of what it was called with."""
+    calls = []
+
+    def load(path, **options):
+        calls.append((path, options))
+        return FakeEmbedder()
+
+    monkeypatch.setattr(PoolingModel, "load", load)
+    return calls
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("first\nsecond\n\n")
+    return path
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    folder = tmp_path / "artifact"
+    (folder / "onnx").mkdir(parents=True)
+    for name in MANIFEST.files:
+        (folder / name).write_bytes(b"graph")
+    save_manifest(folder, msgspec.structs.replace(MANIFEST, files=record_files(folder)))
+    return folder
+
+
+def run_python(code, *, stdin=""):
+    return subprocess.run([sys.executable, "-c", code], input=stdin, capture_output=True, text=True, check=False)
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"poolgraph {__version__}\n"
+    assert main(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(command.name in text and command.help in text for command in COMMANDS)
+
+
+def test_help_loads_nothing_heavy():
+    done = run_python(
+        f"import sys; from poolgraph.cli import main; main(['embed', '--help']); "
+        f"sys.exit(','.join(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    assert done.stderr == "\n"
+    assert "--resume" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["unknown"],
+        ["export"],
+        ["embed", "model"],
+        ["export", "model", "--task", "dance"],
+        ["export", "model", "--precision", "fp32,,int8"],
+        ["embed", "model", "in.txt", "--resume", "--force"],
+        ["embed", "model", "in.txt", "--format", "xml"],
+        ["embed", "model", "in.txt", "--threads", "many"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(argv, capsys):
+    assert main(argv) == 2
+    assert "usage: poolgraph" in capsys.readouterr().err
+
+
+def test_export_passes_every_option(monkeypatch, capsys):
+    calls = install_export(monkeypatch)
+    argv = ["export", "acme/tiny", "--task", "embed", "-o", "out", "--revision", "v1", "--precision", "fp32, int8"]
+    argv += ["--target", "cpu,cuda", "--min-cosine", "0.9", "--trust-remote-code", "--force"]
+    assert main(argv) == 0
+    options = {
+        "task": "embed",
+        "revision": "v1",
+        "precisions": ("fp32", "int8"),
+        "targets": ("cpu", "cuda"),
+        "min_cosine": 0.9,
+        "trust_remote_code": True,
+        "overwrite": True,
+    }
+    assert calls == [("acme/tiny", Path("out"), options)]
+    printed = capsys.readouterr()
+    assert printed.err == "trace ...\n"
+    assert "cpu_fp32  sequence  alone     40   0.9999998   1.2e-07  yes" in printed.out
+    assert printed.out.endswith("Written to out in 3.5 s. Next:\n  poolgraph embed out texts.txt -o vectors.npy\n")
+
+
+def test_export_defaults(monkeypatch, tmp_path):
+    calls = install_export(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    for model, output in (("acme/tiny", "tiny.poolgraph"), ("./folder/", "folder.poolgraph"), (".", None)):
+        assert main(["export", model]) == 0
+        name, path, options = calls.pop()
+        assert (name, path) == (model, Path(output or f"{tmp_path.name}.poolgraph"))
+    assert options == {
+        "task": "auto",
+        "revision": None,
+        "precisions": ("fp32",),
+        "targets": ("cpu",),
+        "min_cosine": None,
+        "trust_remote_code": False,
+        "overwrite": False,
+    }
+
+
+def test_export_as_json(monkeypatch, capsys):
+    install_export(monkeypatch)
+    assert main(["export", "acme/tiny", "-o", "out", "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["path"] == "out"
+    assert outcome["seconds"] == {"trace": 1.5, "verify": 2.0}
+    assert outcome["report"]["rows"][0]["min_cosine"] == CHECK.min_cosine
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "message"),
+    [
+        (VerificationError("cosine 0.5 below 0.99999"), 3, "poolgraph: error: cosine 0.5 below 0.99999\n"),
+        (ExportError("no config.json"), 2, "poolgraph: error: no config.json\n"),
+        (InputError("bad", parameter="p", value=3), 2, "poolgraph: error: bad (parameter=p, value=3)\n"),
+        (KeyboardInterrupt(), 130, "poolgraph: interrupted\n"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            2,
+            "poolgraph: error: this needs torch, which is not installed; "
+            'install it with: pip install "poolgraph[export]"\n',
+        ),
+        (ModuleNotFoundError("No module named 'x'", name="onnxruntime.capi"), 2, 'pip install "poolgraph[cpu]"\n'),
+        (ModuleNotFoundError("No module named 'x'", name="pyarrow.parquet"), 2, 'pip install "poolgraph[files]"\n'),
+    ],
+)
+def test_errors_have_codes_and_no_traceback(monkeypatch, capsys, outcome, code, message):
+    install_export(monkeypatch, outcome)
+    assert main(["export", "acme/tiny"]) == code
+    printed = capsys.readouterr()
+    assert printed.err.endswith(message)
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("outcome", [ZeroDivisionError("bug"), ModuleNotFoundError("No module named 'y'", name="y")])
+def test_the_unexpected_is_exit_code_1_with_a_traceback(monkeypatch, capsys, outcome):
+    install_export(monkeypatch, outcome)
+    assert main(["export", "acme/tiny"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert str(outcome) in error
+
+
+def test_embed_to_a_file(loads, texts, tmp_path, capsys):
+    output = tmp_path / "out.npy"
+    argv = ["embed", "acme/tiny", str(texts), "-o", str(output), "--provider", "cpu", "--precision", "fp32"]
+    assert main([*argv, "--threads", "2"]) == 0
+    assert loads == [("acme/tiny", {"provider": "cpu", "precision": "fp32", "threads": 2})]
+    np.testing.assert_array_equal(np.load(output), np.stack([make_vector(text) for text in ("first", "second", "")]))
+    assert capsys.readouterr().out.startswith("3 texts in 0.")
+
+
+def test_embed_options_reach_the_model(monkeypatch, texts, tmp_path):
+    model = FakeEmbedder()
+    monkeypatch.setattr(PoolingModel, "load", lambda path, **options: model)
+    argv = ["embed", "m", str(texts), "-o", str(tmp_path / "out.npy"), "--prompt-name", "query", "--prompt", "q: "]
+    assert main([*argv, "--dimensions", "4", "--no-normalize", "--truncate"]) == 0
+    assert main(["embed", "m", str(texts), "-o", str(tmp_path / "plain.npy")]) == 0
+    (_, given), (_, default) = model.calls
+    assert given == {"prompt_name": "query", "prompt": "q: ", "dimensions": 4, "normalize": False, "truncate": True}
+    assert default == {"prompt_name": None, "prompt": None, "dimensions": None, "normalize": None, "truncate": False}
+
+
+def test_embed_as_json(loads, texts, tmp_path, capsys):
+    assert main(["embed", "m", str(texts), "-o", str(tmp_path / "out.npy"), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["path"] == str(tmp_path / "out.npy")
+    assert (outcome["summary"]["num_texts"], outcome["summary"]["num_resumed"]) == (3, 0)
+
+
+def test_embed_to_standard_output(loads, monkeypatch, capfdbinary):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"body": "a"}\n{"body": "b"}\n')))
+    assert main(["embed", "m", "-", "--format", "jsonl", "--field", "body"]) == 0
+    lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    assert [line["index"] for line in lines] == [0, 1]
+    np.testing.assert_array_equal(np.array(lines[1]["embedding"], dtype=np.float32), make_vector("b"))
+    assert len(lines[0]["embedding"]) == EMBEDDING_SIZE
+
+
+def test_embed_resumes(monkeypatch, texts, tmp_path, capsys):
+    monkeypatch.setitem(embed_file.__kwdefaults__, "chunk_size", 1)
+    argv = ["embed", "m", str(texts), "-o", str(tmp_path / "out.npy")]
+    monkeypatch.setattr(PoolingModel, "load", lambda path, **options: FakeEmbedder(fail_at=2))
+    assert main(argv) == 1
+    monkeypatch.setattr(PoolingModel, "load", lambda path, **options: FakeEmbedder())
+    assert main(argv) == 2
+    assert "give --resume to continue" in capsys.readouterr().err
+    assert main([*argv, "--resume"]) == 0
+    assert capsys.readouterr().out.startswith("3 texts (2 of them before) in ")
+    assert main([*argv, "--resume"]) == 2
+    assert main([*argv, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--json"], "--json, --resume and --force need -o OUT"),
+        (["--resume"], "--json, --resume and --force need -o OUT"),
+        (["-o", "out.csv"], "vectors are written as .npy, .jsonl, .parquet, not '.csv'"),
+        (["--field", "text"], "is read as txt, which has no fields"),
+    ],
+)
+def test_embed_refuses_before_loading(loads, texts, capsys, argv, message):
+    assert main(["embed", "m", str(texts), *argv]) == 2
+    assert message in capsys.readouterr().err
+    assert loads == []
+
+
+def test_a_bad_line_is_found_before_loading(loads, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n' * 5000 + "{}\n")
+    assert main(["embed", "m", str(path), "-o", str(tmp_path / "out.npy")]) == 2
+    assert "line 5001: no field 'text'" in capsys.readouterr().err
+    assert loads == []
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_warnings_are_short_lines(monkeypatch, texts, tmp_path, capsys):
+    class Cutting(FakeEmbedder):
+        def embed(self, texts, **options):
+            warnings.warn("1 of 3 texts were cut", UserWarning, stacklevel=2)
+            return super().embed(texts, **options)
+
+    monkeypatch.setattr(PoolingModel, "load", lambda path, **options: Cutting())
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["embed", "m", str(texts), "-o", str(tmp_path / "out.npy")]) == 0
+    assert capsys.readouterr().err == "poolgraph: warning: 1 of 3 texts were cut\n"
+
+
+def test_inspect(artifact, capsys):
+    assert main(["inspect", str(artifact)]) == 0
+    assert "model         acme/tiny at main" in capsys.readouterr().out
+    assert main(["inspect", str(artifact), "--json"]) == 0
+    assert capsys.readouterr().out == (artifact / "poolgraph.json").read_text()
+
+
+def test_inspect_nothing(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path / "absent")]) == 2
+    assert capsys.readouterr().err.startswith("poolgraph: error: ")
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "text", "error"),
+    [
+        (CHECK, 0, "alone     40   0.9999998   1.2e-07  yes", ""),
+        (
+            msgspec.structs.replace(CHECK, passed=False),
+            3,
+            "NO (needs 0.99999, 1.0e-04)",
+            "poolgraph: error: 1 of 2 checks failed\n",
+        ),
+    ],
+)
+def test_verify_prints_every_row_and_fails_with_its_own_code(monkeypatch, capsys, last, code, text, error):
+    calls = []
+
+    def verify_artifact(path, *, checkpoint, on_row):
+        calls.append((path, checkpoint))
+        for row in (CHECK, last):
+            on_row(row)
+        if not last.passed:
+            raise VerificationError("1 of 2 checks failed")
+        return Report(reference="the reference", rows=(CHECK, last))
+
+    install(monkeypatch, "poolgraph.runtime.verify", verify_artifact=verify_artifact)
+    assert main(["verify", "dir", "--checkpoint", "ckpt"]) == code
+    assert calls == [(Path("dir"), "ckpt")]
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Compared with the reference:\n")
+    assert text in printed.out
+    assert printed.err == error
+    assert main(["verify", "dir", "--json"]) == code
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["passed"] for row in rows] == [True, last.passed]
+
+
+def test_verify_errors(monkeypatch, capsys):
+    def verify_artifact(path, *, checkpoint, on_row):
+        raise ArtifactError(f"no artifact in {path}")
+
+    install(monkeypatch, "poolgraph.runtime.verify", verify_artifact=verify_artifact)
+    assert main(["verify", "dir"]) == 2
+    assert capsys.readouterr().err == "poolgraph: error: no artifact in dir\n"
+
+
+def test_doctor(capsys):
+    assert main(["doctor"]) == 0
+    assert "CPUExecutionProvider" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["poolgraph"] == __version__
+
+
+def test_a_reader_that_goes_away_is_no_crash():
+    child = subprocess.Popen(
+        [sys.executable, "-m", "poolgraph.cli", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    child.stderr.close()
+    assert child.wait() == 141
+
+
+def test_without_onnxruntime_the_extra_is_named(artifact, tmp_path):
+    (tmp_path / "in.txt").write_text("text\n")
+    done = run_python(
+        f"import sys; sys.modules['onnxruntime'] = None\nfrom poolgraph.cli import main\n"
+        f"sys.exit(main(['embed', {str(artifact)!r}, {str(tmp_path / 'in.txt')!r}]))"
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "poolgraph[cpu]" in done.stderr

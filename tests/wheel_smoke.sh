@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Install the built wheel into a clean environment without torch and answer from an artifact with it.
+set -euo pipefail
+: "${PYTHON:=python3}" "${BIN:=.venv/bin}"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$BIN/pip" wheel --quiet --disable-pip-version-check --no-deps -w "$work/dist" .
+"$PYTHON" -m venv "$work/env"
+"$work/env/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt "$(ls "$work"/dist/poolgraph-*.whl)[cpu]"
+
+# The artifact is exported by the wheel's sibling with torch, as a user's build machine would.
+"$BIN/python" - "$work" <<'PY'
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "tests")
+from tiny_models import save_checkpoint
+
+from poolgraph import export_model
+
+work = Path(sys.argv[1])
+export_model(save_checkpoint(work / "checkpoint", "BertModel"), work / "artifact")
+PY
+
+printf 'a first text\nand a second one\n' > "$work/texts.txt"
+cd "$work" # away from the checkout, so that only the wheel can be imported
+env/bin/poolgraph --version
+env/bin/poolgraph doctor > doctor.txt
+env/bin/poolgraph verify artifact
+env/bin/poolgraph embed artifact texts.txt -o vectors.npy
+env/bin/python - <<'PY'
+import importlib.util
+import sys
+
+import numpy as np
+
+import poolgraph
+
+assert "site-packages" in poolgraph.__file__, poolgraph.__file__
+assert importlib.util.find_spec("torch") is None
+vectors = np.load("vectors.npy")
+with poolgraph.PoolingModel.load("artifact") as model:
+    assert np.array_equal(model.embed(["a first text", "and a second one"]), vectors)
+assert not {"transformers", "onnx", "onnx_ir"} & set(sys.modules)
+print(f"wheel smoke test passed: {vectors.shape} vectors without torch installed")
+PY
