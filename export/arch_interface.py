@@ -1,8 +1,9 @@
-"""Backbones whose attention goes through transformers' AttentionInterface: nothing to replace but the implementation's name."""
+"""Backbones whose attention goes through transformers' AttentionInterface: only the implementation's name changes."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -10,12 +11,12 @@ from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, register_attenti
 
 
 def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """Build a model whose attention layers are our semantic op.
-
-    The config is copied first: ``_from_config`` writes the attention's name into the one that it is given.
-    """
+    """Build a model whose attention layers are our semantic op."""
     register_attention()
-    model: PreTrainedModel = model_class._from_config(
-        copy.deepcopy(config), attn_implementation=ATTENTION_IMPLEMENTATION
-    )
+    return build_from_config(model_class, config, attn_implementation=ATTENTION_IMPLEMENTATION)
+
+
+def build_from_config(model_class: Any, config: PretrainedConfig, **options: str) -> PreTrainedModel:
+    """Build a model with a copy of ``config``: building writes the attention's name into the one that it is given."""
+    model: PreTrainedModel = model_class._from_config(copy.deepcopy(config), **options)
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from types import MethodType
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from poolgraph.export.arch_interface import build_from_config
 from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, attention, register_attention
 
 FARTHEST_DISTANCE = 128
@@ -17,13 +17,13 @@ FARTHEST_DISTANCE = 128
 
 
 class MPNetSelfAttention(nn.Module):
-    """MPNet's self-attention over the semantic op; takes over the projections, and so the weight names, of the original."""
+    """MPNet's self-attention over the semantic op, with the projections, and so the weight names, of the original."""
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
         self.q, self.k, self.v, self.o = original.q, original.k, original.v, original.o
-        self.num_heads = int(original.num_attention_heads)  # type: ignore[arg-type]
-        self.scale = int(original.attention_head_size) ** -0.5  # type: ignore[arg-type]
+        self.num_heads = int(original.num_attention_heads)
+        self.scale = int(original.attention_head_size) ** -0.5
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Tensor | None = None, **_: Any
@@ -44,12 +44,13 @@ class MPNetSelfAttention(nn.Module):
 def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """Build MPNet with our attention in every layer and one bias of batch size 1 for all."""
     register_attention()
-    model: PreTrainedModel = model_class._from_config(copy.deepcopy(config))
-    for layer in model.encoder.layer:
+    model = build_from_config(model_class, config)
+    encoder: Any = model.encoder
+    for layer in encoder.layer:
         layer.attention.attn = MPNetSelfAttention(layer.attention.attn)
     distances = torch.arange(-FARTHEST_DISTANCE, FARTHEST_DISTANCE + 1)
-    model.encoder.register_buffer("buckets", model.encoder.relative_position_bucket(distances), persistent=False)
-    model.encoder.compute_position_bias = MethodType(_shared_position_bias, model.encoder)
+    encoder.register_buffer("buckets", encoder.relative_position_bucket(distances), persistent=False)
+    encoder.compute_position_bias = MethodType(_shared_position_bias, encoder)
     # MPNet does not declare that it supports the interface, but takes its mask from it by this name.
     model.config._attn_implementation = ATTENTION_IMPLEMENTATION
     return model
@@ -58,8 +59,8 @@ def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig)
 def _shared_position_bias(encoder: Any, hidden_states: Tensor) -> Tensor:
     """Return the bias by relative distance, (1, num_heads, sequence_length, sequence_length).
 
-    The bucket of a distance depends on no text, so one bias serves the batch; the buckets are a table made by the reference's own
-    formula, because a logarithm rounded differently by another runtime would move a distance to the next bucket.
+    The bucket of a distance depends on no text, so one bias serves the batch. The buckets are a table made by the
+    reference's own formula: a logarithm that another runtime rounds differently would move a distance to the next one.
     """
     index = torch.arange(hidden_states.shape[1], device=hidden_states.device)
     distance = (index[None, :] - index[:, None]).clamp(-FARTHEST_DISTANCE, FARTHEST_DISTANCE)

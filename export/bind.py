@@ -1,4 +1,4 @@
-"""Binding: the traced graph's initializers, known by parameter name, to the checkpoint's tensors, read when they are written."""
+"""Binding: initializers, known by parameter name, to the checkpoint's tensors, which are read when they are written."""
 
 from __future__ import annotations
 

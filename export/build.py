@@ -48,7 +48,7 @@ def build_module(plan: ExportPlan) -> PoolingModule:
 
 
 def trace_inputs(plan: ExportPlan) -> TraceInputs:
-    """Decide the optional inputs: token types where there are several, the prompt's length where the pooling leaves it out."""
+    """Decide the optional inputs: token types where there are several, the prompt's length where pooling needs it."""
     return TraceInputs(
         token_type_ids=getattr(plan.config, "type_vocab_size", 0) > 1,
         prompt_length=not plan.sentence_transformer.include_prompt,

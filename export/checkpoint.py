@@ -40,7 +40,7 @@ class TensorFile:
 
 
 class WeightFolder:
-    """The tensors of one folder of a checkpoint: safetensors, sharded or not, else a ``.bin`` read without unpickling code.
+    """The tensors of one folder: safetensors, sharded or not, else a ``.bin`` read without unpickling code.
 
     Args:
         folder: Where ``model.safetensors`` (or its index, or ``pytorch_model.bin``) lies.

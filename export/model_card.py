@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from poolgraph.graphs.manifest import CheckRow, Manifest
+from collections.abc import Sequence
+
+from poolgraph.graphs.manifest import CheckRow, Manifest, Tensor
 
 TEMPLATE = """\
 # {model}
@@ -31,7 +33,8 @@ vectors = model.embed(["a text", "another text"])  # numpy, (2, {size})
 |---|---|---|---|
 {graphs}
 
-`onnx/model.onnx` uses standard operators only: any ONNX runtime can load it, and its output `sentence_embedding` is the finished answer.
+`onnx/model.onnx` uses standard operators only: any ONNX runtime can load it.
+Its output `sentence_embedding` is the finished answer.
 
 ## Verification
 
@@ -65,15 +68,19 @@ def render_model_card(manifest: Manifest) -> str:
 
 def _graph_rows(manifest: Manifest) -> list[str]:
     return [
-        f"| {variant.name} | {graph.file} | {', '.join(t.name for t in graph.inputs)} | {', '.join(t.name for t in graph.outputs)} |"
+        f"| {variant.name} | {graph.file} | {_names(graph.inputs)} | {_names(graph.outputs)} |"
         for variant in manifest.variants
         for graph in variant.graphs.values()
     ]
 
 
+def _names(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(tensor.name for tensor in tensors)
+
+
 def _check_row(row: CheckRow) -> str:
     required = f">= {row.required_cosine:g}" if row.required_cosine > -1 else "equal bits"
     return (
-        f"| {row.variant} | {row.family} | {row.check} | {row.num_texts} | {row.min_cosine:.7f} | {row.max_difference:.1e} "
-        f"| {required} | {'yes' if row.passed else 'NO'} |"
+        f"| {row.variant} | {row.family} | {row.check} | {row.num_texts} | {row.min_cosine:.7f} "
+        f"| {row.max_difference:.1e} | {required} | {'yes' if row.passed else 'NO'} |"
     )

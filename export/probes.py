@@ -1,4 +1,4 @@
-"""Probe texts: what verification asks, made from the tokenizer so that their lengths are the ones where graphs go wrong."""
+"""Probe texts: what verification asks, of the lengths at which graphs go wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EDGES = (16, 32, 64, 128, 256, 512, 1024)
 
 
 def choose_lengths(max_length: int, longest: int = 600) -> tuple[int, ...]:
-    """Return the token counts to verify: 1, 2, odd ones, edges with their neighbours, and the limit (at most ``longest``)."""
+    """Return the token counts to verify: 1, 2, odd ones, edges with neighbours, the limit (at most ``longest``)."""
     limit = min(max_length, longest)
     edges = {edge + step for edge in EDGES for step in (-1, 0, 1)}
     return tuple(
@@ -32,7 +32,7 @@ def choose_lengths(max_length: int, longest: int = 600) -> tuple[int, ...]:
 
 
 def build_probe_texts(count_tokens: Callable[[Sequence[str]], Sequence[int]], lengths: Sequence[int]) -> list[str]:
-    """Return texts whose token counts are close below or at ``lengths``, then PROBE_SENTENCES as they are and an empty text.
+    """Return texts whose token counts are at or just below ``lengths``, then PROBE_SENTENCES and an empty text.
 
     Args:
         count_tokens: Token counts of texts, special tokens included.

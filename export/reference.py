@@ -1,4 +1,4 @@
-"""The reference: the unpatched transformers model, loaded separately, one text at a time, pooled and finished in plain float arithmetic."""
+"""The reference: the unpatched transformers model, loaded separately, one text at a time, pooled by plain numpy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers.utils import logging
 
 from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.head import build_head_modules
@@ -30,8 +32,8 @@ REFERENCE_POOLING: Mapping[str, Callable[[Rows, int], Rows]] = MappingProxyType(
         "lasttoken": lambda rows, prompt: rows[-1],
     }
 )
-"""Pooling of one text's rows (num_tokens, hidden_size) without a prompt of ``prompt`` tokens; sentence-transformers' definitions,
-written apart from the pooler that is compiled."""
+"""Pooling of one text's rows (num_tokens, hidden_size) without a prompt of ``prompt`` tokens: sentence-transformers'
+definitions, written apart from the pooler that is compiled."""
 
 
 def _weights(num_tokens: int, prompt: int) -> Rows:
@@ -69,12 +71,12 @@ def compute_reference(plan: ExportPlan, encoded: Sequence[EncodedText], *, with_
         encoded: The texts as the artifact's tokenizer encodes them.
         with_tokens: Also return the token family's answers.
     """
-    model = plan.model_class.from_pretrained(plan.backbone_folder, dtype=torch.float32, local_files_only=True).eval()
+    model = _load_backbone(plan)
     head = _load_head(plan)
     sequence, token = [], []
     with torch.no_grad():
         for text in encoded:
-            rows = _hidden_rows(plan, model, text)
+            rows = _hidden_rows(model, text)
             pooled = [REFERENCE_POOLING[mode](rows, text.prompt_length) for mode in plan.pooling]
             sequence.append(_apply(head, np.concatenate(pooled)))
             if with_tokens:
@@ -82,13 +84,27 @@ def compute_reference(plan: ExportPlan, encoded: Sequence[EncodedText], *, with_
     return ReferenceAnswers(sequence, token if with_tokens else None)
 
 
-def _hidden_rows(plan: ExportPlan, model: nn.Module, text: EncodedText) -> Rows:
+def _hidden_rows(model: nn.Module, text: EncodedText) -> Rows:
     ids = torch.from_numpy(text.input_ids)[None]
     arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if text.token_type_ids is not None:
         arguments["token_type_ids"] = torch.from_numpy(text.token_type_ids)[None]
     rows: Rows = model(**arguments).last_hidden_state[0].float().numpy()
     return rows
+
+
+def _load_backbone(plan: ExportPlan) -> nn.Module:
+    """Load the unpatched model, without the progress bar that would run into ours."""
+    messages: Any = logging
+    shown = messages.is_progress_bar_enabled()
+    messages.disable_progress_bar()
+    try:
+        loaded: Any = plan.model_class.from_pretrained(plan.backbone_folder, dtype=torch.float32, local_files_only=True)
+    finally:
+        if shown:
+            messages.enable_progress_bar()
+    model: nn.Module = loaded.eval()
+    return model
 
 
 def _load_head(plan: ExportPlan) -> list[nn.Module]:
@@ -102,7 +118,7 @@ def _load_head(plan: ExportPlan) -> list[nn.Module]:
 
 
 def head_state(folder: WeightFolder) -> dict[str, torch.Tensor]:
-    """Return a head module's tensors by the names of sentence-transformers (``linear.weight``), whatever the file calls them."""
+    """Return a head module's tensors by sentence-transformers' names (``linear.weight``), whatever the file's are."""
     renamed = {
         "weight": "linear.weight",
         "bias": "linear.bias",

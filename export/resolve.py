@@ -116,7 +116,7 @@ def resolve_plan(
 
 
 def choose_targets(targets: Sequence[str], precisions: Sequence[str]) -> tuple[Target, ...]:
-    """Return the rows of the target table that were asked for, portable first; any other pair is an error that lists them."""
+    """Return the rows of the target table asked for, portable first; any other pair is an error that lists them."""
     available = {(target.name, target.precision): target for target in TARGETS}
     wanted = {("portable", "fp32")} | {(t, p) for t in targets for p in precisions}
     unknown = sorted(pair for pair in wanted if pair not in available)
@@ -133,8 +133,8 @@ def choose_targets(targets: Sequence[str], precisions: Sequence[str]) -> tuple[T
 def resolve_limits(plan: ExportPlan, tokenizer: PreTrainedTokenizerBase) -> Limits:
     """Return the longest text in tokens: the least of what the files, the tokenizer and the position table allow.
 
-    Sentence-transformers' max_seq_length replaces the tokenizer's limit; neither can go beyond the positions that there are, of which
-    the RoBERTa family loses pad_token_id + 1.
+    Sentence-transformers' max_seq_length replaces the tokenizer's limit; neither can go beyond the positions that there
+    are, of which the RoBERTa family loses pad_token_id + 1.
     """
     positions = getattr(plan.config, "max_position_embeddings", None)
     declared = plan.sentence_transformer.max_seq_length or tokenizer.model_max_length
@@ -171,8 +171,8 @@ def _check_task(task: str) -> None:
 def _architecture_name(config: PretrainedConfig, *, as_backbone: bool) -> str:
     """Return the backbone's class name.
 
-    A checkpoint of a larger model (``MPNetForMaskedLM``) is taken as its backbone when sentence-transformers files or the task ask for
-    embeddings, or when its head is the one of pre-training.
+    A checkpoint of a larger model (``MPNetForMaskedLM``) is taken as its backbone when sentence-transformers files or
+    the task ask for embeddings, or when its head is the one of pre-training.
     """
     name = str((config.architectures or ["?"])[0])
     if name in ARCHITECTURES:
@@ -193,7 +193,7 @@ def _architecture_name(config: PretrainedConfig, *, as_backbone: bool) -> str:
 
 
 def _generic_row() -> Architecture:
-    """Return the row of a backbone that the table does not have: its attention must go through transformers' interface."""
+    """Return the row of a backbone that the table does not have: its attention must go through the interface."""
     return Architecture(family="interface", task="embed", pooling="cls")
 
 

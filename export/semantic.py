@@ -58,13 +58,14 @@ def _eager_attention(
     attention_mask: Tensor | None,
     attention_bias: Tensor | None,
 ) -> Tensor:
-    heads = [rows.unflatten(-1, (num_heads, -1)).transpose(1, 2) for rows in (query, key, value)]
+    heads = [rows.view(*rows.shape[:2], num_heads, -1).transpose(1, 2) for rows in (query, key, value)]
     scores = heads[0] @ heads[1].transpose(-1, -2) * scale
     if attention_bias is not None:
         scores = scores + attention_bias
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask[:, None, None, :], torch.finfo(scores.dtype).min)
-    return (scores.softmax(-1) @ heads[2]).transpose(1, 2).flatten(2)
+    result: Tensor = (scores.softmax(-1) @ heads[2]).transpose(1, 2).flatten(2)
+    return result
 
 
 def register_attention() -> None:
@@ -95,4 +96,4 @@ def _interface_attention(
     merged = [rows.transpose(1, 2).flatten(2) for rows in (query, key, value)]
     scale = head_dim**-0.5 if scaling is None else float(scaling)
     result = attention(*merged, num_heads=num_heads, scale=scale, attention_mask=attention_mask)
-    return result.unflatten(-1, (num_heads, head_dim)), None
+    return result.view(*result.shape[:2], num_heads, head_dim), None

@@ -117,8 +117,8 @@ def _module_kind(module: Mapping[str, Any]) -> str:
     kind = dotted.rpartition(".")[2]
     if kind not in COMPILED_MODULES or not re.match(r"(sentence_transformers|pylate)\.", dotted):
         raise ExportError(
-            f"modules.json has a module of type {dotted!r} at {module.get('path')!r}, which cannot be compiled into the graph; "
-            f"those that can are {list(COMPILED_MODULES)}"
+            f"modules.json has a module of type {dotted!r} at {module.get('path')!r}, which cannot be compiled "
+            f"into the graph; those that can are {list(COMPILED_MODULES)}"
         )
     _check_path(str(module.get("path", "")))
     return kind

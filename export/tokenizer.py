@@ -37,7 +37,7 @@ def load_tokenizer(plan: ExportPlan, *, trust_remote_code: bool) -> PreTrainedTo
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path, directory: Path, probes: list[str]) -> None:
-    """Put ``tokenizer.json`` into ``directory``: the checkpoint's own file where it gives the reference's ids, else a converted one."""
+    """Put ``tokenizer.json`` into ``directory``: the checkpoint's if it gives the reference's ids, else a new one."""
     own = source / TOKENIZER_FILE
     target = directory / TOKENIZER_FILE
     if own.is_file() and _same_ids(Tokenizer.from_file(str(own)), tokenizer.backend_tokenizer, probes):

@@ -138,7 +138,8 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
         max_length: Longest sequence in tokens.
 
     Returns:
-        A model of the semantic ops and standard ops at OPSET_VERSION, inputs and outputs named, initializers named by parameter.
+        A model of semantic and standard ops at OPSET_VERSION; inputs, outputs and axes named for the runtime,
+        initializers by their parameters.
 
     Raises:
         ExportError: torch cannot trace the module; the cause says where.
@@ -237,7 +238,7 @@ def fake_parameters() -> Iterator[None]:
                 parameter = nn.Parameter(torch.empty(parameter.shape, dtype=torch.float32), requires_grad=False)
         original(module, name, parameter)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

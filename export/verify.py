@@ -17,10 +17,11 @@ from poolgraph.export.probes import build_probe_texts, choose_lengths
 from poolgraph.export.reference import ReferenceAnswers, compute_reference
 from poolgraph.export.resolve import resolve_plan
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.graphs.manifest import CheckRow, Manifest
+from poolgraph.graphs.manifest import CheckRow, Graph, Manifest
 from poolgraph.graphs.probe_files import StoredProbes
 from poolgraph.runtime.compare import compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import open_session, run_graph
@@ -126,14 +127,23 @@ def _check_padding(
     expected = reference.sequence if family == "sequence" else reference.token
     assert expected is not None
     threshold = choose_threshold(model.variant.precision, model.manifest.options.get("min_cosine"))
-    for side in ("right", "left"):
-        found = compare_answers(expected, _run_mixed(model, family, texts, side), threshold)
-        yield build_row(found, threshold, variant=model.variant.name, family=family, check=f"padded {side}")
-
-
-def _run_mixed(model: PoolingModel, family: str, texts: Sequence[EncodedText], side: str) -> Answers:
-    """Run batches of very different lengths, padded on ``side``."""
     graph = model.variant.graphs[family]
+    finished = [
+        finish_embeddings(answer, normalize=model.manifest.pooler.normalize, dimensions=None) for answer in expected
+    ]
+    as_finished = msgspec.structs.replace(graph, raw_output=graph.output or graph.raw_output)
+    checks = (
+        ("padded right", "right", graph, expected),
+        ("padded left", "left", graph, expected),
+        ("finished output", "right", as_finished, finished),
+    )
+    for check, side, run, answers in checks:
+        found = compare_answers(answers, _run_mixed(model, family, run, texts, side), threshold)
+        yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
+
+
+def _run_mixed(model: PoolingModel, family: str, graph: Graph, texts: Sequence[EncodedText], side: str) -> Answers:
+    """Run batches of very different lengths, padded on ``side``."""
     runner = build_runner(model.variant, msgspec.structs.replace(model.manifest.tokenization, padding_side=side))
     session = open_session(model.path / graph.file, model.variant, read_cpu_info().num_cores, provider=model.provider)
     by_length = sorted(range(len(texts)), key=lambda index: texts[index].num_tokens)

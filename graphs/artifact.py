@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from poolgraph.graphs.manifest import MANIFEST_FILE, FileRecord, Manifest, encode_manifest, parse_manifest
-
 from poolgraph.errors import ArtifactError
+from poolgraph.graphs.manifest import MANIFEST_FILE, FileRecord, Manifest, encode_manifest, parse_manifest
 
 HashCheck = Literal["graphs", "all"]
 

@@ -10,7 +10,8 @@ from onnxscript import optimizer
 def fold_constants(model: ir.Model) -> int:
     """Compute what depends on no input.
 
-    The arithmetic of shapes that remains is left to ``fold_reshapes``. Weights must be bound first: small ones may be computed with.
+    The arithmetic of shapes that remains is left to ``fold_reshapes``. Weights must be bound first: small ones may be
+    computed with.
     """
     before = len(model.graph)
     optimizer.optimize(model, onnx_shape_inference=False)
@@ -29,7 +30,7 @@ def remove_dead_nodes(model: ir.Model) -> int:
 
 
 def clear_notes(model: ir.Model) -> int:
-    """Remove what the tracer noted beside the graph (its files' paths among it), so that equal exports give equal bytes."""
+    """Remove what the tracer noted beside the graph, its files' paths too, so that equal exports give equal bytes."""
     graph = model.graph
     noted = sum(bool(item.metadata_props or item.doc_string) for item in (model, graph, *graph))
     common.ClearMetadataAndDocStringPass()(model)
@@ -38,5 +39,6 @@ def clear_notes(model: ir.Model) -> int:
     for value in [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]:
         value.metadata_props.clear()
     graph.name = "poolgraph"
+    model.doc_string = graph.doc_string = None
     model.producer_name, model.producer_version = "poolgraph", None
     return noted

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from poolgraph.graphs.cleanup import remove_dead_nodes
 
+from poolgraph.graphs.cleanup import remove_dead_nodes
 from poolgraph.tasks import GraphFamily
 
 FAMILY_OUTPUTS: dict[GraphFamily, tuple[str, str]] = {

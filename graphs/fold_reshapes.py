@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+
 from poolgraph.graphs.pattern import add_constant, dimensions, is_initializer, producer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+
 from poolgraph.graphs.pattern import is_initializer, producer
 
 TRANSPOSED = ".transposed"
@@ -17,10 +18,8 @@ def fold_transposes(model: ir.Model) -> int:
     """
     rewrites = 0
     for node in list(model.graph):
-        if node.op_type != "Transpose" or not node.outputs[0].uses() or node.outputs[0].is_graph_output():
-            continue
-        first = producer(node.inputs[0], "Transpose")
-        if first is None or first.inputs[0] is None:
+        first = producer(node.inputs[0], "Transpose") if _is_transpose(node) and node.outputs[0].uses() else None
+        if first is None or first.inputs[0] is None or not _is_transpose(first, may_be_output=True):
             continue
         inner, outer = _permutation(first), _permutation(node)
         if [inner[axis] for axis in outer] == sorted(inner):
@@ -38,10 +37,11 @@ def store_transposed_weights(model: ir.Model) -> int:
     graph = model.graph
     rewrites = 0
     for node in list(graph):
-        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        weight = node.inputs[0] if _is_transpose(node) else None
         if weight is None or not is_initializer(weight) or len(_permutation(node)) > 2:
             continue
-        stored = weight if _permutation(node) == [0] else _transposed(graph, weight)
+        keeps_order = _permutation(node) == sorted(_permutation(node))
+        stored = weight if keeps_order else _transposed(graph, weight)
         ir.convenience.replace_all_uses_with(node.outputs[0], stored)
         graph.remove(node, safe=True)
         rewrites += 1
@@ -61,6 +61,12 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=lazy)
     graph.register_initializer(value)
     return value
+
+
+def _is_transpose(node: ir.Node, *, may_be_output: bool = False) -> bool:
+    """Whether ``node`` is a transpose that spells its permutation and may be taken out."""
+    is_one = (node.domain, node.op_type) == ("", "Transpose") and "perm" in node.attributes
+    return is_one and (may_be_output or not node.outputs[0].is_graph_output())
 
 
 def _permutation(node: ir.Node) -> list[int]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
-from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
-from poolgraph.graphs.pattern import add_constant, dimensions, is_initializer, producer, replace_node, used_once
 
 from poolgraph.errors import ExportError
+from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
+from poolgraph.graphs.pattern import add_constant, dimensions, is_initializer, producer, replace_node, used_once
 
 CONTRIB_DOMAIN = "com.microsoft"
 
@@ -34,11 +34,12 @@ def lower_attention_to_standard(model: ir.Model) -> int:
     """Lower attention to standard operators.
 
     Given:   %y = poolgraph::Attention(%q, %k, %v, %mask, %bias)
-    Result:  %s = MatMul(heads(%q) * scale, heads(%k) transposed) + %bias + (mask ? 0 : lowest);  %y = merge(MatMul(Softmax(%s), heads(%v)))
+    Result:  %s = MatMul(heads(%q) * scale, heads(%k) transposed) + %bias + (mask ? 0 : lowest);
+             %y = merge(MatMul(Softmax(%s), heads(%v)))
     """
     nodes = _semantic_nodes(model)
-    for attention in nodes:
-        _lower_standard(model.graph, attention)
+    for node in nodes:
+        _lower_standard(model.graph, _read(node))
     return len(nodes)
 
 
@@ -48,11 +49,12 @@ def lower_attention_to_cpu(model: ir.Model) -> int:
     Given:   %q, %k, %v = Split(Add(MatMul(%x, %W), %b));  %y = poolgraph::Attention(%q, %k, %v)
     Result:  %y = com.microsoft::Attention(%x, %W, %b)
 
-    Without such a projection the result is com.microsoft::MultiHeadAttention(%q, %k, %v); with a bias, standard operators, because the
-    kernel with a bias is the slower of the two.
+    Without such a projection the result is com.microsoft::MultiHeadAttention(%q, %k, %v); with a bias, standard
+    operators, because the kernel with a bias is the slower of the two.
     """
     nodes = _semantic_nodes(model)
-    for attention in nodes:
+    for node in nodes:
+        attention = _read(node)  # only now: its inputs may come from the attention just lowered
         if attention.mask is not None:
             raise ExportError("the cpu target runs uniform batches, but this graph's attention has a mask")
         if attention.bias is not None:
@@ -62,8 +64,8 @@ def lower_attention_to_cpu(model: ir.Model) -> int:
     return len(nodes)
 
 
-def _semantic_nodes(model: ir.Model) -> list[_Attention]:
-    return [_read(node) for node in list(model.graph) if (node.domain, node.op_type) == (SEMANTIC_DOMAIN, "Attention")]
+def _semantic_nodes(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if (node.domain, node.op_type) == (SEMANTIC_DOMAIN, "Attention")]
 
 
 def _read(node: ir.Node) -> _Attention:
@@ -114,7 +116,7 @@ def _lower_standard(graph: ir.Graph, attention: _Attention) -> None:
 
 
 def _additive_mask(graph: ir.Graph, tape: Tape, mask: ir.Value) -> ir.Value:
-    """Return 0 for tokens and the lowest float for padding, (batch_size, 1, 1, sequence_length); equal ones are merged later."""
+    """Return 0 for tokens and the lowest float for padding, (batch_size, 1, 1, sequence_length)."""
     zero = add_constant(graph, "mask_keep", np.array(0, dtype=np.float32))
     lowest = add_constant(graph, "mask_drop", np.array(np.finfo(np.float32).min, dtype=np.float32))
     axes = add_constant(graph, "mask_axes", np.array([1, 2], dtype=np.int64))

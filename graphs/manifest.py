@@ -15,6 +15,9 @@ OLDEST_READABLE: Final = 1
 
 MANIFEST_FILE: Final = "poolgraph.json"
 
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are no JSON, or JSON of another shape."""
+
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A frozen part of the manifest; unknown keys are refused."""
@@ -48,8 +51,8 @@ class Rewrites(_Record, frozen=True, kw_only=True):
 class Variant(_Record, frozen=True, kw_only=True):
     """The model lowered for one target in one precision.
 
-    ``layout`` says what a batch looks like: ``padded`` (batch_size, sequence_length) with an attention mask, ``uniform``
-    the same without any padding or mask, ``packed`` (num_tokens,) with cumulative lengths.
+    ``layout`` says what a batch looks like: ``padded`` (batch_size, sequence_length) with an attention mask,
+    ``uniform`` the same without any padding or mask, ``packed`` (num_tokens,) with cumulative lengths.
     """
 
     name: str
@@ -179,7 +182,7 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format_version")
         number = msgspec.json.decode(version, type=int) if version is not None else None
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ManifestError(f"{MANIFEST_FILE} is not a manifest: {error}") from error
     if number is None or not OLDEST_READABLE <= number <= FORMAT_VERSION:
         raise ManifestError(
@@ -188,7 +191,7 @@ def parse_manifest(data: bytes) -> Manifest:
         )
     try:
         return msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ManifestError(f"{MANIFEST_FILE} is not valid: {error}") from error
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+
 from poolgraph.graphs.pattern import add_constant, dimensions, is_initializer, producer, used_once
 
 SEMANTIC_DOMAIN = "poolgraph"
@@ -97,6 +98,8 @@ def _concatenated(graph: ir.Graph, values: Sequence[ir.Value], axis: int) -> ir.
 
 
 def _merged_name(names: Sequence[str]) -> str:
-    """Return the name that three have in common, ``query_key_value`` where they differ."""
-    parts = zip(*(name.split(".") for name in names), strict=True)
-    return ".".join(part[0] if len(set(part)) == 1 else "query_key_value" for part in parts)
+    """Return the name that three have in common, ``query_key_value`` where they differ; all three where nothing is."""
+    parts = [name.split(".") for name in names]
+    if len({len(part) for part in parts}) > 1 or len(parts[0]) == 1:
+        return "+".join(names)
+    return ".".join(same[0] if len(set(same)) == 1 else "query_key_value" for same in zip(*parts, strict=True))

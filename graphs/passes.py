@@ -1,4 +1,4 @@
-"""What a pass is: a function that edits a model in place and returns how many rewrites it made; and how passes are run."""
+"""What a pass is: a function that edits a model in place and returns its number of rewrites; and how passes run."""
 
 from __future__ import annotations
 

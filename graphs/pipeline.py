@@ -74,7 +74,7 @@ CPU_FP32 = Target(
     file_stem="model_cpu_fp32",
     providers=("CPUExecutionProvider",),
     finished_outputs=False,
-    # The graph is in its final form: what ONNX Runtime would still fuse (SkipLayerNormalization above all) is slower here.
+    # The graph is in its final form: what ONNX Runtime would still fuse (SkipLayerNormalization) is slower here.
     session_options=MappingProxyType({"graph_optimization_level": "basic"}),
 )
 

@@ -1,4 +1,4 @@
-"""Probes beside the graphs: texts and the reference's answers, so that any machine can check the artifact without the checkpoint."""
+"""Probes beside the graphs: texts and the reference's answers, to check the artifact on any machine without torch."""
 
 from __future__ import annotations
 

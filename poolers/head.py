@@ -32,10 +32,10 @@ class Dense(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        result = self.activation(self.linear(rows))
-        if not self.use_residual:
-            return result
-        return result + (self.residual(rows) if hasattr(self, "residual") else rows)
+        result: Tensor = self.activation(self.linear(rows))
+        if self.use_residual:
+            result = result + (self.residual(rows) if hasattr(self, "residual") else rows)
+        return result
 
 
 class LayerNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""How token rows are laid out in a batch. Poolers are written against these methods, so each exists once for every layout."""
+"""How token rows are laid out in a batch: poolers are written against these methods, so each exists once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 class Layout(Protocol):
     """What a pooler may ask of a batch; ``rows`` are token vectors as the backbone returns them.
 
-    A text's *kept* tokens are its tokens without the padding and, where the pooler leaves the prompt out, without the prompt's.
+    A text's *kept* tokens are its tokens without the padding and, where the pooler leaves the prompt out, without the
+    prompt's.
     """
 
     def position_ids(self, input_ids: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
-from poolgraph.poolers.layout import Layout
 from torch import Tensor, nn
+
+from poolgraph.poolers.layout import Layout
 
 PoolingMethod = Callable[[Layout, Tensor], Tensor]
 

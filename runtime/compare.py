@@ -10,6 +10,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+UNBOUNDED: Final = float(np.finfo(np.float32).max)
+"""No bound, as a number that JSON can hold."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:

@@ -1,4 +1,4 @@
-"""Tiny seeded checkpoints of real configuration classes, saved as their publishers save them, with tokenizers trained on the spot."""
+"""Tiny seeded checkpoints of real configuration classes, saved as publishers do, with tokenizers trained here."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ TINY_MODELS: Mapping[str, TinyModel] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadSpec:
-    """Sentence-transformers' files beside the backbone; ``modules`` are (class name, configuration, tensors by name)."""
+    """Sentence-transformers' files beside the backbone; ``modules`` are (class name, configuration, tensors)."""
 
     pooling: Mapping[str, Any] = field(default_factory=lambda: {"pooling_mode_mean_tokens": True})
     modules: Sequence[tuple[str, Mapping[str, Any], Mapping[str, torch.Tensor]]] = (("Normalize", {}, {}),)
