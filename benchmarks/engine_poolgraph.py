@@ -10,6 +10,7 @@ from machine import num_cores
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
     from poolgraph.runtime.model import PoolingModel
 
 label = "poolgraph"

@@ -104,6 +104,8 @@ def _walk_words(tokenizer: Tokenizer, passages: Sequence[str]) -> Iterator[tuple
     """
     words = [word for passage in passages for word in _WORD.findall(passage)]
     counts = [len(encoding.ids) for encoding in tokenizer.encode_batch(words, add_special_tokens=False)]
+    if 1 not in counts:
+        raise ValueError(f"none of the corpus' {len(words)} words is a single token, so exact counts cannot be reached")
     return cycle(zip(words, counts, strict=True))
 
 

@@ -11,8 +11,8 @@ import torch
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import WeightFolder
 
-BACKBONE_PREFIX = "module.backbone."
-HEAD_PREFIX = "module.head.chain."
+BACKBONE_PREFIX = "backbone."
+HEAD_PREFIX = "head.chain."
 
 OLD_SUFFIXES = ((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta"))
 """Names that TensorFlow-era checkpoints use for the same tensors."""
@@ -48,7 +48,7 @@ def bind_weights(model: ir.Model, backbone: WeightFolder, base_prefix: str, head
             continue
         found = _find(name, backbone, base_prefix, head)
         if found is None:
-            missing.append(name.removeprefix("module."))
+            missing.append(name)
         else:
             value.const_value = _lazy_tensor(name, value, *found)
             bound += 1

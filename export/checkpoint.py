@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from poolgraph.errors import ExportError, InputError
 from poolgraph.graphs.artifact import hash_file
 
@@ -19,6 +21,12 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 UNREAD_FOLDERS = ("onnx", "openvino", ".git", ".cache")
 """Folders of a checkpoint repository that hold other builds of the model, or nothing of it."""
+
+
+class _ShardIndex(msgspec.Struct, frozen=True):
+    """What is read of ``model.safetensors.index.json``."""
+
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +138,7 @@ def _weight_files(folder: Path) -> list[Path]:
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index = folder / f"{stem}{suffix}.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = _read_shards(index)
             missing = [shard for shard in shards if not (folder / shard).is_file()]
             if missing:
                 raise ExportError(f"{index.name} names {missing}, which are not in the checkpoint")
@@ -138,6 +146,18 @@ def _weight_files(folder: Path) -> list[Path]:
         if (folder / f"{stem}{suffix}").is_file():
             return [folder / f"{stem}{suffix}"]
     raise ExportError(f"no weights in {folder.name}: looked for model.safetensors, pytorch_model.bin and their shards")
+
+
+def _read_shards(index: Path) -> list[str]:
+    try:
+        content = msgspec.json.decode(index.read_bytes(), type=_ShardIndex)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ExportError(f"{index.name} is not an index of shards: {error}") from error
+    shards = sorted(set(content.weight_map.values()))
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise ExportError(f"{index.name} names {outside}, which are no files beside it")
+    return shards
 
 
 def _open_tensor_file(path: Path) -> TensorFile:

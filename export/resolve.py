@@ -143,6 +143,8 @@ def resolve_limits(plan: ExportPlan, tokenizer: PreTrainedTokenizerBase) -> Limi
         candidates.append(int(positions) - (0 if plan.position_offset is None else plan.position_offset + 1))
     if not candidates:
         raise ExportError("neither the tokenizer nor the configuration says how long a text may be; set max_seq_length")
+    if min(candidates) < 1:
+        raise ExportError(f"the checkpoint limits texts to {min(candidates)} tokens, which leaves none")
     return Limits(max_model_len=min(candidates), vocab_size=plan.limits.vocab_size)
 
 

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
@@ -28,6 +30,31 @@ LIMIT_FILES = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 """Where sentence-transformers looks for max_seq_length and do_lower_case, in its order."""
+
+
+_Form = TypeVar("_Form")
+
+
+class _Module(msgspec.Struct, frozen=True):
+    """A row of modules.json."""
+
+    type: str
+    path: str
+
+
+class _Settings(msgspec.Struct, frozen=True):
+    """What is read of config_sentence_transformers.json."""
+
+    prompts: dict[str, str] | None = None
+    default_prompt_name: str | None = None
+    similarity_fn_name: str | None = None
+
+
+class _Limits(msgspec.Struct, frozen=True):
+    """What is read of sentence_bert_config.json."""
+
+    max_seq_length: int | None = None
+    do_lower_case: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,29 +99,30 @@ def parse_sentence_transformers(checkpoint: Checkpoint) -> SentenceTransformer |
     Raises:
         ExportError: a module that cannot be compiled, named with those that can.
     """
-    modules = checkpoint.read_json("modules.json")
+    modules = _read(checkpoint, "modules.json", list[_Module])
     if modules is None:
         return None
     kinds = [_module_kind(module) for module in modules]
     _check_order(kinds)
-    pooling_path = modules[kinds.index("Pooling")]["path"] if "Pooling" in kinds else None
-    pooling = checkpoint.read_json(f"{pooling_path}/config.json") if pooling_path else {}
-    limits = _read_limits(checkpoint, modules[0]["path"])
-    settings = checkpoint.read_json("config_sentence_transformers.json") or {}
+    pooling_path = modules[kinds.index("Pooling")].path if "Pooling" in kinds else None
+    pooling = (_read(checkpoint, f"{pooling_path}/config.json", dict[str, Any]) or {}) if pooling_path else {}
+    limits = _read_limits(checkpoint, modules[0].path)
+    settings = _read(checkpoint, "config_sentence_transformers.json", _Settings) or _Settings()
+    _check_default_prompt(settings)
     return SentenceTransformer(
-        transformer_path=modules[0]["path"],
-        pooling=parse_pooling(pooling or {}) if pooling_path else (),
-        include_prompt=bool((pooling or {}).get("include_prompt", True)),
+        transformer_path=modules[0].path,
+        pooling=parse_pooling(pooling) if pooling_path else (),
+        include_prompt=bool(pooling.get("include_prompt", True)),
         head=tuple(
             _head_module(checkpoint, m, k)
             for m, k in zip(modules, kinds, strict=True)
             if k not in ("Transformer", "Pooling")
         ),
-        max_seq_length=limits.get("max_seq_length"),
-        do_lower_case=bool(limits.get("do_lower_case", False)),
-        prompts=settings.get("prompts") or {},
-        default_prompt_name=settings.get("default_prompt_name"),
-        similarity_fn_name=settings.get("similarity_fn_name") or "cosine",
+        max_seq_length=limits.max_seq_length,
+        do_lower_case=bool(limits.do_lower_case),
+        prompts=settings.prompts or {},
+        default_prompt_name=settings.default_prompt_name,
+        similarity_fn_name=settings.similarity_fn_name or "cosine",
     )
 
 
@@ -103,7 +131,7 @@ def parse_pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
     mode = config.get("pooling_mode")
     if mode is None:
         mode = tuple(name for flag, name in POOLING_FLAGS.items() if config.get(flag)) or "mean"
-    modes = (mode,) if isinstance(mode, str) else tuple(mode)
+    modes = tuple(mode) if isinstance(mode, list | tuple) else (mode,)
     unknown = [name for name in modes if name not in POOLING_FLAGS.values()]
     if unknown:
         raise ExportError(
@@ -112,15 +140,35 @@ def parse_pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
     return modes
 
 
-def _module_kind(module: Mapping[str, Any]) -> str:
-    dotted = str(module.get("type", ""))
+def _read(checkpoint: Checkpoint, name: str, form: type[_Form]) -> _Form | None:
+    """Read a JSON file of the checkpoint in the form that sentence-transformers writes; None where there is none."""
+    content = checkpoint.read_json(name)
+    if content is None:
+        return None
+    try:
+        return msgspec.convert(content, form)
+    except msgspec.ValidationError as error:
+        raise ExportError(f"{name} of checkpoint {checkpoint.model!r} is not what it should be: {error}") from error
+
+
+def _check_default_prompt(settings: _Settings) -> None:
+    name = settings.default_prompt_name
+    if name is not None and name not in (settings.prompts or {}):
+        raise ExportError(
+            f"config_sentence_transformers.json names the default prompt {name!r}, but has only the prompts "
+            f"{sorted(settings.prompts or {})}"
+        )
+
+
+def _module_kind(module: _Module) -> str:
+    dotted = module.type
     kind = dotted.rpartition(".")[2]
     if kind not in COMPILED_MODULES or not re.match(r"(sentence_transformers|pylate)\.", dotted):
         raise ExportError(
-            f"modules.json has a module of type {dotted!r} at {module.get('path')!r}, which cannot be compiled "
+            f"modules.json has a module of type {dotted!r} at {module.path!r}, which cannot be compiled "
             f"into the graph; those that can are {list(COMPILED_MODULES)}"
         )
-    _check_path(str(module.get("path", "")))
+    _check_path(module.path)
     return kind
 
 
@@ -138,10 +186,10 @@ def _check_order(kinds: list[str]) -> None:
         )
 
 
-def _head_module(checkpoint: Checkpoint, module: Mapping[str, Any], kind: str) -> HeadModule:
-    config = checkpoint.read_json(f"{module['path']}/config.json") or {}
-    _check_features(config, kind, module["path"])
-    return HeadModule(kind=kind, path=module["path"], config=config)
+def _head_module(checkpoint: Checkpoint, module: _Module, kind: str) -> HeadModule:
+    config = _read(checkpoint, f"{module.path}/config.json", dict[str, Any]) or {}
+    _check_features(config, kind, module.path)
+    return HeadModule(kind=kind, path=module.path, config=config)
 
 
 def _check_features(config: Mapping[str, Any], kind: str, path: str) -> None:
@@ -153,9 +201,9 @@ def _check_features(config: Mapping[str, Any], kind: str, path: str) -> None:
         )
 
 
-def _read_limits(checkpoint: Checkpoint, path: str) -> Mapping[str, Any]:
+def _read_limits(checkpoint: Checkpoint, path: str) -> _Limits:
     for name in LIMIT_FILES:
-        found: Mapping[str, Any] | None = checkpoint.read_json(f"{path}/{name}" if path else name)
+        found = _read(checkpoint, f"{path}/{name}" if path else name, _Limits)
         if found is not None:
             return found
-    return {}
+    return _Limits()

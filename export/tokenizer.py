@@ -31,6 +31,9 @@ def load_tokenizer(plan: ExportPlan, *, trust_remote_code: bool) -> PreTrainedTo
         raise ExportError(
             f"{type(tokenizer).__name__} has no form in the tokenizers library, so it cannot run without Python code"
         )
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # transformers builds an empty tokenizer where there are no files; every word would be unknown to both sides.
+        raise ExportError("the checkpoint has no tokenizer: nothing but special tokens is in its vocabulary")
     if plan.sentence_transformer.do_lower_case:
         _add_lowercase(tokenizer.backend_tokenizer)
     return tokenizer

@@ -24,6 +24,9 @@ from poolgraph.tasks import GraphFamily
 OPSET_VERSION = 20
 """Has Gelu and LayerNormalization; at most 21, so that the portable graph loads in other runtimes."""
 
+ENTRY_PREFIX = "module."
+"""What the entry modules put before the names of the pooling module's parameters."""
+
 BATCH_AXIS, SEQUENCE_AXIS = "batch_size", "sequence_length"
 
 
@@ -185,7 +188,7 @@ def _example_inputs(layout: str, inputs: TraceInputs, max_length: int) -> tuple[
 
 
 def _name_interface(model: ir.Model, input_names: tuple[str, ...], output_names: tuple[str, ...]) -> None:
-    """Give the graph's inputs, outputs and dynamic axes the names that the runtime looks for."""
+    """Name inputs, outputs and dynamic axes for the runtime, and initializers by the pooling module's parameters."""
     graph = model.graph
     axis_names: dict[str | None, str] = {}
     for value, name in zip(graph.inputs, input_names, strict=True):
@@ -195,6 +198,10 @@ def _name_interface(model: ir.Model, input_names: tuple[str, ...], output_names:
             axis_names[str(dimension)] = axis
     for value, name in zip(graph.outputs, output_names, strict=True):
         value.name = name
+    for value in list(graph.initializers.values()):
+        graph.initializers.pop(str(value.name))
+        value.name = str(value.name).removeprefix(ENTRY_PREFIX)
+        graph.register_initializer(value)
     for node in graph:
         for value in node.outputs:
             _rename_axes(value, axis_names)

@@ -59,7 +59,7 @@ def _check_file(directory: Path, name: str, record: FileRecord, *, with_hash: bo
     cure = "export the checkpoint again or copy the artifact again"
     if not file.is_file():
         raise ArtifactError(f"{name} is missing from the artifact {directory}; {cure}")
-    if file.is_symlink() and not file.resolve().is_relative_to(directory.resolve()):
+    if not file.resolve().is_relative_to(directory.resolve()):
         raise ArtifactError(f"{name} is a link that leaves the artifact {directory}; {cure}")
     size = file.stat().st_size
     if size != record.size:

@@ -14,8 +14,9 @@ def fold_constants(model: ir.Model) -> int:
     computed with.
     """
     before = len(model.graph)
-    optimizer.optimize(model, onnx_shape_inference=False)
+    optimizer.fold_constants(model, onnx_shape_inference=False)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
     return before - len(model.graph)
 
 

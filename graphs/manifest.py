@@ -196,5 +196,11 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Encode a manifest as indented JSON with a final newline."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
+    """Encode a manifest as indented JSON with a final newline.
+
+    Raises:
+        ManifestError: what was encoded could not be read again, as a number that JSON has no form for.
+    """
+    data = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
+    parse_manifest(data)
+    return data

@@ -65,7 +65,7 @@ def load_probes(directory: Path) -> StoredProbes:
     """
     try:
         texts = msgspec.json.decode((directory / PROBES_FILE).read_bytes(), type=_ProbeTexts)
-        with np.load(directory / ANSWERS_FILE, allow_pickle=False) as arrays:
+        with (directory / ANSWERS_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             token = {int(name[6:]): arrays[name] for name in arrays.files if name.startswith("token_")}
             sequence = arrays["sequence"]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError) as error:

@@ -26,7 +26,7 @@ class Threshold:
 
     min_cosine: float
     mean_cosine: float = -1.0
-    max_difference: float = 1.0
+    max_difference: float = UNBOUNDED
 
 
 THRESHOLDS: Final[Mapping[str, Threshold]] = MappingProxyType(

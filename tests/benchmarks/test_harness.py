@@ -41,7 +41,7 @@ def tokenizer():
 def _passages(count: int) -> list[str]:
     """Return passages of seeded random words, from a few to several hundred."""
     random = Random(0)
-    words = ["".join(random.choices("abcdefgh", k=random.randint(2, 6))) for _ in range(500)]
+    words = ["".join(random.choices("abcdefgh", k=random.randint(2, 6))) for _ in range(500)] + ["the", "of"] * 20
     return [" ".join(random.choices(words, k=3 + index % 9 * 30)) for index in range(count)]
 
 
@@ -63,6 +63,13 @@ def test_uniform_workload_beyond_the_limit_is_refused(tokenizer):
     short.enable_truncation(256)
     with pytest.raises(ValueError, match=r"1x512 has texts of \[256\] tokens, wanted 512"):
         build_workloads(short, _passages(400), 60)
+
+
+def test_corpus_without_a_single_token_word_is_refused(tokenizer):
+    from workloads import build_workloads
+
+    with pytest.raises(ValueError, match="none of the corpus' 400 words is a single token"):
+        build_workloads(tokenizer, ["zebra"] * 400, 60)
 
 
 def test_mixed_workload_counts_truncated_tokens_and_leaves_calibration_out(tokenizer):

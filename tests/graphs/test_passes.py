@@ -1,88 +1,18 @@
-"""Passes on little graphs: the numbers stay, the nodes change as said, the second run finds nothing, what must be declined is."""
+"""Passes on little graphs: the numbers stay, the nodes change as said, the second run finds nothing."""
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from little_graphs import MASK, X, assert_close, attention_model, build, ops, random, run, run_semantic
 
-from poolgraph.errors import ExportError
 from poolgraph.graphs.cleanup import clear_notes, fold_constants, remove_dead_nodes
 from poolgraph.graphs.families import select_family
 from poolgraph.graphs.fold_reshapes import fold_reshapes
 from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
-from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
-from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import PassReport, run_passes
 from poolgraph.graphs.pipeline import CPU_FP32, PORTABLE, SEMANTIC_PASSES
-
-HEADER = '<ir_version: 10, opset_import: ["": 20, "poolgraph": 1]>\n'
-SIZE, HEADS = 8, 2
-LOWEST = np.finfo(np.float32).min
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def build(text: str, **weights: np.ndarray) -> ir.Model:
-    """A model of ONNX's text format; a name that no node makes is one of ``weights``, its dots written ``__``."""
-    model = ir.from_onnx_text(
-        HEADER + text, initializers=[ir.tensor(array, name=name) for name, array in weights.items()]
-    )
-    for name, array in weights.items():
-        value = model.graph.initializers[name]
-        value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        value.name = name.replace("__", ".")
-    return model
-
-
-def ops(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
-class Attention(OpRun):
-    """The semantic op in numpy; the evaluator adds the attributes of the standard operator of the same name."""
-
-    op_domain = "poolgraph"
-
-    def _run(self, query, key, value, mask=None, bias=None, num_heads=None, scale=None, **_others):
-        def heads(rows):
-            return rows.reshape(*rows.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
-
-        scores = heads(query) @ heads(key).transpose(0, 1, 3, 2) * scale
-        if bias is not None:
-            scores = scores + bias
-        if mask is not None:
-            scores = np.where(mask[:, None, None, :], scores, LOWEST)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        rows = (weights @ heads(value)).transpose(0, 2, 1, 3)
-        return (rows.reshape(query.shape).astype(np.float32),)
-
-
-def run_semantic(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
-    return ReferenceEvaluator(ir.to_proto(model), new_ops=[Attention]).run(None, feeds)
-
-
-def run(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    data = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run(None, feeds)
-
-
-def assert_close(expected: list[np.ndarray], found: list[np.ndarray]) -> None:
-    for left, right in zip(expected, found, strict=True):
-        assert left.shape == right.shape
-        np.testing.assert_allclose(right, left, rtol=1e-5, atol=1e-6)
-
 
 # --- fold_reshapes
 
@@ -144,9 +74,9 @@ def test_fold_reshapes_copies_equal_axes_and_infers_one_other() -> None:
 )
 def test_fold_reshapes_declines_what_it_cannot_know(text: str) -> None:
     model = build(text)
-    before = ops(model), [node.inputs[1].name for node in model.graph][0]
+    before = ops(model), next(node.inputs[1].name for node in model.graph)
     assert fold_reshapes(model) == 0
-    assert (ops(model), [node.inputs[1].name for node in model.graph][0]) == before
+    assert (ops(model), next(node.inputs[1].name for node in model.graph)) == before
 
 
 def test_fold_reshapes_keeps_a_round_trip_that_is_an_output() -> None:
@@ -164,7 +94,8 @@ def test_fold_reshapes_keeps_a_round_trip_that_is_an_output() -> None:
 def test_fold_reshapes_keeps_a_pair_that_ends_in_another_shape() -> None:
     model = build(
         """g (float[batch_size,6] x) => (float[batch_size,3,2] w)
-        <float[batch_size,2,3] y, float[batch_size,3,2] z> { y = Reshape(x, there)  z = Reshape(y, other)  w = Neg(z) }""",
+        <float[batch_size,2,3] y, float[batch_size,3,2] z>
+        { y = Reshape(x, there)  z = Reshape(y, other)  w = Neg(z) }""",
         there=np.array([0, 2, 3], np.int64),
         other=np.array([0, 3, 2], np.int64),
     )
@@ -192,7 +123,8 @@ def test_fold_transposes_drops_pairs_that_undo_each_other() -> None:
 def test_fold_transposes_declines_other_pairs_and_outputs() -> None:
     model = build(
         """g (float[a,b,c] x) => (float[c,a,b] w, float[a,b,c] out)
-        { y = Transpose<perm=[1,2,0]>(x)  z = Transpose<perm=[1,2,0]>(y)  w = Neg(z)  out = Transpose<perm=[2,0,1]>(y) }"""
+        { y = Transpose<perm=[1,2,0]>(x)  z = Transpose<perm=[1,2,0]>(y)
+          w = Neg(z)  out = Transpose<perm=[2,0,1]>(y) }"""
     )
     assert fold_transposes(model) == 0
     assert ops(model) == ["Transpose", "Transpose", "Neg", "Transpose"]
@@ -211,7 +143,8 @@ def test_fold_transposes_reads_a_transpose_without_perm_as_a_reversal() -> None:
 def test_store_transposed_weights_stores_each_once() -> None:
     model = build(
         """g (float[n,4] x) => (float[n,6] y, float[n,6] z)
-        { t = Transpose<perm=[1,0]>(w)  u = Transpose<perm=[1,0]>(w)  p = MatMul(x, t)  y = Neg(p)  z = MatMul(x, u) }""",
+        { t = Transpose<perm=[1,0]>(w)  u = Transpose<perm=[1,0]>(w)
+          p = MatMul(x, t)  y = Neg(p)  z = MatMul(x, u) }""",
         w=random(6, 4),
     )
     x = random(3, 4, seed=1)
@@ -250,229 +183,6 @@ def test_store_transposed_weights_keeps_a_graph_output() -> None:
     store_transposed_weights(model)
     assert [value.name for value in model.graph.outputs] == ["t"]
     assert_close(expected, run(model, x=random(1, 4)))
-
-
-# --- merge_projections and the lowering of attention
-
-
-ATTENTION = """g (float[batch_size,sequence_length,8] xINPUTS) => (float[batch_size,sequence_length,8] y)
-<float[batch_size,sequence_length,8] q, float[batch_size,sequence_length,8] k, float[batch_size,sequence_length,8] v,
- float[batch_size,sequence_length,8] rows, float[batch_size,sequence_length,8] z>
-{
-  xq = MatMul(x, layer__query__weight)  q = Add(xq, layer__query__bias)
-  xk = MatMul(x, layer__key__weight)    k = Add(xk, layer__key__bias)
-  xv = MatMul(x, layer__value__weight)  v = Add(xv, layer__value__bias)
-  rows = poolgraph.Attention<num_heads=2, scale=0.7>(q, k, vMORE)
-  y = Neg(rows)
-}"""
-
-
-def attention_model(*, inputs: str = "", more: str = "", replace: tuple[str, str] = ("", "")) -> ir.Model:
-    weights: dict[str, np.ndarray] = {}
-    for seed, name in enumerate(("query", "key", "value"), start=10):
-        weights[f"layer__{name}__weight"] = random(SIZE, SIZE, seed=seed)
-        weights[f"layer__{name}__bias"] = random(SIZE, seed=seed + 10)
-    text = ATTENTION.replace("INPUTS", inputs).replace("MORE", more).replace(*replace)
-    return build(text, **{name: array for name, array in weights.items() if name in text})
-
-
-X = random(3, 5, SIZE)
-MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=bool)
-BIAS = random(1, HEADS, 5, 5, seed=30)
-
-
-def test_merge_projections_makes_one_product() -> None:
-    model = attention_model()
-    expected = run_semantic(model, x=X)
-    assert merge_projections(model) == 1
-    remove_dead_nodes(model)
-    assert ops(model) == ["MatMul", "Add", "Split", "Attention", "Neg"]
-    assert "layer.query_key_value.weight" in model.graph.initializers
-    assert tuple(model.graph.initializers["layer.query_key_value.weight"].shape) == (SIZE, 3 * SIZE)
-    assert sorted(model.graph.initializers) == [
-        "layer.query_key_value.bias",
-        "layer.query_key_value.weight",
-        "split_8_8_8",
-    ]
-    assert_close(expected, run_semantic(model, x=X))
-    assert merge_projections(model) == 0
-
-
-def test_merge_projections_without_biases() -> None:
-    text = ATTENTION.replace("INPUTS", "").replace("MORE", "")
-    for name in ("q", "k", "v"):
-        full = {"q": "query", "k": "key", "v": "value"}[name]
-        text = text.replace(f"x{name} = MatMul(x, layer__{full}__weight)", f"{name} = MatMul(x, layer__{full}__weight)")
-        text = text.replace(f"{name} = Add(x{name}, layer__{full}__bias)", "")
-    weights = {f"layer__{n}__weight": random(SIZE, SIZE, seed=i) for i, n in enumerate(("query", "key", "value"))}
-    model = build(text, **weights)
-    expected = run_semantic(model, x=X)
-    assert merge_projections(model) == 1
-    remove_dead_nodes(model)
-    assert ops(model) == ["MatMul", "Split", "Attention", "Neg"]
-    assert_close(expected, run_semantic(model, x=X))
-    lower_attention_to_cpu(model)  # the Attention kernel wants a bias: the split feeds MultiHeadAttention
-    assert ops(model) == ["MatMul", "Split", "MultiHeadAttention", "Neg"]
-    assert_close(expected, run(model, x=X))
-
-
-@pytest.mark.parametrize(
-    "replace",
-    [
-        ("y = Neg(rows)", "y = Add(rows, q)"),  # a projection that another node reads
-        ("(q, k, v)", "(q, k, k)"),  # one value twice
-        ("k = Add(xk, layer__key__bias)", "k = Identity(xk)"),  # not a product and a bias
-        ("xk = MatMul(x, layer__key__weight)    k = Add(xk, layer__key__bias)", "k = MatMul(x, layer__key__weight)"),
-        ("xv = MatMul(x, layer__value__weight)", "z = Relu(x) xv = MatMul(z, layer__value__weight)"),  # another source
-    ],
-    ids=["used elsewhere", "one value twice", "no projection", "biases differ", "sources differ"],
-)
-def test_merge_projections_declines(replace: tuple[str, str]) -> None:
-    model = attention_model(replace=replace)
-    before, expected = ops(model), run_semantic(model, x=X)
-    assert merge_projections(model) == 0
-    assert ops(model) == before
-    assert_close(expected, run_semantic(model, x=X))
-
-
-def two_flat_layers() -> ir.Model:
-    lines, weights, rows = [], {}, "x"
-    for layer in (0, 1):
-        for index, name in enumerate("qkv"):
-            weights[f"w{name}{layer}"] = random(SIZE, SIZE, seed=10 * layer + index)
-            lines.append(f"{name}{layer} = MatMul({rows}, w{name}{layer})")
-        lines.append(f"rows{layer} = poolgraph.Attention<num_heads=2, scale=0.7>(q{layer}, k{layer}, v{layer})")
-        rows = f"rows{layer}"
-    shape = "float[batch_size,sequence_length,8]"
-    values = ", ".join(f"{shape} {name}{layer}" for layer in (0, 1) for name in ("q", "k", "v", "rows"))
-    text = f"g ({shape} x) => ({shape} y) <{values}> {{ {'  '.join(lines)}  y = Neg(rows1) }}"
-    return build(text, **weights)
-
-
-def test_merge_projections_keeps_layers_with_names_that_share_nothing_apart() -> None:
-    model = two_flat_layers()
-    expected = run_semantic(model, x=X)
-    merge_projections(model)
-    assert_close(expected, run_semantic(model, x=X))
-
-
-def test_merge_projections_survives_names_of_different_depth() -> None:
-    model = attention_model()
-    value = model.graph.initializers["layer.key.weight"]
-    value.name = "layer.self.key.weight"
-    expected = run_semantic(model, x=X)
-    merge_projections(model)
-    assert_close(expected, run_semantic(model, x=X))
-
-
-@pytest.mark.parametrize("merged", [True, False])
-@pytest.mark.parametrize("with_mask", [True, False])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_standard_attention(merged: bool, with_mask: bool, with_bias: bool) -> None:
-    inputs = ", bool[batch_size,sequence_length] mask" if with_mask else ""
-    inputs += ", float[1,2,sequence_length,sequence_length] bias" if with_bias else ""
-    more = {(0, 0): "", (1, 0): ", mask", (0, 1): ", , bias", (1, 1): ", mask, bias"}[with_mask, with_bias]
-    model = attention_model(inputs=inputs, more=more)
-    feeds = {"x": X, **({"mask": MASK} if with_mask else {}), **({"bias": BIAS} if with_bias else {})}
-    expected = run_semantic(model, **feeds)
-    assert not merged or merge_projections(model) == 1
-    assert lower_attention_to_standard(model) == 1
-    remove_dead_nodes(model)
-    assert {node.domain for node in model.graph} == {""}
-    assert set(model.graph.opset_imports) == {""}
-    found = Counter(ops(model))
-    assert found["Softmax"] == 1
-    assert found["MatMul"] == (3 if merged else 5)
-    assert found["Where"] == int(with_mask)
-    assert_close(expected, run(model, **feeds))
-    assert lower_attention_to_standard(model) == 0
-
-
-def test_standard_attention_shares_one_additive_mask() -> None:
-    model = attention_model(
-        inputs=", bool[batch_size,sequence_length] mask",
-        more=", mask",
-        replace=(
-            "y = Neg(rows)",
-            "z = Neg(rows)  other = poolgraph.Attention<num_heads=2, scale=0.7>(z, z, z, mask)  y = Neg(other)",
-        ),
-    )
-    expected = run_semantic(model, x=X, mask=MASK)
-    assert lower_attention_to_standard(model) == 2
-    remove_dead_nodes(model)
-    assert Counter(ops(model))["Where"] == 1
-    assert_close(expected, run(model, x=X, mask=MASK))
-
-
-@pytest.mark.parametrize("lower", [lower_attention_to_standard, lower_attention_to_cpu])
-def test_attention_that_feeds_another(lower) -> None:
-    chained = "z = poolgraph.Attention<num_heads=2, scale=0.3>(rows, rows, rows)  y = Neg(z)"
-    model = attention_model(replace=("y = Neg(rows)", chained))
-    expected = run_semantic(model, x=X)
-    assert lower(model) == 2
-    assert_close(expected, run(model, x=X))
-
-
-def test_standard_attention_gives_padding_no_weight() -> None:
-    model = attention_model(inputs=", bool[batch_size,sequence_length] mask", more=", mask")
-    lower_attention_to_standard(model)
-    disturbed = np.where(MASK[:, :, None], X, 50 * X)
-    before, after = (run(model, x=x, mask=MASK)[0][MASK] for x in (X, disturbed))
-    np.testing.assert_array_equal(before, after)
-
-
-def test_cpu_attention_over_a_merged_projection_is_one_kernel() -> None:
-    model = attention_model()
-    expected = run_semantic(model, x=X)
-    merge_projections(model)
-    assert lower_attention_to_cpu(model) == 1
-    remove_dead_nodes(model)
-    assert [(node.domain, node.op_type) for node in model.graph] == [("com.microsoft", "Attention"), ("", "Neg")]
-    assert set(model.graph.opset_imports) == {"", "com.microsoft"}
-    assert_close(expected, run(model, x=X))
-    assert lower_attention_to_cpu(model) == 0
-
-
-def test_cpu_attention_without_a_merged_projection_is_multi_head_attention() -> None:
-    model = attention_model()
-    expected = run_semantic(model, x=X)
-    assert lower_attention_to_cpu(model) == 1
-    remove_dead_nodes(model)
-    assert ops(model) == ["MatMul", "Add"] * 3 + ["MultiHeadAttention", "Neg"]
-    assert_close(expected, run(model, x=X))
-    assert lower_attention_to_cpu(model) == 0
-
-
-def test_cpu_attention_keeps_a_projection_that_is_read_elsewhere() -> None:
-    model = attention_model()
-    merge_projections(model)
-    split = next(node for node in model.graph if node.op_type == "Split")
-    neg = model.graph.node(-1)
-    extra = ir.node("Add", [neg.inputs[0], split.outputs[0]])
-    model.graph.insert_before(neg, extra)
-    neg.replace_input_with(0, extra.outputs[0])
-    expected = run_semantic(model, x=X)
-    lower_attention_to_cpu(model)
-    remove_dead_nodes(model)
-    assert "MultiHeadAttention" in ops(model)
-    assert_close(expected, run(model, x=X))
-
-
-def test_cpu_attention_with_a_bias_is_standard_operators() -> None:
-    model = attention_model(inputs=", float[1,2,sequence_length,sequence_length] bias", more=", , bias")
-    expected = run_semantic(model, x=X, bias=BIAS)
-    merge_projections(model)
-    assert lower_attention_to_cpu(model) == 1
-    remove_dead_nodes(model)
-    assert {node.domain for node in model.graph} == {""}
-    assert "Softmax" in ops(model)
-    assert_close(expected, run(model, x=X, bias=BIAS))
-
-
-def test_cpu_attention_refuses_a_mask() -> None:
-    model = attention_model(inputs=", bool[batch_size,sequence_length] mask", more=", mask")
-    with pytest.raises(ExportError, match="has a mask"):
-        lower_attention_to_cpu(model)
 
 
 # --- cleanup

@@ -1,0 +1,431 @@
+"""Exports of tiny checkpoints: every way of storing weights, the gate, and what an artifact holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import BERT_TOKENS, SIZES, VOCAB_SIZE, HeadSpec, bert_tokenizer, save_checkpoint, save_head
+
+from poolgraph import PoolingModel
+from poolgraph.errors import ArtifactError, ExportError, InputError, VerificationError
+from poolgraph.export import exporter
+from poolgraph.export.exporter import COPIED_FILES, ExportResult, export_model
+from poolgraph.export.probes import PROBE_SENTENCES
+from poolgraph.graphs.artifact import open_artifact
+from poolgraph.graphs.manifest import MANIFEST_FILE, Manifest
+
+TEXTS = [*PROBE_SENTENCES, "", "a", " ".join(["brown fox"] * 20)]
+
+STAGES = [
+    "read the checkpoint",
+    "trace (padded)",
+    "trace (uniform)",
+    "lower",
+    "write the graphs",
+    "answer the probes with the reference",
+    "verify",
+]
+
+GRAPHS = {
+    "onnx/model.onnx",
+    "onnx/model_tokens.onnx",
+    "onnx/model_cpu_fp32.onnx",
+    "onnx/model_cpu_fp32_tokens.onnx",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("plain") / "checkpoint", "BertModel")
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path) -> tuple[ExportResult, list[str]]:
+    stages: list[str] = []
+    return export_model(checkpoint, checkpoint.parent / "artifact", on_stage=stages.append), stages
+
+
+@pytest.fixture(scope="module")
+def artifact(exported: tuple[ExportResult, list[str]]) -> Path:
+    return exported[0].path
+
+
+@pytest.fixture(scope="module")
+def manifest(artifact: Path) -> Manifest:
+    return open_artifact(artifact, check_hashes="all")
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def load(file: Path) -> onnx.ModelProto:
+    return onnx.load(file, load_external_data=False)
+
+
+# --- the artifact
+
+
+def test_stages_are_announced_in_order_and_timed(exported: tuple[ExportResult, list[str]]) -> None:
+    result, stages = exported
+    assert stages == STAGES
+    assert list(result.seconds) == STAGES
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+    assert sum(result.seconds.values()) > 0
+
+
+def test_files(artifact: Path, manifest: Manifest) -> None:
+    found = set(contents(artifact))
+    assert found == {MANIFEST_FILE, *manifest.files}
+    assert found >= GRAPHS | {"README.md", "tokenizer.json", "probes.json", "probes.npz", "1_Pooling/config.json"}
+    assert {name for name in found if name.startswith("onnx/")} == {*GRAPHS, "onnx/weights_fp32.data"}
+
+
+def test_the_checkpoints_own_files_are_copied_as_they_are(artifact: Path, checkpoint: Path) -> None:
+    copied = [
+        name for name in (*COPIED_FILES, "tokenizer.json", "1_Pooling/config.json") if (checkpoint / name).is_file()
+    ]
+    assert len(copied) >= 6
+    for name in copied:
+        assert (artifact / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_manifest_and_report(manifest: Manifest, exported: tuple[ExportResult, list[str]]) -> None:
+    assert manifest.architecture == "BertModel"
+    assert manifest.tasks == ("embed", "token_embed")
+    assert manifest.source.model == "checkpoint"
+    assert (manifest.pooler.pooling, manifest.pooler.normalize) == (("mean",), True)
+    assert (manifest.pooler.embedding_size, manifest.pooler.token_embedding_size) == (32, 32)
+    assert (manifest.limits.max_model_len, manifest.limits.vocab_size) == (128, VOCAB_SIZE)
+    assert [(v.name, v.layout, v.verified) for v in manifest.variants] == [
+        ("portable_fp32", "padded", True),
+        ("cpu_fp32", "uniform", True),
+    ]
+    assert manifest.options == {}
+    report = exported[0].report
+    assert report == manifest.report
+    assert all(row.passed for row in report.rows)
+    checked = {(row.variant, row.family, row.check) for row in report.rows}
+    for family in ("sequence", "token"):
+        for check in ("alone", "padded right", "padded left"):
+            assert ("portable_fp32", family, check) in checked
+        for check in ("alone", "in batches", "same bits in batches"):
+            assert ("cpu_fp32", family, check) in checked
+    assert ("tokenizer", "ids", "equal ids") in checked
+    assert {"torch", "transformers", "onnxruntime"} <= set(report.versions)
+
+
+def test_every_pass_did_its_part(manifest: Manifest) -> None:
+    layers = SIZES["num_hidden_layers"]
+    for variant, lowering in (("portable_fp32", "lower_attention_to_standard"), ("cpu_fp32", "lower_attention_to_cpu")):
+        rewrites = {row.name: row.rewrites for row in manifest.variant(variant).passes if row.rewrites}
+        assert rewrites["merge_projections"] == layers
+        assert rewrites[lowering] == layers
+        assert rewrites["store_transposed_weights"] == 6 * layers
+
+
+def test_model_card(artifact: Path, manifest: Manifest) -> None:
+    card = (artifact / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# checkpoint\n")
+    for row in manifest.report.rows:
+        assert f"| {row.variant} | {row.family} | {row.check} |" in card
+    assert "{" not in card
+
+
+def test_no_path_of_this_machine_is_in_any_file(artifact: Path, checkpoint: Path) -> None:
+    import transformers
+
+    repository = Path(__file__).parents[2]
+    paths = [checkpoint.parent, repository, Path.home(), Path(transformers.__file__).parents[2], Path("/tmp")]
+    for name, content in contents(artifact).items():
+        for path in paths:
+            assert str(path).encode() not in content, (name, path)
+
+
+def test_portable_graph_is_standard(artifact: Path) -> None:
+    for name in ("onnx/model.onnx", "onnx/model_tokens.onnx"):
+        model = load(artifact / name)
+        assert {node.domain for node in model.graph.node} == {""}
+        assert [(entry.domain, entry.version <= 21) for entry in model.opset_import] == [("", True)]
+        assert not model.functions
+        onnx.checker.check_model(str(artifact / name), full_check=True)
+
+
+def test_interfaces(artifact: Path, manifest: Manifest) -> None:
+    expected = {
+        "onnx/model.onnx": (["input_ids", "attention_mask", "token_type_ids"], ["pooled", "sentence_embedding"]),
+        "onnx/model_tokens.onnx": (
+            ["input_ids", "attention_mask", "token_type_ids"],
+            ["raw_token_embeddings", "token_embeddings"],
+        ),
+        "onnx/model_cpu_fp32.onnx": (["input_ids", "token_type_ids"], ["pooled"]),
+        "onnx/model_cpu_fp32_tokens.onnx": (["input_ids", "token_type_ids"], ["raw_token_embeddings"]),
+    }
+    described = {graph.file: graph for variant in manifest.variants for graph in variant.graphs.values()}
+    for name, (inputs, outputs) in expected.items():
+        graph = load(artifact / name).graph
+        assert ([value.name for value in graph.input], [value.name for value in graph.output]) == (inputs, outputs)
+        axes = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.input]
+        assert axes == [["batch_size", "sequence_length"]] * len(inputs)
+        assert [t.name for t in described[name].inputs] == inputs
+        assert [t.name for t in described[name].outputs] == outputs
+
+
+def test_cpu_graph_attends_without_a_mask(artifact: Path) -> None:
+    graph = load(artifact / "onnx/model_cpu_fp32.onnx").graph
+    attention = [node for node in graph.node if node.domain == "com.microsoft"]
+    assert [node.op_type for node in attention] == ["Attention"] * SIZES["num_hidden_layers"]
+    assert all(len(node.input) == 3 for node in attention)
+    assert not {"Softmax", "Where"} & {node.op_type for node in graph.node}
+    assert not any("mask" in value.name for value in graph.input)
+
+
+def test_weights_are_shared_by_all_graphs(artifact: Path) -> None:
+    places: dict[str, set[tuple[str, str]]] = {}
+    for name in GRAPHS:
+        for tensor in load(artifact / name).graph.initializer:
+            entry = {item.key: item.value for item in tensor.external_data}
+            if entry:
+                places.setdefault(tensor.name, set()).add((entry["location"], entry["offset"]))
+    assert all(len(found) == 1 for found in places.values())
+    assert {location for found in places.values() for location, _ in found} == {"weights_fp32.data"}
+    offsets = [offset for found in places.values() for _, offset in found]
+    assert len(set(offsets)) == len(offsets)
+    parameters = sum(
+        tensor.numel() for tensor in load_file(artifact.parent / "checkpoint" / "model.safetensors").values()
+    )
+    assert (artifact / "onnx/weights_fp32.data").stat().st_size < 4 * parameters + 4096 * len(offsets)
+
+
+# --- other ways of storing the same weights
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def write_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def use_old_names(folder: Path) -> None:
+    def rename(name: str) -> str:
+        return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    renamed = {rename(name): tensor for name, tensor in read_weights(folder).items()}
+    assert any(name.endswith("gamma") for name in renamed)
+    write_weights(folder, renamed)
+
+
+def use_prefix(folder: Path) -> None:
+    write_weights(folder, {f"bert.{name}": tensor for name, tensor in read_weights(folder).items()})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+
+
+def use_shards(folder: Path) -> None:
+    tensors = read_weights(folder)
+    names = sorted(tensors)
+    (folder / "model.safetensors").unlink()
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in shards.items():
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, part in shards.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def use_bin(folder: Path) -> None:
+    torch.save(read_weights(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", [use_old_names, use_prefix, use_shards, use_bin])
+def test_other_storage_of_the_same_weights(
+    store: Callable[[Path], None], checkpoint: Path, artifact: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    store(tmp_path / "checkpoint")
+    export_model(tmp_path / "checkpoint", tmp_path / "artifact", targets=())
+    with PoolingModel.load(artifact, variant="portable_fp32") as model:
+        expected = model.embed(TEXTS)
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        np.testing.assert_array_equal(model.embed(TEXTS), expected)
+
+
+# --- repetition
+
+
+@pytest.mark.slow
+def test_exporting_again_gives_the_same_bytes(checkpoint: Path, artifact: Path, tmp_path: Path) -> None:
+    shutil.copytree(artifact, tmp_path / "again")
+    (tmp_path / "again" / "leftover").write_text("of the old artifact")
+    export_model(checkpoint, tmp_path / "again", overwrite=True)
+    first, second = contents(artifact), contents(tmp_path / "again")
+    manifests = [msgspec.json.decode(found.pop(MANIFEST_FILE), type=Manifest) for found in (first, second)]
+    assert {name for name in first if first[name] != second.get(name)} == set()
+    assert set(first) == set(second)
+    assert manifests[0] == msgspec.structs.replace(manifests[1], created=manifests[0].created)
+
+
+# --- refusals: nothing is left
+
+
+def assert_refused(error: type[Exception], match: str, checkpoint: Path, output: Path, **options: object) -> None:
+    with pytest.raises(error, match=match):
+        export_model(checkpoint, output, **options)  # type: ignore[arg-type]
+    assert not output.exists()
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    (tmp_path / "outputs").mkdir()
+    return tmp_path / "outputs" / "artifact"
+
+
+def test_module_that_cannot_be_compiled(tmp_path: Path, output: Path) -> None:
+    made = save_checkpoint(tmp_path / "checkpoint", "BertModel", HeadSpec(modules=(("LSTM", {}, {}),)))
+    assert_refused(ExportError, r"sentence_transformers\.models\.LSTM' at '2_LSTM'", made, output)
+
+
+def test_activation_that_is_not_torchs_own(tmp_path: Path, output: Path) -> None:
+    dense = ("Dense", {"in_features": 32, "out_features": 4, "activation_function": "os.system"}, {})
+    made = save_checkpoint(tmp_path / "checkpoint", "BertModel", HeadSpec(modules=(dense,)))
+    assert_refused(ExportError, "activation function 'os.system'", made, output)
+
+
+def test_wrong_options(checkpoint: Path, output: Path, tmp_path: Path) -> None:
+    assert_refused(InputError, "--task translate is unknown", checkpoint, output, task="translate")
+    assert_refused(InputError, "--target tpu --precision fp32 is not offered", checkpoint, output, targets=("tpu",))
+    assert_refused(InputError, "is neither a folder here nor a model", tmp_path / "nothing", output)
+
+
+def test_output_that_is_there_is_refused_before_any_work(checkpoint: Path, artifact: Path) -> None:
+    stages: list[str] = []
+    before = contents(artifact)
+    with pytest.raises(ArtifactError, match="already holds an artifact"):
+        export_model(checkpoint, artifact, on_stage=stages.append)
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        export_model(checkpoint, checkpoint, overwrite=True, on_stage=stages.append)
+    assert stages == []
+    assert contents(artifact) == before
+
+
+@pytest.mark.slow
+def test_missing_tensors_are_all_named(checkpoint: Path, tmp_path: Path, output: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    lost = {"encoder.layer.0.output.dense.weight", "embeddings.LayerNorm.bias"}
+    write_weights(tmp_path / "checkpoint", {k: v for k, v in read_weights(checkpoint).items() if k not in lost})
+    with pytest.raises(ExportError, match="the checkpoint lacks 2 tensors of the model") as caught:
+        export_model(tmp_path / "checkpoint", output)
+    assert all(name in str(caught.value) for name in lost)
+    assert list(output.parent.iterdir()) == []
+
+
+# --- the gate
+
+
+def change_a_weight(directory: Path) -> None:
+    """Add one to one number of a feed-forward layer in the file of weights."""
+    tensors = load(directory / "model.onnx").graph.initializer
+    tensor = next(t for t in tensors if "intermediate.dense.weight" in t.name and t.external_data)
+    offset = int({entry.key: entry.value for entry in tensor.external_data}["offset"])
+    with (directory / "weights_fp32.data").open("r+b") as file:
+        file.seek(offset)
+        number = np.frombuffer(file.read(4), np.float32)
+        file.seek(offset)
+        file.write((number + 1).tobytes())
+
+
+@pytest.fixture
+def damaged_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = exporter.save_graphs
+
+    def save(models, directory, weights_file):
+        original(models, directory, weights_file)
+        change_a_weight(directory)
+
+    monkeypatch.setattr(exporter, "save_graphs", save)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("damaged_weight")
+def test_changed_weight_fails_verification_and_leaves_nothing(checkpoint: Path, output: Path) -> None:
+    with pytest.raises(VerificationError, match="checks failed") as caught:
+        export_model(checkpoint, output)
+    for line in ("portable_fp32 sequence alone", "cpu_fp32 token in batches"):
+        assert line in str(caught.value)
+    assert "equal ids" not in str(caught.value)
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("damaged_weight")
+def test_min_cosine_overrides_the_gate_and_is_recorded(checkpoint: Path, output: Path) -> None:
+    result = export_model(checkpoint, output, min_cosine=0.1)
+    found = open_artifact(output, check_hashes="all")
+    assert found.options == {"min_cosine": "0.1"}
+    assert found.report == result.report
+    rows = [row for row in found.report.rows if row.variant != "tokenizer" and row.check != "same bits in batches"]
+    assert rows
+    assert {row.required_cosine for row in rows} == {0.1}
+    assert min(row.min_cosine for row in rows) < 0.99999
+    with PoolingModel.load(output) as model:
+        assert np.isfinite(model.embed(TEXTS)).all()
+
+
+@pytest.mark.slow
+def test_changed_tokenizer_fails_verification(checkpoint: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = exporter.save_tokenizer
+
+    def save(tokenizer, source, directory, probes):
+        original(tokenizer, source, directory, probes)
+        file = directory / "tokenizer.json"
+        content = json.loads(file.read_text())
+        content["normalizer"]["lowercase"] = False
+        file.write_text(json.dumps(content))
+
+    monkeypatch.setattr(exporter, "save_tokenizer", save)
+    with pytest.raises(VerificationError, match="tokenizer ids equal ids"):
+        export_model(checkpoint, output, targets=())
+    assert list(output.parent.iterdir()) == []
+
+
+# --- a class without a row
+
+
+@pytest.mark.slow
+def test_class_without_a_row(tmp_path: Path) -> None:
+    from transformers import ElectraConfig, ElectraModel
+
+    torch.manual_seed(3)
+    config = ElectraConfig(
+        vocab_size=VOCAB_SIZE,
+        embedding_size=24,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        pad_token_id=0,
+        **SIZES,
+    )
+    folder = tmp_path / "checkpoint"
+    ElectraModel(config).save_pretrained(folder)
+    assert BERT_TOKENS[0] == "[PAD]"
+    bert_tokenizer().save_pretrained(folder)
+    save_head(folder, HeadSpec(max_seq_length=None), config.hidden_size)
+    export_model(folder, tmp_path / "artifact")
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        assert model.manifest.architecture == "ElectraModel"
+        assert model.manifest.limits.max_model_len == 64
+        assert all(variant.verified for variant in model.manifest.variants)
+        found = model.embed(["a quick brown fox", "lazy dog"])
+    assert not np.allclose(found[0], found[1], atol=1e-2)

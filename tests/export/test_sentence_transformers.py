@@ -1,0 +1,251 @@
+"""Sentence-transformers' files: what is read from them, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolgraph.errors import ExportError
+from poolgraph.export.checkpoint import Checkpoint
+from poolgraph.export.sentence_transformers import (
+    COMPILED_MODULES,
+    POOLING_FLAGS,
+    SentenceTransformer,
+    parse_pooling,
+    parse_sentence_transformers,
+)
+
+PREFIX = "sentence_transformers.models."
+PATHS = {"Transformer": "", "Pooling": "1_Pooling"}
+
+
+def write(folder: Path, kinds: list[str], files: dict[str, Any] | None = None) -> Checkpoint:
+    modules = [
+        {"idx": index, "name": str(index), "path": PATHS.get(kind, f"{index}_{kind}"), "type": PREFIX + kind}
+        for index, kind in enumerate(kinds)
+    ]
+    return write_files(folder, {"modules.json": modules, **(files or {})})
+
+
+def write_files(folder: Path, files: dict[str, Any]) -> Checkpoint:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return Checkpoint(folder=folder, model="m", revision=None)
+
+
+def parse(folder: Path, kinds: list[str], files: dict[str, Any] | None = None) -> SentenceTransformer:
+    parsed = parse_sentence_transformers(write(folder, kinds, files))
+    assert parsed is not None
+    return parsed
+
+
+def test_checkpoint_without_modules(tmp_path: Path) -> None:
+    assert parse_sentence_transformers(write_files(tmp_path, {"config.json": {}})) is None
+
+
+def test_every_module_kind(tmp_path: Path) -> None:
+    dense = {
+        "in_features": 4,
+        "out_features": 2,
+        "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    parsed = parse(
+        tmp_path,
+        ["Transformer", "Pooling", "LayerNorm", "Dense", "Normalize"],
+        {
+            "1_Pooling/config.json": {"pooling_mode_cls_token": True, "include_prompt": False},
+            "2_LayerNorm/config.json": {"dimension": 4},
+            "3_Dense/config.json": dense,
+        },
+    )
+    assert parsed.pooling == ("cls",)
+    assert not parsed.include_prompt
+    assert [(m.kind, m.path, m.config) for m in parsed.head] == [
+        ("LayerNorm", "2_LayerNorm", {"dimension": 4}),
+        ("Dense", "3_Dense", dense),
+        ("Normalize", "4_Normalize", {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["sentence_transformers.models.", "sentence_transformers.sentence_transformer.modules.pooling."]
+)
+def test_older_and_newer_module_paths(tmp_path: Path, prefix: str) -> None:
+    modules = [{"path": "", "type": f"{prefix}Transformer"}, {"path": "1_Pooling", "type": f"{prefix}Pooling"}]
+    parsed = parse_sentence_transformers(write_files(tmp_path, {"modules.json": modules}))
+    assert parsed is not None
+    assert parsed.pooling == ("mean",)
+
+
+def test_backbone_in_its_own_folder(tmp_path: Path) -> None:
+    modules = [
+        {"path": "0_Transformer", "type": f"{PREFIX}Transformer"},
+        {"path": "1_Pooling", "type": f"{PREFIX}Pooling"},
+    ]
+    files = {
+        "modules.json": modules,
+        "0_Transformer/sentence_bert_config.json": {"max_seq_length": 77, "do_lower_case": True},
+        "sentence_bert_config.json": {"max_seq_length": 11},
+    }
+    parsed = parse_sentence_transformers(write_files(tmp_path, files))
+    assert parsed is not None
+    assert parsed.transformer_path == "0_Transformer"
+    assert (parsed.max_seq_length, parsed.do_lower_case) == (77, True)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "CNN", "WeightedLayerPooling", "Router", "BoW", "StaticEmbedding"])
+def test_module_that_cannot_be_compiled_is_named(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ExportError, match=rf"{PREFIX}{kind}' at '2_{kind}', which cannot be compiled") as caught:
+        parse(tmp_path, ["Transformer", "Pooling", kind])
+    assert all(name in str(caught.value) for name in COMPILED_MODULES)
+
+
+@pytest.mark.parametrize("dotted", ["my_package.Pooling", "custom_st.Transformer", "Pooling", "", None])
+def test_module_of_another_package_is_named(tmp_path: Path, dotted: str | None) -> None:
+    modules = [{"path": "", "type": f"{PREFIX}Transformer"}, {"path": "1_Own", "type": dotted}]
+    with pytest.raises(ExportError, match=r"1_Own.*which cannot be compiled"):
+        parse_sentence_transformers(write_files(tmp_path, {"modules.json": modules}))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [],
+        ["Pooling"],
+        ["Pooling", "Transformer"],
+        ["Transformer", "Transformer", "Pooling"],
+        ["Transformer", "Normalize", "Pooling"],
+        ["Transformer", "Dense", "Pooling"],
+        ["Transformer", "Pooling", "Pooling"],
+    ],
+)
+def test_order_that_cannot_be_compiled(tmp_path: Path, kinds: list[str]) -> None:
+    with pytest.raises(ExportError, match=r"modules\.json must .* to be compiled; it has"):
+        parse(tmp_path, kinds)
+
+
+@pytest.mark.parametrize("content", [{}, {"a": 1}, "text", [1], [{"type": f"{PREFIX}Transformer"}], [None]])
+def test_modules_of_another_form(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(ExportError, match=r"modules\.json"):
+        parse_sentence_transformers(write_files(tmp_path, {"modules.json": content}))
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc", "1_Pooling/../../outside", ".."])
+def test_path_that_leaves_the_checkpoint(tmp_path: Path, path: str) -> None:
+    modules = [{"path": "", "type": f"{PREFIX}Transformer"}, {"path": path, "type": f"{PREFIX}Pooling"}]
+    with pytest.raises(ExportError, match="which leaves the checkpoint"):
+        parse_sentence_transformers(write_files(tmp_path, {"modules.json": modules}))
+
+
+# --- pooling
+
+
+@pytest.mark.parametrize(("flag", "mode"), POOLING_FLAGS.items())
+def test_older_pooling_flags(flag: str, mode: str) -> None:
+    flags = dict.fromkeys(POOLING_FLAGS, False)
+    assert parse_pooling({"word_embedding_dimension": 4, **flags, flag: True}) == (mode,)
+
+
+def test_older_flags_are_concatenated_in_sentence_transformers_order() -> None:
+    flags = dict.fromkeys(reversed(POOLING_FLAGS), True)
+    expected = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+    assert parse_pooling(flags) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("cls", ("cls",)), ("lasttoken", ("lasttoken",)), (["lasttoken", "mean"], ("lasttoken", "mean"))],
+)
+def test_current_pooling_mode_keeps_its_order(mode: Any, expected: tuple[str, ...]) -> None:
+    assert parse_pooling({"pooling_mode": mode, "pooling_mode_max_tokens": True}) == expected
+
+
+def test_pooling_without_a_mode_is_the_mean() -> None:
+    assert parse_pooling({}) == ("mean",)
+    assert parse_pooling(dict.fromkeys(POOLING_FLAGS, False)) == ("mean",)
+
+
+def test_pooling_equals_sentence_transformers() -> None:
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    for mode in POOLING_FLAGS.values():
+        config = Pooling(4, pooling_mode=mode).get_config_dict()
+        assert parse_pooling(config) == (mode,)
+
+
+@pytest.mark.parametrize("mode", ["median", ["mean", "median"], 5])
+def test_unknown_pooling_mode(mode: Any) -> None:
+    with pytest.raises(ExportError, match=r"pooling mode.* cannot be compiled; the known ones are \['cls'"):
+        parse_pooling({"pooling_mode": mode})
+
+
+def test_pooling_without_a_configuration_file(tmp_path: Path) -> None:
+    parsed = parse(tmp_path, ["Transformer", "Pooling", "Normalize"])
+    assert (parsed.pooling, parsed.include_prompt) == (("mean",), True)
+
+
+# --- heads
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"module_input_name": "token_embeddings"},
+        {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"},
+        {"module_output_name": "token_embeddings"},
+        {"module_input_name": "sentence_embedding", "module_output_name": "something"},
+    ],
+)
+def test_dense_on_other_features_is_refused(tmp_path: Path, names: dict[str, str]) -> None:
+    config = {"in_features": 4, "out_features": 2, **names}
+    with pytest.raises(ExportError, match=r"module Dense at '2_Dense' reads .* and writes"):
+        parse(tmp_path, ["Transformer", "Pooling", "Dense"], {"2_Dense/config.json": config})
+
+
+def test_dense_that_names_the_sentence_embedding(tmp_path: Path) -> None:
+    names = {"module_input_name": "sentence_embedding", "module_output_name": None}
+    parsed = parse(tmp_path, ["Transformer", "Pooling", "Dense"], {"2_Dense/config.json": names})
+    assert [module.kind for module in parsed.head] == ["Dense"]
+
+
+# --- limits and settings
+
+
+@pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_roberta_config.json"])
+def test_limits(tmp_path: Path, name: str) -> None:
+    parsed = parse(tmp_path, ["Transformer", "Pooling"], {name: {"max_seq_length": 256, "do_lower_case": False}})
+    assert (parsed.max_seq_length, parsed.do_lower_case) == (256, False)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_seq_length": None}])
+def test_no_limit(tmp_path: Path, limits: dict[str, Any]) -> None:
+    assert parse(tmp_path, ["Transformer", "Pooling"], {"sentence_bert_config.json": limits}).max_seq_length is None
+
+
+def test_settings(tmp_path: Path) -> None:
+    settings = {
+        "prompts": {"query": "query: ", "passage": "passage: "},
+        "default_prompt_name": "passage",
+        "similarity_fn_name": "dot",
+        "__version__": {"torch": "2"},
+    }
+    parsed = parse(tmp_path, ["Transformer", "Pooling"], {"config_sentence_transformers.json": settings})
+    assert parsed.prompts == settings["prompts"]
+    assert (parsed.default_prompt_name, parsed.similarity_fn_name) == ("passage", "dot")
+
+
+def test_settings_that_are_empty(tmp_path: Path) -> None:
+    settings = {"prompts": None, "default_prompt_name": None, "similarity_fn_name": None}
+    parsed = parse(tmp_path, ["Transformer", "Pooling"], {"config_sentence_transformers.json": settings})
+    assert (parsed.prompts, parsed.default_prompt_name, parsed.similarity_fn_name) == ({}, None, "cosine")
+
+
+def test_default_prompt_that_there_is_not(tmp_path: Path) -> None:
+    settings = {"prompts": {"query": "query: "}, "default_prompt_name": "passage"}
+    with pytest.raises(ExportError, match="passage"):
+        parse(tmp_path, ["Transformer", "Pooling"], {"config_sentence_transformers.json": settings})

@@ -1,0 +1,56 @@
+"""What is installed: every room, one version, the types' marker."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+import poolgraph
+
+REPOSITORY = Path(__file__).parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+
+NOT_INSTALLED = {"tests", "benchmarks", "examples", "docs", "build", "dist"}
+
+
+def folder_of(package: str) -> Path:
+    return REPOSITORY / SETUPTOOLS["package-dir"][package]
+
+
+def test_packages_are_the_folders_that_hold_python_files() -> None:
+    top = {file.parent for file in REPOSITORY.glob("*/*.py") if file.parent.name not in NOT_INSTALLED}
+    top = {folder for folder in top if not folder.name.startswith(".")}
+    expected = {file.parent for folder in [*top, REPOSITORY / "src"] for file in folder.rglob("*.py")}
+    assert {folder_of(package) for package in SETUPTOOLS["packages"]} == expected
+
+
+def test_every_package_has_its_folder_and_its_init_file() -> None:
+    assert set(SETUPTOOLS["packages"]) == set(SETUPTOOLS["package-dir"])
+    for package in SETUPTOOLS["packages"]:
+        assert (folder_of(package) / "__init__.py").is_file(), package
+        assert package == "poolgraph" or package == f"poolgraph.{folder_of(package).name}"
+
+
+def test_every_package_is_imported_from_its_folder() -> None:
+    for package in SETUPTOOLS["packages"]:
+        file = importlib.import_module(package).__file__
+        assert file is not None
+        assert Path(file).parent == folder_of(package), package
+
+
+def test_one_version() -> None:
+    assert PROJECT["project"]["version"] == poolgraph.__version__
+    assert importlib.metadata.version("poolgraph") == poolgraph.__version__
+
+
+def test_types_marker_is_there_and_installed() -> None:
+    assert (folder_of("poolgraph") / "py.typed").is_file()
+    assert "py.typed" in SETUPTOOLS["package-data"]["poolgraph"]
+
+
+def test_command_resolves() -> None:
+    module, _, name = PROJECT["project"]["scripts"]["poolgraph"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
