@@ -64,6 +64,7 @@ def _describe_tokenization(plan: ExportPlan, tokenizer: PreTrainedTokenizerBase)
     return Tokenization(
         pad_token_id=int(pad or 0),
         padding_side=str(tokenizer.padding_side),
+        truncation_side=str(tokenizer.truncation_side),
         do_lower_case=plan.sentence_transformer.do_lower_case,
         needs_token_type_ids=trace_inputs(plan).token_type_ids,
     )

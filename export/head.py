@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from poolgraph.errors import ExportError
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.sentence_transformers import HeadModule
-from poolgraph.poolers.head import Dense, LayerNorm, Normalize
+from poolgraph.poolers.head import Dense, LayerNorm, Normalize, Truncate
 
 DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"
 """Sentence-transformers' default for a Dense whose configuration names none."""
@@ -35,8 +36,13 @@ def head_input_size(plan: ExportPlan) -> int | None:
 
 def head_output_size(plan: ExportPlan, input_size: int) -> int:
     """Return the width of the head's result for an input of ``input_size``."""
-    sizes = [int(m.config["out_features"]) for m in plan.sentence_transformer.head if m.kind == "Dense"]
-    return sizes[-1] if sizes else input_size
+    size = input_size
+    for module in plan.sentence_transformer.head:
+        if module.kind == "Dense":
+            size = int(module.config["out_features"])
+        elif module.kind == "Truncate":
+            size = min(size, int(module.config["size"]))
+    return size
 
 
 def build_activation(name: str | None) -> nn.Module:
@@ -58,10 +64,8 @@ def build_activation(name: str | None) -> nn.Module:
 
 
 def _build(module: HeadModule) -> nn.Module:
-    if module.kind == "Normalize":
-        return Normalize()
     try:
-        return _build_dense(module.config) if module.kind == "Dense" else LayerNorm(int(module.config["dimension"]))
+        return BUILDERS[module.kind](module.config)
     except KeyError as error:
         raise ExportError(f"the configuration of {module.kind} at {module.path!r} lacks {error}") from error
 
@@ -74,3 +78,15 @@ def _build_dense(config: Mapping[str, Any]) -> Dense:
         activation=build_activation(config.get("activation_function", DEFAULT_ACTIVATION)),
         use_residual=bool(config.get("use_residual", False)),
     )
+
+
+BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = MappingProxyType(
+    {
+        "Dense": _build_dense,
+        "LayerNorm": lambda config: LayerNorm(int(config["dimension"])),
+        "Normalize": lambda config: Normalize(),
+        "Dropout": lambda config: nn.Identity(),
+        "Truncate": lambda config: Truncate(int(config["size"])),
+    }
+)
+"""How each kind of head module is built from its configuration."""

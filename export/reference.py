@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,9 @@ def _load_backbone(plan: ExportPlan) -> nn.Module:
     shown = messages.is_progress_bar_enabled()
     messages.disable_progress_bar()
     try:
-        loaded: Any = plan.model_class.from_pretrained(plan.backbone_folder, dtype=torch.float32, local_files_only=True)
+        loaded: Any = plan.model_class.from_pretrained(
+            plan.backbone_folder, config=copy.deepcopy(plan.config), dtype=torch.float32, local_files_only=True
+        )
     finally:
         if shown:
             messages.enable_progress_bar()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -97,7 +98,7 @@ def resolve_plan(
     chosen = choose_targets(targets, precisions)
     sentence = parse_sentence_transformers(checkpoint) or SentenceTransformer()
     folder = checkpoint.folder / sentence.transformer_path
-    config = load_config(folder, trust_remote_code=trust_remote_code)
+    config = load_config(folder, sentence.config_options, trust_remote_code=trust_remote_code)
     name = _architecture_name(config, as_backbone=bool(sentence.pooling) or task != "auto")
     row = ARCHITECTURES.get(name) or _generic_row()
     return ExportPlan(
@@ -148,14 +149,14 @@ def resolve_limits(plan: ExportPlan, tokenizer: PreTrainedTokenizerBase) -> Limi
     return Limits(max_model_len=min(candidates), vocab_size=plan.limits.vocab_size)
 
 
-def load_config(folder: Path, *, trust_remote_code: bool) -> PretrainedConfig:
-    """Read ``config.json`` of a backbone's folder.
+def load_config(folder: Path, options: Mapping[str, Any], *, trust_remote_code: bool) -> PretrainedConfig:
+    """Read ``config.json`` of a backbone's folder, with some fields changed by ``options``.
 
     Raises:
         UnsupportedArchitecture: a model type that transformers does not know.
     """
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
     except Exception as error:
         raise UnsupportedArchitecture(f"config.json of the checkpoint cannot be used: {error}") from error
     return config

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -23,7 +23,12 @@ POOLING_FLAGS = {
 }
 """Flags of older pooling configurations, in the order in which sentence-transformers concatenates their results."""
 
-COMPILED_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
+COMPILED_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+
+HIDDEN_STATE = "last_hidden_state"
+
+IGNORED_OPTIONS = frozenset({"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "device_map"})
+"""Arguments that say how torch runs the model, not what it computes; code is trusted by the caller alone."""
 
 LIMIT_FILES = tuple(
     f"sentence_{kind}_config.json"
@@ -45,16 +50,27 @@ class _Module(msgspec.Struct, frozen=True):
 class _Settings(msgspec.Struct, frozen=True):
     """What is read of config_sentence_transformers.json."""
 
+    truncate_dim: Annotated[int, msgspec.Meta(gt=0)] | None = None
+
     prompts: dict[str, str] | None = None
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None
 
 
-class _Limits(msgspec.Struct, frozen=True):
-    """What is read of sentence_bert_config.json."""
+class _Transformer(msgspec.Struct, frozen=True):
+    """What is read of sentence_bert_config.json; options have an older and a current name."""
 
-    max_seq_length: int | None = None
+    max_seq_length: Annotated[int, msgspec.Meta(gt=0)] | None = None
     do_lower_case: bool | None = None
+    transformer_task: str = "feature-extraction"
+    module_output_name: str = "token_embeddings"
+    modality_config: dict[str, Any] | None = None
+    model_args: dict[str, Any] = {}
+    model_kwargs: dict[str, Any] = {}
+    config_args: dict[str, Any] = {}
+    config_kwargs: dict[str, Any] = {}
+    tokenizer_args: dict[str, Any] = {}
+    processor_kwargs: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +96,8 @@ class SentenceTransformer:
         prompts: Prompt texts by name.
         default_prompt_name: The prompt that is applied when none is asked for.
         similarity_fn_name: cosine, dot, euclidean or manhattan.
+        config_options: Fields of config.json that the files change.
+        tokenizer_options: Arguments of the tokenizer that the files change.
     """
 
     transformer_path: str = ""
@@ -91,6 +109,8 @@ class SentenceTransformer:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     similarity_fn_name: str = "cosine"
+    config_options: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_sentence_transformers(checkpoint: Checkpoint) -> SentenceTransformer | None:
@@ -106,23 +126,28 @@ def parse_sentence_transformers(checkpoint: Checkpoint) -> SentenceTransformer |
     _check_order(kinds)
     pooling_path = modules[kinds.index("Pooling")].path if "Pooling" in kinds else None
     pooling = (_read(checkpoint, f"{pooling_path}/config.json", dict[str, Any]) or {}) if pooling_path else {}
-    limits = _read_limits(checkpoint, modules[0].path)
+    transformer = _read_transformer(checkpoint, modules[0].path)
     settings = _read(checkpoint, "config_sentence_transformers.json", _Settings) or _Settings()
     _check_default_prompt(settings)
     return SentenceTransformer(
         transformer_path=modules[0].path,
         pooling=parse_pooling(pooling) if pooling_path else (),
         include_prompt=bool(pooling.get("include_prompt", True)),
-        head=tuple(
-            _head_module(checkpoint, m, k)
-            for m, k in zip(modules, kinds, strict=True)
-            if k not in ("Transformer", "Pooling")
+        head=(
+            *(
+                _head_module(checkpoint, module, kind)
+                for module, kind in zip(modules, kinds, strict=True)
+                if kind not in ("Transformer", "Pooling")
+            ),
+            *_truncation(settings),
         ),
-        max_seq_length=limits.max_seq_length,
-        do_lower_case=bool(limits.do_lower_case),
+        max_seq_length=transformer.max_seq_length,
+        do_lower_case=bool(transformer.do_lower_case),
         prompts=settings.prompts or {},
         default_prompt_name=settings.default_prompt_name,
         similarity_fn_name=settings.similarity_fn_name or "cosine",
+        config_options=_without_ignored({**transformer.config_args, **transformer.config_kwargs}),
+        tokenizer_options=_without_ignored({**transformer.tokenizer_args, **transformer.processor_kwargs}),
     )
 
 
@@ -201,9 +226,38 @@ def _check_features(config: Mapping[str, Any], kind: str, path: str) -> None:
         )
 
 
-def _read_limits(checkpoint: Checkpoint, path: str) -> _Limits:
+def _read_transformer(checkpoint: Checkpoint, path: str) -> _Transformer:
     for name in LIMIT_FILES:
-        found = _read(checkpoint, f"{path}/{name}" if path else name, _Limits)
+        found = _read(checkpoint, f"{path}/{name}" if path else name, _Transformer)
         if found is not None:
+            _check_transformer(found, name)
             return found
-    return _Limits()
+    return _Transformer()
+
+
+def _check_transformer(transformer: _Transformer, file: str) -> None:
+    """Check that the backbone is read as token embeddings; what else the file asks for would change the answers."""
+    text = (transformer.modality_config or {}).get("text") or {}
+    asked = {
+        "transformer_task": (transformer.transformer_task, "feature-extraction"),
+        "module_output_name": (transformer.module_output_name, "token_embeddings"),
+        "modality_config.text.method": (text.get("method", "forward"), "forward"),
+        "modality_config.text.method_output_name": (text.get("method_output_name", HIDDEN_STATE), HIDDEN_STATE),
+    }
+    for key, (value, compiled) in asked.items():
+        if value != compiled:
+            raise ExportError(f"{file} has {key} {value!r}; only {compiled!r} can be compiled")
+    options = _without_ignored({**transformer.model_args, **transformer.model_kwargs})
+    if options:
+        raise ExportError(f"{file} gives the model the arguments {sorted(options)}, which cannot be compiled")
+
+
+def _without_ignored(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in IGNORED_OPTIONS}
+
+
+def _truncation(settings: _Settings) -> tuple[HeadModule, ...]:
+    """Sentence-transformers cuts finished embeddings to truncate_dim, without normalizing again: one more module."""
+    if settings.truncate_dim is None:
+        return ()
+    return (HeadModule(kind="Truncate", path="", config={"size": settings.truncate_dim}),)

@@ -24,7 +24,9 @@ def load_tokenizer(plan: ExportPlan, *, trust_remote_code: bool) -> PreTrainedTo
         ExportError: it cannot be loaded, or has no form in the tokenizers library.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(plan.backbone_folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            plan.backbone_folder, trust_remote_code=trust_remote_code, **plan.sentence_transformer.tokenizer_options
+        )
     except Exception as error:
         raise ExportError(f"the checkpoint's tokenizer cannot be loaded: {error}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:

@@ -14,6 +14,12 @@ from typing import Literal
 from poolgraph.errors import ArtifactError
 from poolgraph.graphs.manifest import MANIFEST_FILE, FileRecord, Manifest, encode_manifest, parse_manifest
 
+HASHED_ON_OPEN = (".onnx", "tokenizer.json")
+"""Files whose hashes are checked whenever an artifact is opened: small, and decisive for the answers."""
+
+STAGING_MARK = ".unfinished-export-"
+"""In the name of a directory until its export is complete; renaming it is the one step that makes it an artifact."""
+
 HashCheck = Literal["graphs", "all"]
 
 
@@ -22,8 +28,13 @@ def is_artifact(path: str | Path) -> bool:
     return (Path(path) / MANIFEST_FILE).is_file()
 
 
-def open_artifact(path: str | Path, *, check_hashes: HashCheck = "graphs") -> Manifest:
+def open_artifact(path: str | Path, *, check_hashes: HashCheck = "graphs", allow_unfinished: bool = False) -> Manifest:
     """Read an artifact's manifest after checking its files: existence and size of all, hashes of the graphs or of all.
+
+    Args:
+        path: The artifact's directory.
+        check_hashes: Which files are hashed.
+        allow_unfinished: Open the directory of an export that has not ended, or was killed.
 
     Raises:
         ArtifactError: no directory, no manifest, a file that is missing, cut, changed or outside the directory.
@@ -36,14 +47,20 @@ def open_artifact(path: str | Path, *, check_hashes: HashCheck = "graphs") -> Ma
         )
     if not is_artifact(directory):
         raise ArtifactError(f"{directory} has no {MANIFEST_FILE}, so it is not an artifact of poolgraph")
+    if STAGING_MARK in directory.resolve().name and not allow_unfinished:
+        raise ArtifactError(f"{directory} is what an export that was stopped left behind; remove it and export again")
     manifest = parse_manifest((directory / MANIFEST_FILE).read_bytes())
     _check_references(manifest)
     for name, record in manifest.files.items():
-        _check_file(directory, name, record, with_hash=check_hashes == "all" or name.endswith(".onnx"))
+        _check_file(directory, name, record, with_hash=check_hashes == "all" or name.endswith(HASHED_ON_OPEN))
     return manifest
 
 
 def _check_references(manifest: Manifest) -> None:
+    if not manifest.variants:
+        raise ArtifactError(
+            f"{MANIFEST_FILE} lists no variants, so there is nothing to run; export the checkpoint again"
+        )
     graphs = [graph.file for variant in manifest.variants for graph in variant.graphs.values()]
     for name in [*manifest.files, *graphs]:
         pure = PurePosixPath(name)
@@ -105,7 +122,7 @@ def staged_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
     target = target.absolute()
     _check_target(target, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.export-", dir=target.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}{STAGING_MARK}", dir=target.parent))
     try:
         yield staging
         staging.chmod(0o755)

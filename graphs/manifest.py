@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -17,6 +17,9 @@ MANIFEST_FILE: Final = "poolgraph.json"
 
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises for bytes that are no JSON, or JSON of another shape."""
+
+
+Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,8 +94,8 @@ class Pooler(_Record, frozen=True, kw_only=True):
     pooling: tuple[str, ...]
     include_prompt: bool = True
     normalize: bool = False
-    embedding_size: int
-    token_embedding_size: int | None = None
+    embedding_size: Positive
+    token_embedding_size: Positive | None = None
     is_matryoshka: bool = False
     matryoshka_dimensions: tuple[int, ...] = ()
 
@@ -100,8 +103,8 @@ class Pooler(_Record, frozen=True, kw_only=True):
 class Limits(_Record, frozen=True, kw_only=True):
     """``max_model_len`` in tokens, special tokens included; token ids run below ``vocab_size``."""
 
-    max_model_len: int
-    vocab_size: int
+    max_model_len: Positive
+    vocab_size: Positive
 
 
 class Tokenization(_Record, frozen=True, kw_only=True):
@@ -109,6 +112,7 @@ class Tokenization(_Record, frozen=True, kw_only=True):
 
     pad_token_id: int
     padding_side: str = "right"
+    truncation_side: str = "right"
     do_lower_case: bool = False
     needs_token_type_ids: bool = False
 

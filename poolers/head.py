@@ -59,6 +59,22 @@ class Normalize(nn.Module):
         return functional.normalize(rows, p=2.0, dim=-1, eps=NORMALIZE_EPSILON)
 
 
+class Truncate(nn.Module):
+    """Keep the leading values of the last axis.
+
+    Args:
+        size: How many; all where there are fewer.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Cut (..., width) to (..., size)."""
+        return rows[..., : self.size]
+
+
 class Head(nn.Module):
     """A chain of head modules; a trailing Normalize is kept apart so that the raw value can be had too.
 

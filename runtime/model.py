@@ -88,7 +88,7 @@ class PoolingModel:
             if number is not None and number < 1:
                 raise InputError(f"{name} must be at least 1, got {number}", parameter=name, value=number)
         directory = resolve_directory(path)
-        manifest = open_artifact(directory)
+        manifest = open_artifact(directory, allow_unfinished=allow_unverified)
         cpu = read_cpu_info()
         wish = Wish(provider=provider, precision=precision, variant=variant, fallback=fallback)
         sessions = open_sessions(directory, manifest, wish, cpu)

@@ -105,8 +105,8 @@ def test_module_that_cannot_be_compiled_is_named(tmp_path: Path, kind: str) -> N
     assert all(name in str(caught.value) for name in COMPILED_MODULES)
 
 
-@pytest.mark.parametrize("dotted", ["my_package.Pooling", "custom_st.Transformer", "Pooling", "", None])
-def test_module_of_another_package_is_named(tmp_path: Path, dotted: str | None) -> None:
+@pytest.mark.parametrize("dotted", ["my_package.Pooling", "custom_st.Transformer", "Pooling", ""])
+def test_module_of_another_package_is_named(tmp_path: Path, dotted: str) -> None:
     modules = [{"path": "", "type": f"{PREFIX}Transformer"}, {"path": "1_Own", "type": dotted}]
     with pytest.raises(ExportError, match=r"1_Own.*which cannot be compiled"):
         parse_sentence_transformers(write_files(tmp_path, {"modules.json": modules}))
@@ -129,7 +129,9 @@ def test_order_that_cannot_be_compiled(tmp_path: Path, kinds: list[str]) -> None
         parse(tmp_path, kinds)
 
 
-@pytest.mark.parametrize("content", [{}, {"a": 1}, "text", [1], [{"type": f"{PREFIX}Transformer"}], [None]])
+@pytest.mark.parametrize(
+    "content", [{}, {"a": 1}, "text", [1], [{"type": f"{PREFIX}Transformer"}], [None], [{"path": "", "type": None}]]
+)
 def test_modules_of_another_form(tmp_path: Path, content: Any) -> None:
     with pytest.raises(ExportError, match=r"modules\.json"):
         parse_sentence_transformers(write_files(tmp_path, {"modules.json": content}))

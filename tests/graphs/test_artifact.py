@@ -295,7 +295,7 @@ def test_kill_leaves_nothing_that_loads(tmp_path: Path) -> None:
     run_killed(tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
     for left in tmp_path.iterdir():
-        assert left.name.startswith(".artifact.export-")
+        assert left.name.startswith(".artifact.")
         with pytest.raises(ArtifactError):
             open_artifact(left)
     with staged_directory(tmp_path / "artifact") as staging:  # what was left is in nobody's way

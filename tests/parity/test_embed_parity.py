@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 from pathlib import Path
@@ -125,3 +126,21 @@ def test_lower_casing_limit_and_default_prompt(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="were cut"):
             found = model.embed(texts, truncate=True)
     assert_same(oracle(checkpoint, texts), found)
+
+
+def test_what_sentence_transformers_saves_itself(tmp_path: Path) -> None:
+    """Its current module names and keys, an option of the configuration, and embeddings cut to truncate_dim."""
+    plain = save_checkpoint(tmp_path / "plain", "BertModel", HeadSpec(modules=(dense(32, 24), NORMALIZE)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        SentenceTransformer(str(plain), device="cpu", truncate_dim=10).save(str(tmp_path / "saved"))
+    settings = tmp_path / "saved" / "sentence_bert_config.json"
+    content = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**content, "config_kwargs": {"num_hidden_layers": 1}, "max_seq_length": 128}))
+    export_model(tmp_path / "saved", tmp_path / "artifact")
+    texts = mixed_texts(20, seed=4)
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        found = model.embed(texts)
+    assert found.shape == (20, 10)
+    assert_same(oracle(tmp_path / "saved", texts), found)
+    assert np.abs(oracle(plain, texts)[:, :10] - found).max() > 0.01
