@@ -182,9 +182,7 @@ def _verify(
         check_report(report)
     manifest = msgspec.structs.replace(
         manifest,
-        report=Report(
-            reference=reference_name(), rows=tuple(rows), versions=tool_versions(), cpu=read_cpu_info().model
-        ),
+        report=report,
         variants=tuple(msgspec.structs.replace(variant, verified=True) for variant in manifest.variants),
     )
     (staging / "README.md").write_text(render_model_card(manifest), encoding="utf-8")

@@ -21,8 +21,6 @@ from poolgraph.graphs.pipeline import PORTABLE, TARGETS, Target
 EXPORT_TASKS = ("auto", "embed", "token_embed")
 LATER_TASKS = ("classify", "score", "reward", "token_classify")
 
-PRETRAINING_SUFFIXES = ("Model", "ForMaskedLM", "ForPreTraining")
-
 UNLIMITED = 1_000_000
 """Transformers writes numbers far beyond this as model_max_length where a tokenizer knows no limit."""
 
@@ -107,7 +105,7 @@ def resolve_plan(
         config=config,
         architecture=name,
         row=row,
-        model_class=_model_class(name, config),
+        model_class=_model_class(name),
         sentence_transformer=sentence,
         pooling=sentence.pooling or (row.pooling,),
         targets=chosen,
@@ -175,24 +173,35 @@ def _architecture_name(config: PretrainedConfig, *, as_backbone: bool) -> str:
     """Return the backbone's class name.
 
     A checkpoint of a larger model (``MPNetForMaskedLM``) is taken as its backbone when sentence-transformers files or
-    the task ask for embeddings, or when its head is the one of pre-training.
+    the task ask for embeddings, or when its head is one of pre-training, by optimum's table of tasks.
     """
     name = str((config.architectures or ["?"])[0])
     if name in ARCHITECTURES:
         return name
-    if not (as_backbone or name == "?" or name.endswith(PRETRAINING_SUFFIXES)):
+    backbone = _class_for_task(config, "feature-extraction")
+    if backbone is None:
+        raise UnsupportedArchitecture(
+            f"architecture {name} of model_type {config.model_type!r} has no backbone to embed with"
+        )
+    pretrained = {"?", backbone, _class_for_task(config, "fill-mask")}
+    if not (as_backbone or name in pretrained or name.endswith("ForPreTraining")):
         raise UnsupportedArchitecture(
             f"architecture {name} cannot be exported by this version unless as an embedding model (--task embed); "
             f"it exports {', '.join(ARCHITECTURES)} and other encoders that verify"
         )
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
-    backbone = MODEL_MAPPING_NAMES.get(config.model_type)
-    if not isinstance(backbone, str):
-        raise UnsupportedArchitecture(
-            f"architecture {name} of model_type {config.model_type!r} has no backbone in transformers"
-        )
     return backbone
+
+
+def _class_for_task(config: PretrainedConfig, task: str) -> str | None:
+    """Return the transformers class that optimum's TasksManager loads for a task, None where there is none."""
+    from optimum.exporters.tasks import TasksManager
+
+    auto = TasksManager.get_model_class_for_task(task, framework="pt", library="transformers")
+    try:
+        found = auto._model_mapping[type(config)]
+    except KeyError:
+        return None
+    return str((found[0] if isinstance(found, tuple) else found).__name__)
 
 
 def _generic_row() -> Architecture:
@@ -200,20 +209,12 @@ def _generic_row() -> Architecture:
     return Architecture(family="interface", task="embed", pooling="cls")
 
 
-def _model_class(name: str, config: PretrainedConfig) -> type[PreTrainedModel]:
-    """Return the transformers class; optimum's TasksManager finds it for names that transformers does not export."""
+def _model_class(name: str) -> type[PreTrainedModel]:
+    """Return the transformers class called ``name``."""
     import transformers
 
     found = getattr(transformers, name, None)
     if found is None:
-        from optimum.exporters.tasks import TasksManager
-
-        try:
-            auto = TasksManager.get_model_class_for_task("feature-extraction", framework="pt", library="transformers")
-            found = auto._model_mapping[type(config)]
-        except Exception as error:
-            raise UnsupportedArchitecture(
-                f"transformers has no class {name} and no default for {config.model_type}"
-            ) from error
+        raise UnsupportedArchitecture(f"transformers {transformers.__version__} has no class {name}")
     model_class: type[PreTrainedModel] = found
     return model_class

@@ -16,6 +16,9 @@ from poolgraph.export.resolve import ExportPlan
 
 TOKENIZER_FILE = "tokenizer.json"
 
+MAX_ADDED_PROBES = 2000
+"""Added tokens that are compared one by one; tokenizer_config.json may add some that tokenizer.json lacks."""
+
 
 def load_tokenizer(plan: ExportPlan, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Load the reference's tokenizer, lower-casing where sentence-transformers' files ask for it.
@@ -45,7 +48,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Path, directory: 
     """Put ``tokenizer.json`` into ``directory``: the checkpoint's if it gives the reference's ids, else a new one."""
     own = source / TOKENIZER_FILE
     target = directory / TOKENIZER_FILE
-    if own.is_file() and _same_ids(Tokenizer.from_file(str(own)), tokenizer.backend_tokenizer, probes):
+    added = [f"a {token} b" for token in list(tokenizer.get_added_vocab())[:MAX_ADDED_PROBES]]
+    if own.is_file() and _same_ids(Tokenizer.from_file(str(own)), tokenizer.backend_tokenizer, probes + added):
         shutil.copyfile(own, target)
         return
     converted = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

@@ -62,13 +62,14 @@ def _check_references(manifest: Manifest) -> None:
             f"{MANIFEST_FILE} lists no variants, so there is nothing to run; export the checkpoint again"
         )
     graphs = [graph.file for variant in manifest.variants for graph in variant.graphs.values()]
+    graphs.append("tokenizer.json")
     for name in [*manifest.files, *graphs]:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
             raise ArtifactError(f"the manifest names {name!r}, a path that leaves the artifact")
     for name in graphs:
         if name not in manifest.files:
-            raise ArtifactError(f"the manifest's variants name {name!r}, which its list of files does not have")
+            raise ArtifactError(f"the artifact needs {name!r}, which the manifest's list of files does not have")
 
 
 def _check_file(directory: Path, name: str, record: FileRecord, *, with_hash: bool) -> None:
@@ -114,24 +115,31 @@ def save_manifest(directory: Path, manifest: Manifest) -> None:
 def staged_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a fresh directory beside ``target`` that takes its name when the block ends without an error.
 
-    Whatever ends the process before that leaves ``target`` as it was.
+    Whatever ends the process before that leaves ``target`` as it was. Only while an old artifact is being replaced is
+    there a moment between two renames without one; the old one then lies beside it.
 
     Raises:
         ArtifactError: ``target`` exists and is not an artifact, or is one and ``overwrite`` is False.
     """
     target = target.absolute()
     _check_target(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}{STAGING_MARK}", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}{STAGING_MARK}", dir=target.parent))
+    except OSError as error:
+        raise ArtifactError(f"{target.parent} cannot take an artifact: {error.strerror or error}") from error
     try:
         yield staging
         staging.chmod(0o755)
+        _check_target(target, overwrite=overwrite)  # again: another export may have ended in the meantime
         _replace_directory(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:
+    if target.is_symlink() and not target.exists():
+        raise ArtifactError(f"{target} is a link to nothing; choose another output directory")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not is_artifact(target):
@@ -146,5 +154,10 @@ def _replace_directory(staging: Path, target: Path) -> None:
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.retired-", dir=target.parent))
     target.rename(retired / "old")
-    staging.rename(target)
-    shutil.rmtree(retired, ignore_errors=True)
+    try:
+        staging.rename(target)
+    except OSError:
+        (retired / "old").rename(target)
+        raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)

@@ -157,7 +157,7 @@ def test_graph_that_the_list_of_files_lacks(artifact: Path) -> None:
     (artifact / "extra.onnx").write_bytes(b"graph")
     files = open_artifact(artifact).files
     (artifact / MANIFEST_FILE).write_bytes(encode_manifest(make_manifest(files, "extra.onnx")))
-    with pytest.raises(ArtifactError, match=r"'extra\.onnx', which its list of files does not have"):
+    with pytest.raises(ArtifactError, match=r"'extra\.onnx', which the manifest's list of files does not have"):
         open_artifact(artifact)
 
 
