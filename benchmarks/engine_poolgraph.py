@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from machine import num_cores
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -19,7 +17,7 @@ label = "poolgraph"
 def load(checkpoint_dir: Path, artifact_dir: Path, cache_dir: Path, *, precision: str) -> PoolingModel:
     from poolgraph import PoolingModel
 
-    return PoolingModel.load(artifact_dir, provider="cpu", precision=precision, threads=num_cores())
+    return PoolingModel.load(artifact_dir, provider="cpu", precision=precision)
 
 
 def embed(engine: PoolingModel, texts: list[str]) -> NDArray[np.float32]:

@@ -28,12 +28,10 @@ from poolgraph import __version__
 from poolgraph.errors import ExportError, InputError, VerificationError
 from poolgraph.graphs.manifest import MANIFEST_FILE
 from poolgraph.runtime.checkpoint_hash import hash_checkpoint
+from poolgraph.runtime.model_paths import CHECKPOINT_FILES, check_model_path, is_artifact_dir, is_checkpoint_dir
 
 OnLine: TypeAlias = Callable[[str], None]
 """Receives each line that the export writes to standard error: its stages, warnings and errors."""
-
-CHECKPOINT_FILES: Final = ("config.json", "modules.json")
-"""A folder with either of these is taken for a checkpoint."""
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _ERROR_LINES: Final = 20
@@ -73,11 +71,6 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "poolgraph"
 
 
-def is_artifact_dir(path: Path) -> bool:
-    """Return whether ``path`` is a directory with a manifest; whether it is whole is for the loader to say."""
-    return (path / MANIFEST_FILE).is_file()
-
-
 def resolve_artifact(
     model: str | Path,
     *,
@@ -98,10 +91,12 @@ def resolve_artifact(
 
     Raises:
         InputError: neither an artifact, nor a checkpoint folder, nor the form of a hub id.
+        ArtifactError: an artifact that lost its manifest.
         ExportError: the export failed; VerificationError when its answers were wrong.
     """
-    if model != "" and is_artifact_dir(Path(model)):
-        return Path(model)
+    path = check_model_path(model)
+    if model != "" and is_artifact_dir(path):
+        return path
     request = plan_export(model, revision=revision, options=options)
     if is_artifact_dir(request.output):
         return request.output
@@ -139,7 +134,7 @@ def plan_export(
 
 
 def _checkpoint_hash(folder: Path) -> str:
-    if not any((folder / name).is_file() for name in CHECKPOINT_FILES):
+    if not is_checkpoint_dir(folder):
         raise InputError(
             f"{folder} is neither an artifact (no {MANIFEST_FILE}) "
             f"nor a checkpoint (no {' or '.join(CHECKPOINT_FILES)})",

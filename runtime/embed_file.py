@@ -24,6 +24,7 @@ from poolgraph.runtime.embed_state import (
     save_state,
     state_path,
 )
+from poolgraph.runtime.texts import warn_of_cuts
 from poolgraph.runtime.vector_files import PartialWriter, VectorWriter, check_output_format, open_writer
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def embed_file(
     """
     options = options or EmbedOptions()
     started = time.perf_counter()
+    check_options(model, options)
     check_output(output, overwrite=overwrite)
     with _hold(output):
         job = describe_job(model, source, options, chunk_size)
@@ -108,19 +110,25 @@ def embed_texts(
 ) -> int:
     """Embed texts chunk by chunk into ``writer``; return the index after the last one.
 
-    ``on_chunk`` is called after each chunk with the number of texts done, counted from the start of the input.
+    ``on_chunk`` is called after each chunk with the number of texts done, counted from the start of the input, as the
+    indices in messages are. Texts that were cut are warned of once, at the end.
     """
-    done = first_index
+    check_options(model, options)
+    done, num_cut = first_index, 0
     for chunk in cut_chunks(texts, chunk_size=chunk_size):
-        try:
-            rows = model.embed(chunk, **msgspec.structs.asdict(options))
-        except InputError as error:
-            raise InputError(f"in texts {done} to {done + len(chunk) - 1} of the input: {error}") from error
+        rows, num_cut_here = model.embed_chunk(chunk, first_index=done, **msgspec.structs.asdict(options))
         writer.append(rows)
         done += len(chunk)
+        num_cut += num_cut_here
         if on_chunk is not None:
             on_chunk(done)
+    warn_of_cuts(num_cut, done - first_index, model.manifest)
     return done
+
+
+def check_options(model: PoolingModel, options: EmbedOptions) -> None:
+    """Raise InputError for options that the model does not have, whatever the texts."""
+    model.check_embed_options(prompt_name=options.prompt_name, prompt=options.prompt, dimensions=options.dimensions)
 
 
 def cut_chunks(texts: Iterable[str], *, chunk_size: int, max_characters: int = CHUNK_CHARACTERS) -> Iterator[list[str]]:

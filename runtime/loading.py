@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from numbers import Integral
 from pathlib import Path
 
-from poolgraph.errors import ProviderError
-from poolgraph.graphs.artifact import is_artifact
+from poolgraph.errors import InputError, ProviderError
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.cpu import CpuInfo
+from poolgraph.runtime.model_paths import check_model_path, is_artifact_dir, is_checkpoint_dir, is_local_path
 from poolgraph.runtime.providers import CPU_PROVIDER, Choice, Wish, choose_variant
 from poolgraph.runtime.session import SessionPool, available_providers
 
@@ -16,14 +17,40 @@ from poolgraph.runtime.session import SessionPool, available_providers
 def resolve_directory(path: str | Path) -> Path:
     """Return the artifact's directory; a checkpoint folder or hub id is exported into the cache first.
 
-    A directory that is neither, and a path that cannot be a hub id, are returned as they are, for opening to refuse.
+    A directory that is neither, and a file, are returned as they are, for opening to refuse.
+
+    Raises:
+        InputError: not a str or Path, or a local path where no folder is.
+        ArtifactError: an artifact that lost its manifest.
     """
-    directory = Path(path)
-    if is_artifact(directory) or not _may_be_checkpoint(directory):
+    directory = check_model_path(path)
+    if is_artifact_dir(directory) or not _may_be_checkpoint(directory):
         return directory
     from poolgraph.runtime.cache import resolve_artifact
 
     return resolve_artifact(path)
+
+
+def check_count(name: str, number: object) -> None:
+    """Check an argument that counts something.
+
+    Raises:
+        InputError: not an int, or below 1.
+    """
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise InputError(f"{name} must be an int, not {type(number).__name__}", parameter=name, value=number)
+    if number < 1:
+        raise InputError(f"{name} must be at least 1, got {number}", parameter=name, value=number)
+
+
+def check_name(name: str, value: object) -> None:
+    """Check an argument that names something, or is None.
+
+    Raises:
+        InputError: neither a str nor None.
+    """
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{name} must be a str or None, not {type(value).__name__}", parameter=name, value=value)
 
 
 def open_sessions(directory: Path, manifest: Manifest, wish: Wish, cpu: CpuInfo) -> SessionPool:
@@ -63,6 +90,4 @@ def _warn_of_fallback(choice: Choice, failure: ProviderError | None) -> None:
 
 
 def _may_be_checkpoint(path: Path) -> bool:
-    if path.is_dir():
-        return (path / "config.json").is_file() or (path / "modules.json").is_file()
-    return not path.exists() and not path.is_absolute() and len(path.parts) <= 2 and path.parts[:1] != ("..",)
+    return is_checkpoint_dir(path) if path.is_dir() else not (path.exists() or is_local_path(path))

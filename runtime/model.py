@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,19 +11,19 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.errors import TaskNotSupported
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Manifest, Variant
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.embeddings import check_dimensions, finish_embeddings
 from poolgraph.runtime.executor import Executor, Progress
-from poolgraph.runtime.loading import open_sessions, resolve_directory
+from poolgraph.runtime.loading import check_count, check_name, open_sessions, resolve_directory
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.planner import MAX_BATCH_TOKENS
 from poolgraph.runtime.providers import Wish, check_verified
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import SessionPool
-from poolgraph.runtime.texts import resolve_prompt, resolve_texts
+from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.tasks import TASK_FAMILY
 
@@ -82,11 +81,13 @@ class PoolingModel:
         Raises:
             ArtifactError: the artifact is damaged, or has no such variant.
             ProviderError: the provider asked for does not load.
-            InputError: ``threads`` or ``max_batch_tokens`` is below 1.
+            InputError: an argument of a wrong type, a count below 1, or a local path where no folder is.
         """
-        for name, number in (("threads", threads), ("max_batch_tokens", max_batch_tokens)):
-            if number is not None and number < 1:
-                raise InputError(f"{name} must be at least 1, got {number}", parameter=name, value=number)
+        if threads is not None:
+            check_count("threads", threads)
+        check_count("max_batch_tokens", max_batch_tokens)
+        for name, value in (("provider", provider), ("precision", precision), ("variant", variant)):
+            check_name(name, value)
         directory = resolve_directory(path)
         manifest = open_artifact(directory, allow_unfinished=allow_unverified)
         cpu = read_cpu_info()
@@ -128,17 +129,71 @@ class PoolingModel:
         Returns:
             (num_texts, embedding_size), one row a text, also for a lone one.
         """
-        self._check_task("embed", dimensions)
-        unit = self.manifest.pooler.normalize if normalize is None else normalize
+        self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions)
         resolved = resolve_texts(texts)
-        prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
-        answers = np.empty((len(resolved), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
-        windows = self._encode_windows(resolved, prefix, truncate=truncate)
-        with _progress_bar(len(resolved), shown=progress) as on_progress, closing(windows):
-            for first, window in windows:
-                raw = self._executor.run_sequence(window, on_progress=on_progress, first_index=first)
-                answers[first : first + len(window)] = finish_embeddings(raw, normalize=unit, dimensions=dimensions)
+        with _progress_bar(len(resolved), shown=progress) as on_progress:
+            answers, num_cut = self.embed_chunk(
+                resolved,
+                prompt_name=prompt_name,
+                prompt=prompt,
+                dimensions=dimensions,
+                normalize=normalize,
+                truncate=truncate,
+                on_progress=on_progress,
+            )
+        warn_of_cuts(num_cut, len(resolved), self.manifest)
         return answers
+
+    def embed_chunk(
+        self,
+        texts: Sequence[str],
+        *,
+        first_index: int = 0,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        on_progress: Progress | None = None,
+    ) -> tuple[NDArray[np.float32], int]:
+        """Embed a part of a longer list, without a warning; the options are those of ``embed``.
+
+        Args:
+            texts: The part.
+            first_index: Index in the whole list of its first text, for messages.
+            prompt_name: As for ``embed``, like the next four.
+            prompt: Put before each text.
+            dimensions: Leading values kept.
+            normalize: Divide by the L2 norm.
+            truncate: Cut longer texts.
+            on_progress: Called with the number of texts that each finished batch adds.
+
+        Returns:
+            The rows (num_texts, embedding_size), and how many texts were cut.
+        """
+        self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions)
+        unit = self.manifest.pooler.normalize if normalize is None else normalize
+        prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        answers = np.empty((len(texts), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
+        num_cut = 0
+        with closing(self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)) as windows:
+            for first, window in windows:
+                raw = self._executor.run_sequence(window, on_progress=on_progress, first_index=first_index + first)
+                answers[first : first + len(window)] = finish_embeddings(raw, normalize=unit, dimensions=dimensions)
+                num_cut += _count_cut(window)
+        return answers, num_cut
+
+    def check_embed_options(
+        self, *, prompt_name: str | None = None, prompt: str | None = None, dimensions: int | None = None
+    ) -> None:
+        """Check options of ``embed`` that do not depend on the texts.
+
+        Raises:
+            TaskNotSupported: the model cannot embed.
+            InputError: a prompt that the model does not have, or dimensions that it does not allow.
+        """
+        self._check_task("embed", dimensions)
+        resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
 
     def token_embed(
         self,
@@ -161,11 +216,14 @@ class PoolingModel:
         resolved = resolve_texts(texts)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         answers: list[NDArray[np.float32]] = []
+        num_cut = 0
         windows = self._encode_windows(resolved, prefix, truncate=truncate)
         with _progress_bar(len(resolved), shown=progress) as on_progress, closing(windows):
             for first, window in windows:
                 raw = self._executor.run_token(window, on_progress=on_progress, first_index=first)
                 answers += [finish_embeddings(rows, normalize=unit, dimensions=dimensions) for rows in raw]
+                num_cut += _count_cut(window)
+        warn_of_cuts(num_cut, len(resolved), self.manifest)
         return answers
 
     def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
@@ -223,25 +281,18 @@ class PoolingModel:
         )
 
     def _encode_windows(
-        self, texts: Sequence[str], prompt: str, *, truncate: bool
+        self, texts: Sequence[str], prompt: str, *, truncate: bool, first_index: int = 0
     ) -> Generator[tuple[int, Sequence[EncodedText]], None, None]:
-        """Yield tokenized windows; warn once, after the last, of the texts that were cut."""
+        """Yield tokenized windows; ``first_index`` counts in messages only."""
         truncate_to = TO_MODEL_LIMIT if truncate else None
+        offset = first_index
 
         def encode(window: Sequence[str], *, first_index: int) -> list[EncodedText]:
-            return self.tokenizer.encode(window, prompt=prompt, truncate_to=truncate_to, first_index=first_index)
-
-        num_cut = 0
-        for first, window in encode_windows(texts, encode):
-            num_cut += sum(text.num_truncated_tokens > 0 for text in window)
-            yield first, window
-        if num_cut:
-            limit = self.manifest.limits.max_model_len
-            warnings.warn(
-                f"{num_cut} of {len(texts)} texts were longer than {limit} tokens and were cut",
-                UserWarning,
-                stacklevel=3,
+            return self.tokenizer.encode(
+                window, prompt=prompt, truncate_to=truncate_to, first_index=offset + first_index
             )
+
+        yield from encode_windows(texts, encode)
 
     def _check_task(self, task: str, dimensions: int | None) -> None:
         if task not in self.manifest.tasks:
@@ -257,6 +308,10 @@ class PoolingModel:
                 f"variant {self.variant.name!r} has no {family} graph, only {sorted(self.variant.graphs)}; "
                 f"the artifact's tasks are {list(self.manifest.tasks)}"
             )
+
+
+def _count_cut(encoded: Sequence[EncodedText]) -> int:
+    return sum(text.num_truncated_tokens > 0 for text in encoded)
 
 
 @contextmanager

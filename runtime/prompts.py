@@ -144,6 +144,12 @@ def parse_tokenization_kwargs(
     Raises:
         InputError: a wrong value, or two different truncations.
     """
+    if tokenization_kwargs is not None and not isinstance(tokenization_kwargs, Mapping):
+        raise InputError(
+            f"tokenization_kwargs must be a mapping, not {type(tokenization_kwargs).__name__}",
+            parameter="tokenization_kwargs",
+            value=tokenization_kwargs,
+        )
     given = dict(tokenization_kwargs or {})
     known = {name: given.pop(name) for name in _TOKENIZATION_KEYS if given.get(name) is not None}
     if unknown := sorted(name for name in given if name not in _TOKENIZATION_KEYS):

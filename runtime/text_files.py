@@ -93,6 +93,9 @@ def _refuse_empty(path: str, texts: Iterator[str]) -> Iterator[str]:
 
 def _open_bytes(path: str) -> AbstractContextManager[IO[bytes]]:
     if path == STANDARD_INPUT:
+        # None when the process was started with it closed.
+        if sys.stdin is None:
+            raise InputError("standard input is closed; name a file, or pipe the texts in")
         return nullcontext(sys.stdin.buffer)
     try:
         return Path(path).open("rb")

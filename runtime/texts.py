@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 from poolgraph.errors import InputError
@@ -18,7 +19,15 @@ def resolve_texts(texts: str | Sequence[str]) -> list[str]:
         return [texts]
     if isinstance(texts, bytes | bytearray | dict) or not isinstance(texts, Iterable):
         raise InputError(f"texts must be a str or a list of str, got {type(texts).__name__}", parameter="texts")
-    resolved = list(texts)
+    try:
+        resolved = list(texts)
+    except TypeError as error:
+        # numpy's arrays of no dimension have __iter__ and refuse it.
+        raise InputError(
+            f"texts must be a str or a list of str, got a {type(texts).__name__} that has no items: {error}",
+            parameter="texts",
+            value=texts,
+        ) from error
     if not resolved:
         raise InputError("You must pass at least one prompt")
     check_texts(resolved)
@@ -40,7 +49,7 @@ def resolve_prompt(manifest: Manifest, *, prompt_name: str | None, prompt: str |
     """Return the prompt put before each text: ``prompt``, else the one called ``prompt_name``, else the default one.
 
     Raises:
-        InputError: the manifest has no prompt of that name.
+        InputError: not a str, or the manifest has no prompt of that name.
     """
     if prompt is not None:
         if not isinstance(prompt, str):
@@ -49,6 +58,8 @@ def resolve_prompt(manifest: Manifest, *, prompt_name: str | None, prompt: str |
     name = manifest.default_prompt_name if prompt_name is None else prompt_name
     if name is None:
         return ""
+    if not isinstance(name, str):
+        raise InputError(f"prompt_name must be a str, got {type(name).__name__}", parameter="prompt_name", value=name)
     if name not in manifest.prompts:
         names = sorted(manifest.prompts)
         raise InputError(
@@ -57,3 +68,11 @@ def resolve_prompt(manifest: Manifest, *, prompt_name: str | None, prompt: str |
             value=name,
         )
     return manifest.prompts[name]
+
+
+def warn_of_cuts(num_cut: int, num_texts: int, manifest: Manifest) -> None:
+    """Warn once, at the caller of the function that calls this, of the texts that were cut; not if there are none."""
+    if num_cut:
+        limit = manifest.limits.max_model_len
+        message = f"{num_cut} of {num_texts} texts were longer than {limit} tokens and were cut"
+        warnings.warn(message, UserWarning, stacklevel=3)

@@ -64,7 +64,7 @@ class TextTokenizer:
 
     def __init__(self, artifact_dir: Path, manifest: Manifest) -> None:
         self._tokenizer = load_tokenizer(artifact_dir / TOKENIZER_FILE, lower_case=manifest.tokenization.do_lower_case)
-        self._side = (self._tokenizer.truncation or {}).get("direction", "right")
+        self._side = manifest.tokenization.truncation_side
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._max_model_len = manifest.limits.max_model_len
@@ -92,7 +92,7 @@ class TextTokenizer:
             texts: The texts.
             prompt: Put before each of them.
             truncate_to: Tokens kept of a longer text, special tokens included and kept; -1 means the model's limit.
-            truncation_side: Where tokens are cut off, ``left`` or ``right``; None is the tokenizer's own side.
+            truncation_side: Where tokens are cut off, ``left`` or ``right``; None is the model's own side.
             add_special_tokens: Whether the tokenizer adds its special tokens.
             first_index: Index of the first text in the caller's own list, for messages.
 
@@ -103,7 +103,7 @@ class TextTokenizer:
         check_texts(texts, first_index=first_index)
         prompted = [prompt + text for text in texts] if prompt else texts
         encodings = self._encode_batch(prompted, add_special_tokens=add_special_tokens, first_index=first_index)
-        prompt_length = self._count_prompt(prompt) if prompt and self._with_prompt_length else 0
+        prompt_length = self._count_prompt(prompt, cut) if prompt and self._with_prompt_length else 0
         suffixes = _name_texts(len(texts), first_index)
         return [
             self._finish(text, encoding, cut, prompt_length, suffix)
@@ -147,7 +147,7 @@ class TextTokenizer:
     def _finish(self, text: str, encoding: Encoding, cut: _Cut, prompt_length: int, suffix: str) -> EncodedText:
         num_tokens = len(encoding)
         if cut.max_tokens is not None and num_tokens > cut.max_tokens:
-            encoding = self._truncate(text, cut)
+            encoding = self._truncate(text, cut, cut.max_tokens)
         self._check_length(len(encoding), suffix)
         kept = len(encoding)
         return EncodedText(
@@ -157,12 +157,11 @@ class TextTokenizer:
             prompt_length=min(prompt_length, kept),
         )
 
-    def _truncate(self, text: str, cut: _Cut) -> Encoding:
+    def _truncate(self, text: str, cut: _Cut, max_tokens: int) -> Encoding:
         """Cut before the special tokens are added, as the tokenizer's own truncation does, without its shared state."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         num_special = self._num_special_tokens if cut.add_special_tokens else 0
-        assert cut.max_tokens is not None
-        encoding.truncate(cut.max_tokens - num_special, direction=cut.side)
+        encoding.truncate(max(0, max_tokens - num_special), direction=cut.side)
         return self._tokenizer.post_process(encoding, add_special_tokens=cut.add_special_tokens)
 
     def _resolve_cut(self, truncate_to: int | None, side: str | None, *, add_special_tokens: bool) -> _Cut:
@@ -216,9 +215,11 @@ class TextTokenizer:
             )
         return whole.astype(np.int64)
 
-    def _measure_prompt(self, prompt: str) -> int:
-        """Count the prompt's tokens as when it is tokenized alone, less a special token at its end."""
-        ids = self._encode_batch([prompt], add_special_tokens=True, first_index=0)[0].ids[: self._max_model_len]
+    def _measure_prompt(self, prompt: str, cut: _Cut) -> int:
+        """Count the prompt's tokens as when it is tokenized and cut alone, less a special token at its end."""
+        encoding = self._encode_batch([prompt], add_special_tokens=cut.add_special_tokens, first_index=0)[0]
+        limit = self._max_model_len if cut.max_tokens is None else cut.max_tokens
+        ids = (self._truncate(prompt, cut, limit) if len(encoding) > limit else encoding).ids
         return len(ids) - 1 if ids and ids[-1] in self._special_ids else len(ids)
 
 

@@ -73,6 +73,7 @@ MANIFEST = Manifest(
     report=Report(reference="sentence-transformers 6.2.0 on torch", rows=(CHECK,)),
     files={
         "onnx/model_cpu_fp32.onnx": FileRecord(size=1234, sha256="11" * 32),
+        "tokenizer.json": FileRecord(size=700_000, sha256="44" * 32),
         "onnx/weights_fp32.data": FileRecord(size=90_000_000, sha256="22" * 32),
     },
 )
@@ -88,15 +89,21 @@ class FakeEmbedder:
         self._fail_at = fail_at
         self._seconds_per_chunk = seconds_per_chunk
 
-    def embed(self, texts: Sequence[str], **options: object) -> NDArray[np.float32]:
+    def check_embed_options(self, *, prompt_name: str | None, prompt: str | None, dimensions: int | None) -> None:
+        if prompt_name is not None and prompt_name not in self.manifest.prompts:
+            raise InputError(f"no prompt {prompt_name!r}")
+
+    def embed_chunk(
+        self, texts: Sequence[str], *, first_index: int, **options: object
+    ) -> tuple[NDArray[np.float32], int]:
         if len(self.calls) == self._fail_at:
             raise RuntimeError("power cut")
         self.calls.append((list(texts), options))
         time.sleep(self._seconds_per_chunk)
-        for index, text in enumerate(texts):
+        for index, text in enumerate(texts, first_index):
             if text == "too long":
                 raise InputError(f"text {index} has 999 tokens; the limit is 256")
-        return np.stack([make_vector(text) for text in texts])
+        return np.stack([make_vector(text) for text in texts]), sum(text.startswith("cut") for text in texts)
 
     def __enter__(self) -> FakeEmbedder:
         return self

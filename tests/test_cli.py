@@ -116,6 +116,10 @@ def test_help_loads_nothing_heavy():
         ["embed", "model"],
         ["export", "model", "--task", "dance"],
         ["export", "model", "--precision", "fp32,,int8"],
+        ["export", "model", "--min-cosine", "nan"],
+        ["export", "model", "--min-cosine", "1.01"],
+        ["export", "model", "--min-cosine=-0.1"],
+        ["export", "model", "--min-cosine", "high"],
         ["embed", "model", "in.txt", "--resume", "--force"],
         ["embed", "model", "in.txt", "--format", "xml"],
         ["embed", "model", "in.txt", "--threads", "many"],
@@ -198,6 +202,27 @@ def test_errors_have_codes_and_no_traceback(monkeypatch, capsys, outcome, code, 
     assert printed.err.endswith(message)
     assert "Traceback" not in printed.err
     assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (FileExistsError(17, "File exists", "out/sub"), "poolgraph: error: out/sub: File exists\n"),
+        (OSError(28, "No space left on device"), "poolgraph: error: No space left on device\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, outcome, message):
+    install_export(monkeypatch, outcome)
+    assert main(["export", "acme/tiny"]) == 2
+    assert capsys.readouterr().err == f"trace ...\n{message}"
+
+
+def test_an_unknown_prompt_name_is_found_before_the_texts(monkeypatch, texts, capsys):
+    model = FakeEmbedder()
+    monkeypatch.setattr(PoolingModel, "load", lambda path, **options: model)
+    assert main(["embed", "m", str(texts), "--prompt-name", "nope"]) == 2
+    assert capsys.readouterr().err == "poolgraph: error: no prompt 'nope'\n"
+    assert model.calls == []
 
 
 @pytest.mark.parametrize("outcome", [ZeroDivisionError("bug"), ModuleNotFoundError("No module named 'y'", name="y")])
@@ -285,9 +310,9 @@ def test_a_bad_line_is_found_before_loading(loads, tmp_path, capsys):
 
 def test_warnings_are_short_lines(monkeypatch, texts, tmp_path, capsys):
     class Cutting(FakeEmbedder):
-        def embed(self, texts, **options):
+        def embed_chunk(self, texts, **options):
             warnings.warn("1 of 3 texts were cut", UserWarning, stacklevel=2)
-            return super().embed(texts, **options)
+            return super().embed_chunk(texts, **options)
 
     monkeypatch.setattr(PoolingModel, "load", lambda path, **options: Cutting())
     with warnings.catch_warnings():
@@ -357,16 +382,6 @@ def test_doctor(capsys):
     assert "CPUExecutionProvider" in capsys.readouterr().out
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["poolgraph"] == __version__
-
-
-def test_a_reader_that_goes_away_is_no_crash():
-    child = subprocess.Popen(
-        [sys.executable, "-m", "poolgraph.cli", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    child.stdout.close()
-    assert child.stderr.read() == ""
-    child.stderr.close()
-    assert child.wait() == 141
 
 
 def test_without_onnxruntime_the_extra_is_named(artifact, tmp_path):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from poolgraph import __version__
 from poolgraph.errors import InputError, PoolgraphError, VerificationError
-from poolgraph.progress import print_progress, print_stages
+from poolgraph.progress import open_closed_streams, print_progress, print_stages, say
 
 if TYPE_CHECKING:
     from poolgraph.graphs.manifest import Report
@@ -57,18 +59,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 unexpected, 2 wrong input or usage, 3 verification failed, 130 interrupted, 141 the reader went away.
     """
+    open_closed_streams()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             code = _run(argv)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             return code
     except BrokenPipeError:
-        # Python flushes standard output once more at exit, which would fail again and be reported.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return PIPE_CLOSED
     except (Exception, KeyboardInterrupt) as error:
+        _discard_output()
         return report_error(error)
+
+
+def _discard_output() -> None:
+    """Lead standard output to nowhere if it cannot be written: Python flushes it at exit, and would report that too."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -83,7 +97,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def report_error(error: BaseException) -> int:
     """Say on standard error what went wrong, with a traceback only for what nobody foresaw; return the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        print("poolgraph: interrupted", file=sys.stderr)
+        say("poolgraph: interrupted")
         return INTERRUPTED
     if isinstance(error, PoolgraphError):
         return _complain(error, VERIFICATION_FAILED if isinstance(error, VerificationError) else WRONG_INPUT)
@@ -91,7 +105,10 @@ def report_error(error: BaseException) -> int:
     if module in EXTRA_OF_MODULE:
         cure = f'pip install "poolgraph[{EXTRA_OF_MODULE[module]}]"'
         return _complain(f"this needs {module}, which is not installed; install it with: {cure}", WRONG_INPUT)
-    traceback.print_exception(error)
+    if isinstance(error, OSError) and error.strerror:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, WRONG_INPUT)
+    with suppress(OSError):
+        traceback.print_exception(error)
     return UNEXPECTED
 
 
@@ -119,7 +136,12 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add("--revision", help="branch, tag or commit of a hub id")
     add("--precision", metavar="P[,P]", type=_parse_list, default=("fp32",), help="fp32 (default)")
     add("--target", metavar="T[,T]", type=_parse_list, default=("cpu",), help="cpu (default)")
-    add("--min-cosine", metavar="X", type=float, help="accept answers this close to the reference, and record it")
+    add(
+        "--min-cosine",
+        metavar="X",
+        type=_parse_cosine,
+        help="accept answers this close to the reference, and record it",
+    )
     add("--trust-remote-code", action="store_true", help="run the checkpoint's own Python code while exporting")
     add("--force", action="store_true", help="replace an artifact that is there already")
     _add_json(parser)
@@ -186,6 +208,8 @@ def _run_embed(args: argparse.Namespace) -> int:
         check_output(args.output, overwrite=args.force)
     elif args.json or args.resume or args.force:
         raise InputError("--json, --resume and --force need -o OUT; without it the vectors go to standard output")
+    else:
+        _require_output()
     total = count_texts(args.input, field=args.field, file_format=args.format)
     model = PoolingModel.load(args.model, provider=args.provider, precision=args.precision, threads=args.threads)
     with model, print_progress(total, sys.stderr) as on_progress:
@@ -220,6 +244,7 @@ def _run_inspect(args: argparse.Namespace) -> int:
     from poolgraph.graphs.manifest import encode_manifest
     from poolgraph.runtime.inspect import describe
 
+    _require_output()
     manifest = open_artifact(args.artifact)
     print(encode_manifest(manifest).decode().rstrip() if args.json else describe(manifest, args.artifact))
     return DONE
@@ -248,6 +273,7 @@ def _run_verify(args: argparse.Namespace) -> int:
 def _run_doctor(args: argparse.Namespace) -> int:
     from poolgraph.runtime.doctor import examine, format_doctor
 
+    _require_output()
     report = examine()
     if args.json:
         _print_json(report)
@@ -307,6 +333,7 @@ def _print_verification(report: Report, *, as_json: bool) -> None:
 def _print_json(value: object) -> None:
     import msgspec
 
+    _require_output()
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
@@ -319,9 +346,9 @@ def _print_warning(
     line: str | None = None,
 ) -> None:
     if issubclass(category, UserWarning):
-        print(f"poolgraph: warning: {message}", file=sys.stderr)
+        say(f"poolgraph: warning: {message}")
     else:
-        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
+        say(warnings.formatwarning(message, category, filename, lineno, line), stream=file, end="")
 
 
 def _parse_list(text: str) -> tuple[str, ...]:
@@ -331,8 +358,23 @@ def _parse_list(text: str) -> tuple[str, ...]:
     return names
 
 
+def _parse_cosine(text: str) -> float:
+    try:
+        cosine = float(text)
+    except ValueError:
+        cosine = math.nan
+    if not 0.0 <= cosine <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return cosine
+
+
+def _require_output() -> None:
+    if sys.stdout is None:
+        raise InputError("standard output is closed, so there is nowhere to print to")
+
+
 def _complain(problem: object, code: int) -> int:
-    print(f"poolgraph: error: {problem}", file=sys.stderr)
+    say(f"poolgraph: error: {problem}")
     return code
 
 

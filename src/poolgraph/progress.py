@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
+from pathlib import Path
 from typing import Final, TextIO
 
 _LOG_INTERVAL_S: Final = 5.0
+
+
+def say(text: str, *, stream: TextIO | None = None, end: str = "\n") -> None:
+    """Print a notice, on standard error unless told; one that cannot be written stops nothing."""
+    with suppress(OSError):
+        print(text, end=end, file=stream or sys.stderr, flush=True)
+
+
+def open_closed_streams() -> None:
+    """Lead descriptors 0 to 2 that are closed to nowhere, so that no file of ours is opened as one of them.
+
+    Libraries write messages to descriptors 1 and 2; without this they could end up in the file of vectors.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open as long as the process
 
 
 @contextmanager
@@ -19,12 +42,12 @@ def print_stages(stream: TextIO) -> Iterator[Callable[[str], None]]:
 
     def end_stage() -> None:
         if started and is_terminal:
-            print(f" {time.perf_counter() - started[-1]:.1f} s", file=stream, flush=True)
+            say(f" {time.perf_counter() - started[-1]:.1f} s", stream=stream)
 
     def begin_stage(name: str) -> None:
         end_stage()
         started.append(time.perf_counter())
-        print(f"{name} ...", end="" if is_terminal else "\n", file=stream, flush=True)
+        say(f"{name} ...", stream=stream, end="" if is_terminal else "\n")
 
     try:
         yield begin_stage
@@ -63,6 +86,6 @@ def _log_progress(total: int | None, stream: TextIO) -> Callable[[int], None]:
         nonlocal printed
         if time.monotonic() - printed >= _LOG_INTERVAL_S:
             printed = time.monotonic()
-            print(f"poolgraph: {done} of {total} texts" if total else f"poolgraph: {done} texts", file=stream)
+            say(f"poolgraph: {done} of {total} texts" if total else f"poolgraph: {done} texts", stream=stream)
 
     return log

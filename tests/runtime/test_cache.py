@@ -107,9 +107,7 @@ def test_a_damaged_memory_is_started_afresh(checkpoint, tmp_path, content):
     assert memory.read_text() != content
 
 
-@pytest.mark.parametrize(
-    "model", ["./nowhere", "/nowhere/at/all", "a/b/c", "", "owner/..", "~/model", "a b", Path("x")]
-)
+@pytest.mark.parametrize("model", ["", "owner/..", "a b", Path("x")])
 def test_neither_folder_nor_hub_id(model):
     with pytest.raises(InputError, match=r"is neither a folder .* nor a hub id such as 'owner/name'"):
         resolve_artifact(model, run_export=Exports())

@@ -230,8 +230,25 @@ def test_two_processes_on_one_output(tmp_path, source):
 
 def test_a_bad_text_is_found_in_the_input(tmp_path, source):
     Path(source.path).write_text("\n".join([*TEXTS[:9], "too long", "end"]))
-    with pytest.raises(InputError, match=r"in texts 8 to 10 of the input: text 1 has 999 tokens"):
+    with pytest.raises(InputError, match=r"^text 9 has 999 tokens"):
         run(source, tmp_path / "out.npy")
+
+
+def test_cut_texts_are_warned_of_once_with_the_total(tmp_path, source):
+    Path(source.path).write_text("\n".join(["cut 1", *TEXTS[:9], "cut 2", "cut 3"]))
+    with pytest.warns(UserWarning, match=r"^3 of 12 texts were longer than 256 tokens and were cut$") as caught:
+        run(source, tmp_path / "out.npy", options=EmbedOptions(truncate=True))
+    assert len(caught) == 1
+
+
+def test_options_are_checked_before_anything_is_touched(tmp_path, source):
+    output, model = tmp_path / "out.npy", FakeEmbedder()
+    interrupt(source, output)
+    before = state_path(output).read_bytes()
+    with pytest.raises(InputError, match=r"^no prompt 'nope'$"):
+        run(source, output, model=model, options=EmbedOptions(prompt_name="nope"), overwrite=True)
+    assert state_path(output).read_bytes() == before
+    assert model.calls == []
 
 
 def test_a_run_that_failed_before_anything_was_recorded_leaves_nothing(tmp_path, source):

@@ -14,7 +14,7 @@ from poolgraph.runtime.inspect import describe, format_report, format_size, form
 
 def test_the_description():
     assert describe(MANIFEST, Path("tiny")).splitlines() == [
-        "artifact      tiny (2 files, 90.0 MB)",
+        "artifact      tiny (3 files, 90.7 MB)",
         "model         acme/tiny at main",
         "architecture  BertModel",
         "tasks         embed (default), token_embed",

@@ -1,9 +1,10 @@
 from types import SimpleNamespace
 
 import msgspec
+import numpy as np
 import pytest
 
-from poolgraph.errors import ProviderError
+from poolgraph.errors import InputError, ProviderError
 from poolgraph.graphs.manifest import parse_manifest
 from poolgraph.runtime import loading
 from poolgraph.runtime import session as session_module
@@ -58,9 +59,25 @@ def test_checkpoints_go_through_the_cache(tmp_path, artifact, monkeypatch):
     assert asked == [str(tmp_path / "checkpoint"), "owner/name", "name"]
 
 
-@pytest.mark.parametrize("path", ["/no/such/folder", "../folder", "a/b/c"])
-def test_paths_that_are_no_hub_ids(path):
-    assert str(loading.resolve_directory(path)) == path
+def test_files_are_left_for_opening_to_refuse(tmp_path):
+    file = tmp_path / "model.onnx"
+    file.touch()
+    assert loading.resolve_directory(file) == file
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [("2", "not str"), (1.5, "not float"), (True, "not bool"), (0, "got 0")]
+)
+def test_counts(number, message):
+    with pytest.raises(InputError, match=f"threads must be .*{message}"):
+        loading.check_count("threads", number)
+    loading.check_count("threads", np.int64(2))
+
+
+def test_names():
+    with pytest.raises(InputError, match="provider must be a str or None, not int"):
+        loading.check_name("provider", 3)
+    loading.check_name("provider", None)
 
 
 def test_artifacts_are_taken_as_they_are(artifact):

@@ -299,7 +299,45 @@ def test_damaged_artifacts(artifact):
 
 
 def test_no_artifact_there(tmp_path):
-    with pytest.raises(ArtifactError, match="is not a directory"):
+    with pytest.raises(InputError, match=r"no such folder: .*nowhere"):
         PoolingModel.load(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match="is not a directory"):
+        PoolingModel.load(tmp_path / "file")
     with pytest.raises(ArtifactError, match=r"has no poolgraph\.json"):
         PoolingModel.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": "2"}, "threads must be an int, not str"),
+        ({"threads": 1.5}, "threads must be an int, not float"),
+        ({"threads": True}, "threads must be an int, not bool"),
+        ({"max_batch_tokens": "2"}, "max_batch_tokens must be an int, not str"),
+        ({"max_batch_tokens": None}, "max_batch_tokens must be an int, not NoneType"),
+        ({"provider": 3}, "provider must be a str or None, not int"),
+        ({"variant": ["cpu_fp32"]}, "variant must be a str or None, not list"),
+    ],
+)
+def test_arguments_of_wrong_types(artifact, options, message):
+    with pytest.raises(InputError, match=message):
+        PoolingModel.load(artifact, **options)
+
+
+def test_a_part_of_a_list_counts_from_the_lists_start(model):
+    rows, num_cut = model.embed_chunk(["w1", words(*range(20))], first_index=4096, truncate=True)
+    np.testing.assert_array_equal(rows[0], model.embed("w1")[0])
+    assert num_cut == 1
+    with pytest.raises(InputError, match=r"22 input tokens.*\(text 4097\)"):
+        model.embed_chunk(["w1", words(*range(20))], first_index=4096)
+    with pytest.raises(SessionError, match="4097"):
+        model.embed_chunk(["w1", "nan"], first_index=4096)
+
+
+def test_options_are_checked_without_texts(model):
+    model.check_embed_options(prompt_name="query")
+    with pytest.raises(InputError, match="prompt name 'nope'"):
+        model.check_embed_options(prompt_name="nope")
+    with pytest.raises(InputError, match="dimensions must be unset"):
+        model.check_embed_options(dimensions=3)

@@ -20,6 +20,15 @@ def test_not_texts(bad):
         resolve_texts(bad)
 
 
+def test_an_array_of_no_dimension_is_no_list():
+    with pytest.raises(InputError, match="got a ndarray that has no items"):
+        resolve_texts(np.array("a"))
+
+
+def test_generators_are_texts():
+    assert resolve_texts(text for text in ("a", "b")) == ["a", "b"]
+
+
 def test_no_texts():
     with pytest.raises(InputError, match="You must pass at least one prompt"):
         resolve_texts([])
@@ -44,6 +53,12 @@ def test_unknown_prompt_name(manifest):
         InputError, match=r"prompt name 'nope' is not one of the model's prompts \['passage', 'query'\]"
     ):
         resolve_prompt(manifest, prompt_name="nope", prompt=None)
+
+
+@pytest.mark.parametrize("bad", [["query"], 1, b"query"])
+def test_prompt_name_that_is_no_text(manifest, bad):
+    with pytest.raises(InputError, match=f"prompt_name must be a str, got {type(bad).__name__}"):
+        resolve_prompt(manifest, prompt_name=bad, prompt=None)
 
 
 def test_prompt_that_is_no_text(manifest):

@@ -66,6 +66,22 @@ def test_prompt_length_counts_the_prompt_without_its_last_special_token(artifact
     assert tokenizer.encode(["w5"])[0].prompt_length == 0
 
 
+@pytest.mark.parametrize(("truncate_to", "expected"), [(-1, LIMIT - 1), (6, 5)])
+def test_a_prompt_that_is_cut_is_measured_as_when_it_is_cut_alone(artifact, manifest, truncate_to, expected):
+    pooler = Pooler(pooling=("mean",), include_prompt=False, embedding_size=8)
+    tokenizer = TextTokenizer(artifact, msgspec.structs.replace(manifest, pooler=pooler))
+    (encoded,) = tokenizer.encode(["w5"], prompt=words(*range(20)) + " ", truncate_to=truncate_to)
+    assert (encoded.input_ids[-1], encoded.prompt_length) == (SEP, expected)
+
+
+@pytest.mark.parametrize(("side", "kept"), [("right", range(4, 8)), ("left", range(20, 24))])
+def test_the_models_own_truncation_side(artifact, manifest, side, kept):
+    tokenization = Tokenization(pad_token_id=0, truncation_side=side)
+    tokenizer = TextTokenizer(artifact, msgspec.structs.replace(manifest, tokenization=tokenization))
+    assert ids(tokenizer.encode([words(*range(20))], truncate_to=6)) == [[CLS, *kept, SEP]]
+    assert tokenizer.encode_ids([5, 6, 7], truncate_to=1).input_ids.tolist() == [5 if side == "right" else 7]
+
+
 @pytest.mark.parametrize(("side", "kept"), [(None, range(4, 8)), ("right", range(4, 8)), ("left", range(20, 24))])
 def test_truncation_keeps_the_special_tokens(tokenizer, side, kept):
     encoded = tokenizer.encode([words(*range(20)), "w0"], truncate_to=6, truncation_side=side)
