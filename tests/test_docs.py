@@ -40,7 +40,7 @@ def sections(page: str) -> dict[str, str]:
 
 
 def options_of(add_arguments) -> set[str]:
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(prog="poolgraph", add_help=False)
     add_arguments(parser)
     options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", parser.format_usage()))
     assert options
