@@ -13,6 +13,7 @@ import msgspec
 
 from poolgraph.errors import ExportError, InputError
 from poolgraph.graphs.artifact import hash_file
+from poolgraph.runtime.model_paths import check_model_path
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,7 @@ def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoin
     Raises:
         InputError: neither a folder with a configuration nor a hub id that can be had.
     """
-    folder = Path(model)
+    folder = check_model_path(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
             raise InputError(f"{folder} has neither config.json nor modules.json, so it is not a checkpoint")
