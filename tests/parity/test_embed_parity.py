@@ -22,6 +22,7 @@ LAYER_NORM = (
     {"norm.weight": torch.linspace(0.5, 1.5, 32), "norm.bias": torch.linspace(-0.2, 0.2, 32)},
 )
 NORMALIZE = ("Normalize", {}, {})
+DROPOUT = ("Dropout", {"dropout": 0.5}, {})
 GELU = "torch.nn.modules.activation.GELU"
 POOLING_FLAGS = (
     "pooling_mode_cls_token",
@@ -98,7 +99,7 @@ def test_every_pooling_mode_equals_sentence_transformers(flag: str, include_prom
             {"pooling_mode_mean_tokens": True},
             (dense(32, 48, GELU), dense(48, 16, "torch.nn.modules.linear.Identity", seed=2), NORMALIZE),
         ),
-        ({"pooling_mode_mean_tokens": True}, (LAYER_NORM, NORMALIZE, dense(32, 12))),
+        ({"pooling_mode_mean_tokens": True}, (LAYER_NORM, DROPOUT, NORMALIZE, dense(32, 12))),
     ],
 )
 def test_heads_equal_sentence_transformers(pooling: dict, modules: tuple, tmp_path: Path) -> None:
