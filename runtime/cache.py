@@ -26,9 +26,10 @@ from filelock import FileLock, Timeout
 
 from poolgraph import __version__
 from poolgraph.errors import ExportError, InputError, VerificationError
+from poolgraph.graphs.artifact import is_artifact
 from poolgraph.graphs.manifest import MANIFEST_FILE
 from poolgraph.runtime.checkpoint_hash import hash_checkpoint
-from poolgraph.runtime.model_paths import CHECKPOINT_FILES, check_model_path, is_artifact_dir, is_checkpoint_dir
+from poolgraph.runtime.model_paths import CHECKPOINT_FILES, check_model_path, is_checkpoint_dir
 
 OnLine: TypeAlias = Callable[[str], None]
 """Receives each line that the export writes to standard error: its stages, warnings and errors."""
@@ -95,19 +96,19 @@ def resolve_artifact(
         ExportError: the export failed; VerificationError when its answers were wrong.
     """
     path = check_model_path(model)
-    if model != "" and is_artifact_dir(path):
+    if model != "" and is_artifact(path):
         return path
     request = plan_export(model, revision=revision, options=options)
-    if is_artifact_dir(request.output):
+    if is_artifact(request.output):
         return request.output
     request.output.parent.mkdir(parents=True, exist_ok=True)
     lock = _wait_for_lock(request.output.with_name(f"{request.output.name}.lock"), on_line)
     try:
-        if not is_artifact_dir(request.output):
+        if not is_artifact(request.output):
             (run_export or run_export_process)(request, on_line)
     finally:
         lock.release()
-    if not is_artifact_dir(request.output):
+    if not is_artifact(request.output):
         raise ExportError(f"the export of {request.source} ended without an artifact in {request.output}")
     return request.output
 

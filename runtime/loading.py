@@ -7,9 +7,10 @@ from numbers import Integral
 from pathlib import Path
 
 from poolgraph.errors import InputError, ProviderError
+from poolgraph.graphs.artifact import is_artifact
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.cpu import CpuInfo
-from poolgraph.runtime.model_paths import check_model_path, is_artifact_dir, is_checkpoint_dir, is_local_path
+from poolgraph.runtime.model_paths import check_model_path, is_checkpoint_dir, is_local_path
 from poolgraph.runtime.providers import CPU_PROVIDER, Choice, Wish, choose_variant
 from poolgraph.runtime.session import SessionPool, available_providers
 
@@ -24,7 +25,7 @@ def resolve_directory(path: str | Path) -> Path:
         ArtifactError: an artifact that lost its manifest.
     """
     directory = check_model_path(path)
-    if is_artifact_dir(directory) or not _may_be_checkpoint(directory):
+    if is_artifact(directory) or not _may_be_checkpoint(directory):
         return directory
     from poolgraph.runtime.cache import resolve_artifact
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from poolgraph.errors import ArtifactError, InputError
+from poolgraph.graphs.artifact import is_artifact
 from poolgraph.graphs.manifest import MANIFEST_FILE
 
 CHECKPOINT_FILES: Final = ("config.json", "modules.json")
@@ -51,11 +52,6 @@ def is_local_path(model: str | Path) -> bool:
     return str(model).startswith(("/", ".", "~")) or len(Path(model).parts) > 2
 
 
-def is_artifact_dir(path: Path) -> bool:
-    """Return whether ``path`` is a directory with a manifest; whether it is whole is for the loader to say."""
-    return (path / MANIFEST_FILE).is_file()
-
-
 def is_checkpoint_dir(path: Path) -> bool:
     """Return whether ``path`` is a directory with the configuration of a checkpoint."""
     return any((path / name).is_file() for name in CHECKPOINT_FILES)
@@ -63,7 +59,7 @@ def is_checkpoint_dir(path: Path) -> bool:
 
 def _refuse_damaged(path: Path) -> None:
     """Checkpoints may bring a folder onnx/ of their own, but they have weights beside it."""
-    if not path.is_dir() or is_artifact_dir(path):
+    if not path.is_dir() or is_artifact(path):
         return
     has_weights = any(True for pattern in _WEIGHTS for _ in path.glob(pattern))
     if (path / _PROBES).is_file() or ((path / "onnx").is_dir() and not has_weights):

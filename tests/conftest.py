@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from poolgraph.runtime.cache import ExportRequest, is_artifact_dir, run_export_process
+from poolgraph.graphs.artifact import is_artifact
+from poolgraph.runtime.cache import ExportRequest, run_export_process
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def minilm_artifact(minilm_checkpoint, tmp_path_factory) -> Path:
     base = tmp_path_factory.getbasetemp()
     output = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "minilm"
     with FileLock(output.with_suffix(".lock")):
-        if not is_artifact_dir(output):
+        if not is_artifact(output):
             run_export_process(
                 ExportRequest(source=str(minilm_checkpoint), revision=None, options=(("task", "embed"),), output=output)
             )
