@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from poolgraph.errors import ManifestError
 
-FORMAT_VERSION: Final = 1
-"""Version written. 1 (2026-11): first version."""
+FORMAT_VERSION: Final = 2
+"""Version written. 1 (2026-11): embeddings. 2 (2026-11): every pooling task: activation, steps, scoring."""
 
 OLDEST_READABLE: Final = 1
 
@@ -82,13 +82,24 @@ class Pooler(_Record, frozen=True, kw_only=True):
     """What the graph's head computes and what the runtime may do with its raw value.
 
     Attributes:
-        pooling: Sentence-transformers' pooling modes, concatenated in this order.
+        pooling: Sentence-transformers' pooling modes, concatenated in this order; empty without a sequence graph.
         include_prompt: False when the prompt's tokens are left out of the pooling.
         normalize: True when the finished value is the raw one divided by its L2 norm.
-        embedding_size: Width of the sequence family's answer.
+        embedding_size: Width of the sequence family's answer, a classifier's number of labels; without a sequence
+            graph the token family's.
         token_embedding_size: Width of the token family's answer, None without a token graph.
-        matryoshka_dimensions: Allowed widths of a shortened embedding; empty when every width is.
         is_matryoshka: Whether embeddings may be shortened at all.
+        matryoshka_dimensions: Allowed widths of a shortened embedding; empty when every width is.
+        activation: A key of ``runtime.activations.ACTIVATIONS`` that turns logits into the finished value; None for
+            embeddings.
+        use_activation: Whether a request that does not say gets the activation (classifiers).
+        logit_mean: Subtracted from the logits, inside the graph.
+        logit_sigma: The logits are divided by it, inside the graph.
+        tok_pooling_type: ``ALL`` rows, or with ``STEP`` only those of ``step_tag_id``.
+        step_tag_id: Token whose rows a STEP pooler returns, unless a request names another.
+        returned_token_ids: Columns that a STEP pooler returns, unless a request names others; empty for all.
+        column_token_ids: Vocabulary ids of the columns of a head cut out of a language-model head, in their order;
+            ``returned_token_ids`` are then looked up here. Empty when columns are counted from 0.
     """
 
     pooling: tuple[str, ...]
@@ -98,6 +109,62 @@ class Pooler(_Record, frozen=True, kw_only=True):
     token_embedding_size: Positive | None = None
     is_matryoshka: bool = False
     matryoshka_dimensions: tuple[int, ...] = ()
+    activation: str | None = None
+    use_activation: bool = True
+    logit_mean: float | None = None
+    logit_sigma: float | None = None
+    tok_pooling_type: Literal["ALL", "STEP"] = "ALL"
+    step_tag_id: int | None = None
+    returned_token_ids: tuple[int, ...] = ()
+    column_token_ids: tuple[int, ...] = ()
+
+
+class Scoring(_Record, frozen=True, kw_only=True):
+    """How the artifact scores a query against a document.
+
+    Attributes:
+        kind: ``cross_encoder`` (both texts in one run), ``bi_encoder`` (cosine of embeddings) or ``late_interaction``
+            (MaxSim of token embeddings).
+        template: File of the score template that a cross-encoder's texts are put into; None encodes them as a pair of
+            sequences.
+    """
+
+    kind: Literal["cross_encoder", "bi_encoder", "late_interaction"]
+    template: str | None = None
+
+
+class QueryExpansion(_Record, frozen=True, kw_only=True):
+    """How queries of a ColBERT model are filled up, as sentence-transformers' QueryExpansionConfig defines it.
+
+    Attributes:
+        strategy: ``fixed`` (every query has exactly ``length`` tokens) or another of sentence-transformers' names.
+        token_id: The token that is put at the end, usually [MASK].
+        length: Tokens of an expanded query, in all.
+        attend: Whether other tokens attend to the added ones.
+    """
+
+    strategy: str
+    token_id: int
+    length: Positive
+    attend: bool = False
+
+
+class LateInteraction(_Record, frozen=True, kw_only=True):
+    """How queries and documents of a late-interaction model are encoded; their markers are prompts.
+
+    Attributes:
+        query_length: Longest query in tokens, markers included; None for the model's limit.
+        document_length: Longest document in tokens, markers included; None for the model's limit.
+        query_expansion: How queries are filled up; None leaves them as they are.
+        skip_token_ids: Tokens whose vectors take no part in the score, such as punctuation.
+        skip_in: Sides that the skip list holds for.
+    """
+
+    query_length: Positive | None = None
+    document_length: Positive | None = None
+    query_expansion: QueryExpansion | None = None
+    skip_token_ids: tuple[int, ...] = ()
+    skip_in: tuple[Literal["query", "document"], ...] = ("document",)
 
 
 class Limits(_Record, frozen=True, kw_only=True):
@@ -164,6 +231,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
     default_prompt_name: str | None = None
     similarity_fn_name: str = "cosine"
     labels: tuple[str, ...] = ()
+    scoring: Scoring | None = None
+    late_interaction: LateInteraction | None = None
     options: dict[str, str] = {}
     variants: tuple[Variant, ...]
     report: Report

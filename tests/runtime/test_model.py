@@ -223,7 +223,7 @@ def test_sessions_use_one_thread_or_all_cores(artifact, monkeypatch):
 
     monkeypatch.setattr(session_module, "open_session", record)
     cpu = CpuInfo(model="m", num_cores=4, features=())
-    monkeypatch.setattr("poolgraph.runtime.model.read_cpu_info", lambda: cpu)
+    monkeypatch.setattr("poolgraph.runtime.loaded.read_cpu_info", lambda: cpu)
     with PoolingModel.load(artifact) as model:
         assert opened == []
         for num_texts in (1, 2, 3, 50):

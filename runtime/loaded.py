@@ -1,0 +1,205 @@
+"""A loaded artifact: sessions, tokenizer and manifest, and the runs that every task is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.errors import TaskNotSupported
+from poolgraph.graphs.artifact import open_artifact
+from poolgraph.graphs.manifest import Manifest, Variant
+from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.executor import Executor, Progress
+from poolgraph.runtime.loading import check_count, check_name, open_sessions, resolve_directory
+from poolgraph.runtime.pipeline import encode_windows
+from poolgraph.runtime.planner import MAX_BATCH_TOKENS
+from poolgraph.runtime.providers import Wish, check_verified
+from poolgraph.runtime.runner import build_runner
+from poolgraph.runtime.session import SessionPool
+from poolgraph.runtime.texts import resolve_texts
+from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.tasks import TASK_FAMILY
+
+TO_MODEL_LIMIT: Final = -1
+"""Truncation to the model's own limit."""
+
+
+class LoadedModel:
+    """What all tasks share; ``PoolingModel`` adds them. Safe to use from several threads.
+
+    Attributes:
+        path: The artifact's directory.
+        manifest: Its manifest.
+        variant: The variant that runs.
+        provider: Full name of the execution provider that runs it.
+        tokenizer: The artifact's tokenizer.
+    """
+
+    def __init__(self, *, path: Path, manifest: Manifest, sessions: SessionPool, executor: Executor) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.variant: Variant = sessions.variant
+        self.provider = sessions.provider
+        self.tokenizer = TextTokenizer(path, manifest)
+        self._sessions = sessions
+        self._executor = executor
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        provider: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        *,
+        variant: str | None = None,
+        fallback: bool = False,
+        allow_unverified: bool = False,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+    ) -> Self:
+        """Load a model.
+
+        Args:
+            path: An artifact's directory; or a checkpoint folder or hub id, which is exported once into the cache.
+            provider: ``cpu``, ``cuda`` or an execution provider's full name; None takes the best that loads.
+            precision: ``fp32``, ``int8`` and so on; None takes the first in the artifact's list.
+            threads: Threads of a run; None lets the number of batches decide.
+            variant: Name of one variant of the artifact.
+            fallback: Take another provider, with a warning, when the one asked for does not load.
+            allow_unverified: Run a variant that verification never passed.
+            max_batch_tokens: Token budget of a batch.
+
+        Raises:
+            ArtifactError: the artifact is damaged, or has no such variant.
+            ProviderError: the provider asked for does not load.
+            InputError: an argument of a wrong type, a count below 1, or a local path where no folder is.
+        """
+        if threads is not None:
+            check_count("threads", threads)
+        check_count("max_batch_tokens", max_batch_tokens)
+        for name, value in (("provider", provider), ("precision", precision), ("variant", variant)):
+            check_name(name, value)
+        directory = resolve_directory(path)
+        manifest = open_artifact(directory, allow_unfinished=allow_unverified)
+        cpu = read_cpu_info()
+        wish = Wish(provider=provider, precision=precision, variant=variant, fallback=fallback)
+        sessions = open_sessions(directory, manifest, wish, cpu)
+        if not allow_unverified:
+            check_verified(sessions.variant, directory)
+        executor = Executor(
+            sessions=sessions,
+            runner=build_runner(sessions.variant, manifest.tokenization),
+            cores=cpu.num_cores,
+            threads=threads,
+            max_batch_tokens=max_batch_tokens,
+        )
+        return cls(path=directory, manifest=manifest, sessions=sessions, executor=executor)
+
+    def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
+        """Count the tokens of each text, special tokens included."""
+        return self.tokenizer.count(resolve_texts(texts))
+
+    def run_sequence(
+        self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Run the sequence graph of tokenized texts.
+
+        Args:
+            encoded: Tokenized texts.
+            on_progress: Called with the number of texts that each finished batch adds, never twice at a time.
+
+        Returns:
+            (num_texts, size), the graph's raw output in input order.
+
+        Raises:
+            SessionError: ONNX Runtime failed, or an answer is not finite.
+        """
+        self._check_family("sequence")
+        return self._executor.run_sequence(encoded, on_progress=on_progress)
+
+    def run_token(
+        self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Run the token graph; arguments and errors are those of ``run_sequence``.
+
+        Returns:
+            One array (num_tokens, size) a text: the graph's raw output in input order.
+
+        Raises:
+            TaskNotSupported: the artifact has no token graph.
+        """
+        self._check_family("token")
+        return self._executor.run_token(encoded, on_progress=on_progress)
+
+    def close(self) -> None:
+        """Let go of the sessions and their memory."""
+        self._sessions.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Name the model, the variant and the provider."""
+        name, source = type(self).__name__, self.manifest.source.model
+        return f"{name}({source!r}, variant={self.variant.name!r}, provider={self.provider!r})"
+
+    def _encode_windows(
+        self, texts: Sequence[str], prompt: str, *, truncate: bool, first_index: int = 0
+    ) -> Generator[tuple[int, Sequence[EncodedText]], None, None]:
+        """Yield tokenized windows; ``first_index`` counts in messages only."""
+        truncate_to = TO_MODEL_LIMIT if truncate else None
+        offset = first_index
+
+        def encode(window: Sequence[str], *, first_index: int) -> list[EncodedText]:
+            return self.tokenizer.encode(
+                window, prompt=prompt, truncate_to=truncate_to, first_index=offset + first_index
+            )
+
+        yield from encode_windows(texts, encode)
+
+    def check_task(self, task: str) -> None:
+        """Check that the artifact answers a pooling task and that the variant has the graph for it.
+
+        Raises:
+            TaskNotSupported: it does not, or has not.
+        """
+        if task not in self.manifest.tasks:
+            raise TaskNotSupported(
+                f"{self.manifest.source.model!r} cannot {task}; the artifact's tasks are {list(self.manifest.tasks)}"
+            )
+        self._check_family(TASK_FAMILY[task])
+
+    def _check_family(self, family: str) -> None:
+        if family not in self.variant.graphs:
+            raise TaskNotSupported(
+                f"variant {self.variant.name!r} has no {family} graph, only {sorted(self.variant.graphs)}; "
+                f"the artifact's tasks are {list(self.manifest.tasks)}"
+            )
+
+
+def count_cut(encoded: Sequence[EncodedText]) -> int:
+    """Count the texts that truncation shortened."""
+    return sum(text.num_truncated_tokens > 0 for text in encoded)
+
+
+@contextmanager
+def progress_bar(num_texts: int, *, shown: bool) -> Iterator[Progress | None]:
+    """Show a progress bar and yield what to call with each number of finished texts, None where none is shown."""
+    if not shown:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=num_texts, unit="text") as bar:
+        yield bar.update

@@ -1,0 +1,142 @@
+"""The tasks ``embed`` and ``token_embed`` of a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.runtime.embeddings import check_dimensions, finish_embeddings
+from poolgraph.runtime.executor import Progress
+from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
+from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
+
+
+class EmbedTasks(LoadedModel):
+    """Texts to vectors, one a text or one a token."""
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """Embed texts.
+
+        Args:
+            texts: A text or several.
+            prompt_name: Name of one of the model's prompts; None takes its default prompt.
+            prompt: Put before each text; wins over ``prompt_name``.
+            dimensions: Leading values kept, for Matryoshka models.
+            normalize: Divide by the L2 norm; None does as the model says.
+            truncate: Cut longer texts to the model's limit, with one warning, instead of refusing them.
+            progress: Show a progress bar.
+
+        Returns:
+            (num_texts, embedding_size), one row a text, also for a lone one.
+        """
+        self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions)
+        resolved = resolve_texts(texts)
+        with progress_bar(len(resolved), shown=progress) as on_progress:
+            answers, num_cut = self.embed_chunk(
+                resolved,
+                prompt_name=prompt_name,
+                prompt=prompt,
+                dimensions=dimensions,
+                normalize=normalize,
+                truncate=truncate,
+                on_progress=on_progress,
+            )
+        warn_of_cuts(num_cut, len(resolved), self.manifest)
+        return answers
+
+    def embed_chunk(
+        self,
+        texts: Sequence[str],
+        *,
+        first_index: int = 0,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        on_progress: Progress | None = None,
+    ) -> tuple[NDArray[np.float32], int]:
+        """Embed a part of a longer list, without a warning; the options are those of ``embed``.
+
+        Args:
+            texts: The part.
+            first_index: Index in the whole list of its first text, for messages.
+            prompt_name: As for ``embed``, like the next four.
+            prompt: Put before each text.
+            dimensions: Leading values kept.
+            normalize: Divide by the L2 norm.
+            truncate: Cut longer texts.
+            on_progress: Called with the number of texts that each finished batch adds.
+
+        Returns:
+            The rows (num_texts, embedding_size), and how many texts were cut.
+        """
+        self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions)
+        unit = self.manifest.pooler.normalize if normalize is None else normalize
+        prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        answers = np.empty((len(texts), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
+        num_cut = 0
+        with closing(self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)) as windows:
+            for first, window in windows:
+                raw = self._executor.run_sequence(window, on_progress=on_progress, first_index=first_index + first)
+                answers[first : first + len(window)] = finish_embeddings(raw, normalize=unit, dimensions=dimensions)
+                num_cut += count_cut(window)
+        return answers, num_cut
+
+    def check_embed_options(
+        self, *, prompt_name: str | None = None, prompt: str | None = None, dimensions: int | None = None
+    ) -> None:
+        """Check options of ``embed`` that do not depend on the texts.
+
+        Raises:
+            TaskNotSupported: the model cannot embed.
+            InputError: a prompt that the model does not have, or dimensions that it does not allow.
+        """
+        self.check_task("embed")
+        check_dimensions(self.manifest, dimensions, self.manifest.source.model)
+        resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+
+    def token_embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[NDArray[np.float32]]:
+        """Embed every token of texts; the options are those of ``embed``.
+
+        Returns:
+            One array (num_tokens, token_embedding_size) a text, special tokens included.
+        """
+        self.check_task("token_embed")
+        check_dimensions(self.manifest, dimensions, self.manifest.source.model)
+        unit = self.manifest.pooler.normalize if normalize is None else normalize
+        resolved = resolve_texts(texts)
+        prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        answers: list[NDArray[np.float32]] = []
+        num_cut = 0
+        windows = self._encode_windows(resolved, prefix, truncate=truncate)
+        with progress_bar(len(resolved), shown=progress) as on_progress, closing(windows):
+            for first, window in windows:
+                raw = self._executor.run_token(window, on_progress=on_progress, first_index=first)
+                answers += [finish_embeddings(rows, normalize=unit, dimensions=dimensions) for rows in raw]
+                num_cut += count_cut(window)
+        warn_of_cuts(num_cut, len(resolved), self.manifest)
+        return answers
