@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, register_attention
 
@@ -17,6 +18,12 @@ def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig)
 
 
 def build_from_config(model_class: Any, config: PretrainedConfig, **options: str) -> PreTrainedModel:
-    """Build a model with a copy of ``config``: building writes the attention's name into the one that it is given."""
-    model: PreTrainedModel = model_class._from_config(copy.deepcopy(config), **options)
+    """Build a model with a copy of ``config``: building writes the attention's name into the one that it is given.
+
+    The copy says that a decoder keeps no keys and values, which only generating text needs.
+    """
+    config = copy.deepcopy(config)
+    if getattr(config, "use_cache", False):
+        config.use_cache = False
+    model: PreTrainedModel = model_class._from_config(config, **options)
     return model

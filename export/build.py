@@ -8,14 +8,13 @@ import onnx_ir as ir
 
 from poolgraph.export.bind import bind_weights
 from poolgraph.export.checkpoint import WeightFolder
-from poolgraph.export.head import build_head_modules, head_input_size
+from poolgraph.export.head import build_head
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.trace import PoolingModule, TraceInputs, fake_parameters, trace_module
-from poolgraph.graphs.families import FAMILY_OUTPUTS, select_family
+from poolgraph.graphs.families import AnswerKind, finished_name, select_family
 from poolgraph.graphs.manifest import Graph, Rewrites, Tensor, Variant
 from poolgraph.graphs.passes import PassReport, run_passes
 from poolgraph.graphs.pipeline import SEMANTIC_PASSES, Target
-from poolgraph.poolers.head import Head
 from poolgraph.poolers.pooling import Pooling
 from poolgraph.tasks import GraphFamily
 
@@ -34,40 +33,43 @@ def build_module(plan: ExportPlan) -> PoolingModule:
     """Build backbone, pooling and head with fake parameters."""
     with fake_parameters():
         backbone = plan.family.build_backbone(plan.model_class, plan.config)
-        head = Head(build_head_modules(plan))
-    width = head_input_size(plan)
+        head = build_head(plan.head)
     module = PoolingModule(
         backbone,
-        Pooling(plan.pooling),
+        None if plan.head.pooling is None else Pooling(plan.head.pooling),
         head,
+        kind=plan.head.kind,
         position_offset=plan.position_offset,
         has_token_types=getattr(plan.config, "type_vocab_size", 0) > 0,
-        head_takes_rows=width is None or width == plan.hidden_size,
+        head_takes_rows=plan.token_size is not None,
     )
     return module.eval()
 
 
 def trace_inputs(plan: ExportPlan) -> TraceInputs:
-    """Decide the optional inputs: token types where there are several, the prompt's length where pooling needs it."""
+    """Decide the optional inputs.
+
+    Token types where there are several, the prompt's length where pooling needs it, and which tokens are attended to
+    where queries are filled up with tokens that are not.
+    """
+    late = plan.late_interaction
     return TraceInputs(
-        token_type_ids=getattr(plan.config, "type_vocab_size", 0) > 1,
+        token_type_ids=plan.has_token_types,
         prompt_length=not plan.sentence_transformer.include_prompt,
+        attended_mask=late is not None and late.query_expansion is not None and not late.query_expansion.attend,
     )
 
 
 def trace_layout(plan: ExportPlan, module: PoolingModule, layout: str) -> tuple[ir.Model, tuple[PassReport, ...]]:
     """Trace one layout, bind the checkpoint's tensors and run the passes that all targets share."""
     model = trace_module(module, layout, trace_inputs(plan), plan.limits.max_model_len)
-    head = {
-        index: WeightFolder(plan.checkpoint.folder / described.path)
-        for index, (built, described) in enumerate(zip(module.head.chain, plan.sentence_transformer.head, strict=False))
-        if any(True for _ in built.parameters())
-    }
-    bind_weights(model, WeightFolder(plan.backbone_folder), plan.model_class.base_model_prefix, head)
+    bind_weights(model, WeightFolder(plan.backbone.folder), plan.model_class.base_model_prefix, plan.head.tensors())
     return model, run_passes(model, SEMANTIC_PASSES)
 
 
-def lower_variant(semantic: ir.Model, reports: tuple[PassReport, ...], target: Target) -> LoweredVariant:
+def lower_variant(
+    semantic: ir.Model, reports: tuple[PassReport, ...], target: Target, kind: AnswerKind
+) -> LoweredVariant:
     """Lower the semantic graph for one target: one model a family."""
     models: dict[str, ir.Model] = {}
     graphs: dict[str, Graph] = {}
@@ -76,10 +78,10 @@ def lower_variant(semantic: ir.Model, reports: tuple[PassReport, ...], target: T
         if model is None:
             continue
         lowered = run_passes(model, target.passes)
-        reports = (*reports, *lowered) if family == "sequence" else reports
+        reports = reports if graphs else (*reports, *lowered)
         file = f"{target.file_stem}{suffix}.onnx"
         models[file] = model
-        graphs[family] = _describe_graph(model, f"onnx/{file}", family)
+        graphs[family] = _describe_graph(model, f"onnx/{file}", finished_name(kind, family))
     variant = Variant(
         name=target.variant_name,
         target=target.name,
@@ -93,16 +95,14 @@ def lower_variant(semantic: ir.Model, reports: tuple[PassReport, ...], target: T
     return LoweredVariant(variant, models)
 
 
-def _describe_graph(model: ir.Model, file: str, family: GraphFamily) -> Graph:
+def _describe_graph(model: ir.Model, file: str, finished: str) -> Graph:
     outputs = tuple(_describe(value) for value in model.graph.outputs)
-    names = [output.name for output in outputs]
-    finished = FAMILY_OUTPUTS[family][1]
     return Graph(
         file=file,
         inputs=tuple(_describe(value) for value in model.graph.inputs),
         outputs=outputs,
-        raw_output=names[0],
-        output=finished if finished in names else None,
+        raw_output=outputs[0].name,
+        output=finished if finished in [output.name for output in outputs] else None,
     )
 
 

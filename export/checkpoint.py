@@ -47,6 +47,15 @@ class TensorFile:
                 return tensor
         return _load_bin(self.path)[name].contiguous()
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        if self.path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(self.path, framework="pt") as file:
+                return tuple(file.get_slice(name).get_shape())
+        return tuple(_load_bin(self.path)[name].shape)
+
 
 class WeightFolder:
     """The tensors of one folder: safetensors, sharded or not, else a ``.bin`` read without unpickling code.
@@ -71,6 +80,10 @@ class WeightFolder:
     def load(self, name: str) -> torch.Tensor:
         """Read the tensor called ``name``."""
         return self._file_of[name].load(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the tensor called ``name``."""
+        return self._file_of[name].shape(name)
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx_ir as ir
-from transformers import PreTrainedTokenizerBase
 
+from poolgraph.config import PoolerConfig, parse_pooler_config
 from poolgraph.export.build import LoweredVariant, build_module, lower_variant, trace_layout
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.describe import build_manifest
 from poolgraph.export.model_card import render_model_card
+from poolgraph.export.options import ExportOptions, parse_overrides
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.reference import compute_reference, reference_name, tool_versions
-from poolgraph.export.resolve import ExportPlan, resolve_limits, resolve_plan
-from poolgraph.export.tokenizer import load_tokenizer, save_tokenizer
+from poolgraph.export.resolve import ExportPlan, resolve_plan
+from poolgraph.export.scoring import TEMPLATE_FILE
+from poolgraph.export.tokenizer import save_tokenizer
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
 from poolgraph.graphs.manifest import Manifest, Report
@@ -81,6 +84,11 @@ def export_model(
     output: str | Path,
     *,
     task: str = "auto",
+    convert: str = "auto",
+    runner: str = "auto",
+    pooler_config: PoolerConfig | Mapping[str, Any] | str | None = None,
+    hf_overrides: Mapping[str, Any] | str | None = None,
+    score_template: str | None = None,
     revision: str | None = None,
     precisions: Sequence[str] = ("fp32",),
     targets: Sequence[str] = ("cpu",),
@@ -95,6 +103,11 @@ def export_model(
         model: A checkpoint's folder or a hub id.
         output: The artifact's directory, made by this call.
         task: ``auto`` or what the artifact is for.
+        convert: ``auto``, ``none``, ``embed`` or ``classify``: what the model is made into.
+        runner: ``auto`` or ``pooling``.
+        pooler_config: How it pools, where the checkpoint's files are not to decide; an object, a mapping or JSON text.
+        hf_overrides: Fields of config.json, changed before anything is decided.
+        score_template: A shipped score template's name, a file, or jinja source.
         revision: Revision of a hub id.
         precisions: Precisions of the targets' variants.
         targets: Targets beside the portable one.
@@ -109,20 +122,26 @@ def export_model(
         VerificationError: the compiled model's answers are not the reference's.
         ArtifactError: the output directory is in use.
     """
+    options = ExportOptions(
+        task=task,
+        convert=convert,
+        runner=runner,
+        pooler_config=parse_pooler_config(pooler_config),
+        hf_overrides=parse_overrides(hf_overrides),
+        score_template=score_template,
+    )
     stages = _Stages(on_stage)
     with staged_directory(Path(output), overwrite=overwrite) as staging:
         with stages.stage("read the checkpoint"):
             checkpoint = open_checkpoint(model, revision)
             plan = resolve_plan(
-                checkpoint, task=task, precisions=precisions, targets=targets, trust_remote_code=trust_remote_code
+                checkpoint, options=options, precisions=precisions, targets=targets, trust_remote_code=trust_remote_code
             )
-            tokenizer = load_tokenizer(plan, trust_remote_code=trust_remote_code)
-            plan = replace(plan, limits=resolve_limits(plan, tokenizer))
         lowered = _compile(plan, stages)
         with stages.stage("write the graphs"):
-            _write(plan, tokenizer, lowered, staging)
-        manifest = build_manifest(plan, tokenizer, [item.variant for item in lowered], min_cosine=min_cosine)
-        manifest = _verify(plan, tokenizer, manifest, staging, stages)
+            _write(plan, lowered, staging)
+        manifest = build_manifest(plan, [item.variant for item in lowered], min_cosine=min_cosine)
+        manifest = _verify(plan, manifest, staging, stages)
     return ExportResult(path=Path(output), report=manifest.report, seconds=stages.seconds)
 
 
@@ -134,29 +153,28 @@ def _compile(plan: ExportPlan, stages: _Stages) -> list[LoweredVariant]:
         with stages.stage(f"trace ({layout})"):
             semantic[layout] = trace_layout(plan, module, layout)
     with stages.stage("lower"):
-        return [lower_variant(*semantic[target.layout], target) for target in plan.targets]
+        return [lower_variant(*semantic[target.layout], target, plan.head.kind) for target in plan.targets]
 
 
-def _write(
-    plan: ExportPlan, tokenizer: PreTrainedTokenizerBase, lowered: Sequence[LoweredVariant], staging: Path
-) -> None:
+def _write(plan: ExportPlan, lowered: Sequence[LoweredVariant], staging: Path) -> None:
     """Write graphs, weights, tokenizer and the checkpoint's own small files."""
     (staging / "onnx").mkdir()
     models: dict[str, ir.Model] = {file: model for item in lowered for file, model in item.models.items()}
     save_graphs(models, staging / "onnx", WEIGHTS_FILE)
-    save_tokenizer(tokenizer, plan.backbone_folder, staging, list(PROBE_SENTENCES))
+    save_tokenizer(plan.tokenizer, plan.backbone.folder, staging, list(PROBE_SENTENCES))
     for name in COPIED_FILES:
-        folder = plan.checkpoint.folder if (plan.checkpoint.folder / name).is_file() else plan.backbone_folder
+        folder = plan.checkpoint.folder if (plan.checkpoint.folder / name).is_file() else plan.backbone.folder
         if (folder / name).is_file():
             shutil.copyfile(folder / name, staging / name)
     for config in sorted(plan.checkpoint.folder.glob("[0-9]_*/config.json")):
         (staging / config.parent.name).mkdir(exist_ok=True)
         shutil.copyfile(config, staging / config.parent.name / config.name)
+    if plan.template is not None:
+        (staging / TEMPLATE_FILE).write_text(plan.template, encoding="utf-8")
 
 
 def _verify(
     plan: ExportPlan,
-    tokenizer: PreTrainedTokenizerBase,
     manifest: Manifest,
     staging: Path,
     stages: _Stages,
@@ -168,12 +186,11 @@ def _verify(
     """
     with stages.stage("answer the probes with the reference"):
         probes = build_probes(TextTokenizer(staging, manifest), manifest)
-        with_tokens = "token_embed" in manifest.tasks
-        reference = compute_reference(plan, probes.encoded, with_tokens=with_tokens)
+        reference = compute_reference(plan, probes.encoded)
         save_probes(staging, probes.texts, probes.prompt, reference.sequence, reference.token)
     with stages.stage("verify"):
         _save(manifest, staging)
-        rows = [check_tokenizer(probes, tokenizer, plan.limits.max_model_len)]
+        rows = [check_tokenizer(probes, plan.tokenizer, plan.limits.max_model_len)]
         for variant in manifest.variants:
             rows += verify_variant(staging, variant.name, probes, reference)
         report = Report(

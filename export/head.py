@@ -1,48 +1,176 @@
-"""The head of a plan: sentence-transformers' modules as torch modules, whose parameters may be fake."""
+"""The head of a plan: described as steps whose tensors are named, built as torch modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 
 from poolgraph.errors import ExportError
-from poolgraph.export.resolve import ExportPlan
+from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.sentence_transformers import HeadModule
-from poolgraph.poolers.head import Dense, LayerNorm, Normalize, Truncate
+from poolgraph.graphs.families import AnswerKind
+from poolgraph.poolers.head import Dense, Head, LayerNorm, Normalize, Standardize, Truncate
 
 DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"
 """Sentence-transformers' default for a Dense whose configuration names none."""
 
-
-def build_head_modules(plan: ExportPlan) -> list[nn.Module]:
-    """Return the modules after the pooling; a checkpoint without sentence-transformers files normalizes, as in vLLM."""
-    if not plan.sentence_transformer.pooling and not plan.sentence_transformer.head:
-        return [Normalize()]
-    return [_build(module) for module in plan.sentence_transformer.head]
+OTHER_NAMES = {"linear.weight": ("weight", "dense.weight"), "linear.bias": ("bias", "dense.bias")}
+"""Names that files of a Dense use for the same tensors."""
 
 
-def head_input_size(plan: ExportPlan) -> int | None:
-    """Return the width that the head's first sized module takes, None when the head fits any width."""
-    for module in plan.sentence_transformer.head:
-        if module.kind == "Dense":
-            return int(module.config["in_features"])
-        if module.kind == "LayerNorm":
-            return int(module.config["dimension"])
-    return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """A parameter's tensor in a checkpoint.
+
+    Attributes:
+        folder: Folder of the weights.
+        name: Name there.
+        rows: Rows that are taken, in this order; None for all.
+        difference: Subtract the first of the two rows from the second instead (vLLM's from_2_way_softmax).
+    """
+
+    folder: Path
+    name: str
+    rows: tuple[int, ...] | None = None
+    difference: bool = False
+
+    def load(self, folder: WeightFolder) -> torch.Tensor:
+        """Read the tensor in float32; (1, hidden_size) for a difference."""
+        tensor = folder.load(self.name).float()
+        if self.rows is None:
+            return tensor
+        taken = tensor[list(self.rows)]
+        return taken[1:] - taken[:1] if self.difference else taken
 
 
-def head_output_size(plan: ExportPlan, input_size: int) -> int:
-    """Return the width of the head's result for an input of ``input_size``."""
-    size = input_size
-    for module in plan.sentence_transformer.head:
-        if module.kind == "Dense":
-            size = int(module.config["out_features"])
-        elif module.kind == "Truncate":
-            size = min(size, int(module.config["size"]))
-    return size
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadStep:
+    """One module of a head.
+
+    Attributes:
+        kind: A key of BUILDERS.
+        config: What its builder takes.
+        tensors: Its parameters' names to where they are stored.
+    """
+
+    kind: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
+
+    def output_size(self, input_size: int) -> int:
+        """Return the width of the result for an input of ``input_size``."""
+        if self.kind == "Dense":
+            return int(self.config["out_features"])
+        return min(input_size, int(self.config["size"])) if self.kind == "Truncate" else input_size
+
+    @property
+    def input_size(self) -> int | None:
+        """The width that the step takes, None when any fits."""
+        names = {"Dense": "in_features", "LayerNorm": "dimension"}
+        return int(self.config[names[self.kind]]) if self.kind in names else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadPlan:
+    """What follows the backbone.
+
+    Attributes:
+        kind: What the answers are.
+        pooling: Pooling modes of the sequence family; None where there is only the token family.
+        pooled: Steps of pooled vectors alone.
+        shared: Steps of pooled vectors and of token rows.
+        activation: For logits, a key of ``runtime.activations.ACTIVATIONS``.
+        use_activation: Whether a request that does not say gets it.
+        column_token_ids: Vocabulary ids of the columns, where they are rows of a language-model head.
+        converted: Whether the head is made here, so that no class of transformers has it.
+    """
+
+    kind: AnswerKind
+    pooling: tuple[str, ...] | None
+    pooled: tuple[HeadStep, ...] = ()
+    shared: tuple[HeadStep, ...] = ()
+    activation: str | None = None
+    use_activation: bool = True
+    column_token_ids: tuple[int, ...] = ()
+    converted: bool = False
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the finished value is the raw one divided by its norm."""
+        return bool(self.shared) and self.shared[-1].kind == "Normalize"
+
+    def output_size(self, input_size: int) -> int:
+        """Return the width of a finished vector whose pooled one, or row, has ``input_size`` values."""
+        for step in (*self.pooled, *self.shared):
+            input_size = step.output_size(input_size)
+        return input_size
+
+    def takes_rows(self, hidden_size: int) -> bool:
+        """Whether the shared steps fit the backbone's own rows."""
+        width = next((step.input_size for step in self.shared if step.input_size is not None), None)
+        return width in (None, hidden_size)
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Return where each parameter of the built head is stored, by its name in the pooling module."""
+        parts = (("head.pooled", self.pooled), ("head.chain", self.shared))
+        return {
+            f"{prefix}.{index}.{name}": stored
+            for prefix, steps in parts
+            for index, step in enumerate(steps)
+            for name, stored in step.tensors.items()
+        }
+
+
+def build_head(plan: HeadPlan) -> Head:
+    """Build the head's modules; their parameters are not loaded."""
+    return Head(build_steps(plan.shared), build_steps(plan.pooled))
+
+
+def build_steps(steps: Iterable[HeadStep]) -> list[nn.Module]:
+    """Build the modules of steps."""
+    return [_build(step) for step in steps]
+
+
+def load_steps(steps: Iterable[HeadStep]) -> list[nn.Module]:
+    """Build the modules of steps with their real weights in float32, a trailing Normalize left out."""
+    modules = []
+    for step in steps:
+        module = _build(step)
+        folders = {stored.folder: WeightFolder(stored.folder) for stored in step.tensors.values()}
+        module.load_state_dict({name: stored.load(folders[stored.folder]) for name, stored in step.tensors.items()})
+        modules.append(module.eval())
+    return modules[:-1] if modules and isinstance(modules[-1], Normalize) else modules
+
+
+def describe_modules(modules: Iterable[HeadModule], folder: Path) -> tuple[HeadStep, ...]:
+    """Turn sentence-transformers' head modules into steps, their tensors looked up in the modules' own folders.
+
+    Raises:
+        ExportError: a module lacks a tensor or a part of its configuration.
+    """
+    return tuple(_describe_module(module, folder / module.path) for module in modules)
+
+
+def _describe_module(module: HeadModule, folder: Path) -> HeadStep:
+    step = HeadStep(kind=module.kind, config=module.config)
+    with torch.device("meta"):
+        names = [name for name, _ in _build(step).named_parameters()]
+    if not names:
+        return step
+    stored = WeightFolder(folder).names
+    tensors = {}
+    for name in names:
+        found = next((n for n in (name, *OTHER_NAMES.get(name, ())) if n in stored), None)
+        if found is None:
+            raise ExportError(f"{module.kind} at {module.path!r} lacks the tensor {name}; it has {sorted(stored)}")
+        tensors[name] = StoredTensor(folder=folder, name=found)
+    return HeadStep(kind=module.kind, config=module.config, tensors=tensors)
 
 
 def build_activation(name: str | None) -> nn.Module:
@@ -63,11 +191,11 @@ def build_activation(name: str | None) -> nn.Module:
     return activation
 
 
-def _build(module: HeadModule) -> nn.Module:
+def _build(step: HeadStep) -> nn.Module:
     try:
-        return BUILDERS[module.kind](module.config)
+        return BUILDERS[step.kind](step.config)
     except KeyError as error:
-        raise ExportError(f"the configuration of {module.kind} at {module.path!r} lacks {error}") from error
+        raise ExportError(f"the configuration of {step.kind} in the head lacks {error}") from error
 
 
 def _build_dense(config: Mapping[str, Any]) -> Dense:
@@ -80,13 +208,18 @@ def _build_dense(config: Mapping[str, Any]) -> Dense:
     )
 
 
+def _build_layer_norm(config: Mapping[str, Any]) -> LayerNorm:
+    return LayerNorm(int(config["dimension"]), eps=float(config.get("eps", 1e-5)), bias=bool(config.get("bias", True)))
+
+
 BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = MappingProxyType(
     {
         "Dense": _build_dense,
-        "LayerNorm": lambda config: LayerNorm(int(config["dimension"])),
+        "LayerNorm": _build_layer_norm,
         "Normalize": lambda config: Normalize(),
         "Dropout": lambda config: nn.Identity(),
         "Truncate": lambda config: Truncate(int(config["size"])),
+        "Standardize": lambda config: Standardize(config["mean"], config["sigma"]),
     }
 )
-"""How each kind of head module is built from its configuration."""
+"""How each kind of step is built from its configuration."""

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from poolgraph.export.checkpoint import WeightFolder
-from poolgraph.export.head import build_head_modules
+from poolgraph.export.head import load_steps
 from poolgraph.export.resolve import ExportPlan
-from poolgraph.poolers.head import Normalize
+from poolgraph.poolers.head import Standardize
 from poolgraph.runtime.tokenizer import EncodedText
 
 Rows = NDArray[np.float32]
@@ -45,9 +45,9 @@ def _weights(num_tokens: int, prompt: int) -> Rows:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceAnswers:
-    """Raw answers (before a final normalization) of each text, in order."""
+    """Raw answers (logits, or embeddings before a final normalization) of each text, in order, family by family."""
 
-    sequence: list[Rows]
+    sequence: list[Rows] | None
     token: list[Rows] | None
 
 
@@ -64,71 +64,95 @@ def tool_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def compute_reference(plan: ExportPlan, encoded: Sequence[EncodedText], *, with_tokens: bool) -> ReferenceAnswers:
+def compute_reference(plan: ExportPlan, encoded: Sequence[EncodedText]) -> ReferenceAnswers:
     """Answer texts with the unpatched model in float32.
+
+    A classifier's logits are those of transformers' own class, head included, where it has one for the checkpoint.
 
     Args:
         plan: What is exported.
         encoded: The texts as the artifact's tokenizer encodes them.
-        with_tokens: Also return the token family's answers.
     """
-    model = _load_backbone(plan)
-    head = _load_head(plan)
+    model = _load_model(plan, plan.model_class if _full_class(plan) is None else _full_class(plan))
+    head = _ReferenceHead(plan)
     sequence, token = [], []
     with torch.no_grad():
         for text in encoded:
-            rows = _hidden_rows(model, text)
-            pooled = [REFERENCE_POOLING[mode](rows, text.prompt_length) for mode in plan.pooling]
-            sequence.append(_apply(head, np.concatenate(pooled)))
-            if with_tokens:
-                token.append(_apply(head, rows))
-    return ReferenceAnswers(sequence, token if with_tokens else None)
+            rows, logits = _run(model, text)
+            if plan.head.pooling is not None:
+                sequence.append(head.pool(rows, text.prompt_length) if logits is None else head.standardize(logits))
+            if plan.token_size is not None:
+                own = logits if logits is not None and plan.head.pooling is None else None
+                token.append(head.finish(rows) if own is None else head.standardize(own))
+    return ReferenceAnswers(None if plan.head.pooling is None else sequence, None if plan.token_size is None else token)
 
 
-def _hidden_rows(model: nn.Module, text: EncodedText) -> Rows:
+class _ReferenceHead:
+    """The plan's head with real weights, run by torch on one text's rows."""
+
+    def __init__(self, plan: ExportPlan) -> None:
+        self._modes = plan.head.pooling or ()
+        self._pooled = load_steps(plan.head.pooled)
+        self._shared = load_steps(plan.head.shared)
+
+    def pool(self, rows: Rows, prompt_length: int) -> Rows:
+        """Pool (num_tokens, hidden_size) and apply all steps."""
+        pooled = np.concatenate([REFERENCE_POOLING[mode](rows, prompt_length) for mode in self._modes])
+        return self.finish(_apply(self._pooled, pooled))
+
+    def finish(self, rows: Rows) -> Rows:
+        """Apply the steps that pooled vectors and token rows share."""
+        return _apply(self._shared, rows)
+
+    def standardize(self, logits: Rows) -> Rows:
+        """Apply what the checkpoint's own class does not have: the caller's mean and sigma."""
+        return _apply([module for module in self._shared if isinstance(module, Standardize)], logits)
+
+
+def _full_class(plan: ExportPlan) -> type[PreTrainedModel] | None:
+    """Return transformers' class of the whole checkpoint if its answers are the plan's."""
+    if plan.head.kind != "logits" or plan.head.converted or plan.options.pooler_config.seq_pooling_type is not None:
+        return None
+    return plan.backbone.full_class if plan.backbone.form in ("sequence_logits", "token_logits") else None
+
+
+def _run(model: Any, text: EncodedText) -> tuple[Rows, Rows | None]:
+    """Return the backbone's rows (num_tokens, hidden_size), and the logits where the model has a head."""
     ids = torch.from_numpy(text.input_ids)[None]
     arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if text.token_type_ids is not None:
         arguments["token_type_ids"] = torch.from_numpy(text.token_type_ids)[None]
-    rows: Rows = model(**arguments).last_hidden_state[0].float().numpy()
-    return rows
+    seen: list[torch.Tensor] = []
+    hook = model.base_model.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
+    try:
+        output = model(**arguments)
+    finally:
+        hook.remove()
+    logits = output.logits[0].float().numpy() if "logits" in output else None
+    return seen[0][0].float().numpy(), logits
 
 
-def _load_backbone(plan: ExportPlan) -> nn.Module:
-    """Load the unpatched model, without the progress bar that would run into ours."""
+def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
+    """Load the unpatched model, without the progress bar that would run into ours.
+
+    Without a padding token transformers takes a text's last token for a decoder's answer, as vLLM does, and not the last
+    that is no padding token, which differs for texts that end with it.
+    """
+    config = copy.deepcopy(plan.config)
+    if plan.head.kind == "logits" and plan.head.pooling == ("lasttoken",):
+        config.pad_token_id = None
     messages: Any = logging
     shown = messages.is_progress_bar_enabled()
     messages.disable_progress_bar()
     try:
-        loaded: Any = plan.model_class.from_pretrained(
-            plan.backbone_folder, config=copy.deepcopy(plan.config), dtype=torch.float32, local_files_only=True
+        loaded: Any = model_class.from_pretrained(
+            plan.backbone.folder, config=config, dtype=torch.float32, local_files_only=True
         )
     finally:
         if shown:
             messages.enable_progress_bar()
     model: nn.Module = loaded.eval()
     return model
-
-
-def _load_head(plan: ExportPlan) -> list[nn.Module]:
-    """Load the head's modules with real weights, without the trailing normalization that the runtime applies."""
-    modules = build_head_modules(plan)
-    for module, described in zip(modules, plan.sentence_transformer.head, strict=False):
-        if any(True for _ in module.parameters()):
-            folder = WeightFolder(plan.checkpoint.folder / described.path)
-            module.load_state_dict(head_state(folder))
-    return modules[:-1] if modules and isinstance(modules[-1], Normalize) else modules
-
-
-def head_state(folder: WeightFolder) -> dict[str, torch.Tensor]:
-    """Return a head module's tensors by sentence-transformers' names (``linear.weight``), whatever the file's are."""
-    renamed = {
-        "weight": "linear.weight",
-        "bias": "linear.bias",
-        "dense.weight": "linear.weight",
-        "dense.bias": "linear.bias",
-    }
-    return {renamed.get(name, name): folder.load(name).float() for name in folder.names}
 
 
 def _apply(modules: Sequence[nn.Module], value: Rows) -> Rows:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from poolgraph.errors import ExportError, InputError, TaskNotSupported, UnsupportedArchitecture
-from poolgraph.export.architectures import ARCHITECTURES, Architecture
+from poolgraph.errors import ExportError, InputError, TaskNotSupported
+from poolgraph.export.backbone import Backbone, find_backbone
 from poolgraph.export.checkpoint import Checkpoint
+from poolgraph.export.cross_encoder import CrossEncoder, parse_cross_encoder
+from poolgraph.export.head import HeadPlan
+from poolgraph.export.late_interaction import LateInteractionPlan, parse_late_interaction
+from poolgraph.export.late_interaction_tokens import describe_late_interaction, register_markers
+from poolgraph.export.options import ExportOptions
+from poolgraph.export.resolve_head import STEP_TAGS, HeadSource, plan_head
+from poolgraph.export.scoring import choose_template, describe_scoring
 from poolgraph.export.sentence_transformers import SentenceTransformer, parse_sentence_transformers
-from poolgraph.graphs.manifest import Limits
+from poolgraph.export.tokenizer import load_tokenizer
+from poolgraph.graphs.manifest import LateInteraction, Limits, Scoring
 from poolgraph.graphs.pipeline import PORTABLE, TARGETS, Target
-
-EXPORT_TASKS = ("auto", "embed", "token_embed")
-LATER_TASKS = ("classify", "score", "reward", "token_classify")
 
 UNLIMITED = 1_000_000
 """Transformers writes numbers far beyond this as model_max_length where a tokenizer knows no limit."""
@@ -31,56 +34,114 @@ class ExportPlan:
 
     Attributes:
         checkpoint: Where the weights come from.
-        backbone_folder: Folder of the backbone in it.
-        config: The backbone's configuration.
-        architecture: Hugging Face class name of the backbone.
-        row: Its row of the architecture table, or one made for a class without a row.
-        model_class: The transformers class.
+        backbone: What is traced.
         sentence_transformer: The sentence-transformers files; defaults where there are none.
-        pooling: Pooling modes.
+        tokenizer: The reference's tokenizer.
+        head: What follows the backbone.
+        options: What the caller asked for.
         targets: What is lowered, portable first.
         limits: Longest text and vocabulary.
-        default_task: The task that the checkpoint is made for.
+        template: Text of the score template, or None.
+        late: What the files of a ColBERT model say of its queries and documents, or None.
     """
 
     checkpoint: Checkpoint
-    backbone_folder: Path
-    config: PretrainedConfig
-    architecture: str
-    row: Architecture
-    model_class: type[PreTrainedModel]
+    backbone: Backbone
     sentence_transformer: SentenceTransformer
-    pooling: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+    head: HeadPlan
+    options: ExportOptions
     targets: tuple[Target, ...]
     limits: Limits
-    default_task: str
+    template: str | None = None
+    late: LateInteractionPlan | None = None
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The backbone's configuration."""
+        return self.backbone.config
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        """The backbone's class."""
+        return self.backbone.model_class
 
     @property
     def family(self) -> ModuleType:
         """The module that prepares this architecture's backbone for tracing."""
-        return importlib.import_module(f"poolgraph.export.arch_{self.row.family}")
+        return importlib.import_module(f"poolgraph.export.arch_{self.backbone.row.family}")
 
     @property
     def position_offset(self) -> int | None:
         """``pad_token_id`` where positions are counted from the one after it, else None."""
-        return int(self.config.pad_token_id) if self.row.positions == "offset" else None
+        return int(self.config.pad_token_id) if self.backbone.row.positions == "offset" else None
 
     @property
     def hidden_size(self) -> int:
-        """Width of the backbone's rows, by optimum's table of configuration names."""
-        from optimum.utils import NormalizedConfigManager
+        """Width of the backbone's rows."""
+        return self.backbone.hidden_size
 
-        try:
-            normalized = NormalizedConfigManager.get_normalized_config_class(self.config.model_type)(self.config)
-        except KeyError:
-            return int(self.config.hidden_size)
-        return int(normalized.hidden_size)
+    @property
+    def has_token_types(self) -> bool:
+        """Whether texts of a pair are told apart by token types."""
+        return getattr(self.config, "type_vocab_size", 0) > 1
+
+    @property
+    def sequence_size(self) -> int | None:
+        """Width of the sequence family's answer, None without that family."""
+        return None if self.head.pooling is None else self.head.output_size(len(self.head.pooling) * self.hidden_size)
+
+    @property
+    def token_size(self) -> int | None:
+        """Width of the token family's answer, None where the head does not fit the rows."""
+        if not self.head.takes_rows(self.hidden_size):
+            return None
+        return replace(self.head, pooled=()).output_size(self.hidden_size)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the artifact answers."""
+        verbs = ("embed", "token_embed") if self.head.kind == "embedding" else ("classify", "token_classify")
+        sizes = (self.sequence_size, self.token_size)
+        return tuple(verb for verb, size in zip(verbs, sizes, strict=True) if size is not None)
+
+    @property
+    def default_task(self) -> str:
+        """What the caller asked for, in vLLM's words, else what the checkpoint is made for."""
+        task = self.options.pooler_config.task or self.options.task
+        return task if task in self.tasks else self.tasks[0]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of a classifier's columns; empty where they are no classes."""
+        size = self.sequence_size or self.token_size
+        if self.head.kind != "logits" or self.head.converted:
+            return ()
+        names = {int(index): str(name) for index, name in (self.config.id2label or {}).items()}
+        return tuple(names[index] for index in range(size or 0)) if sorted(names) == list(range(size or 0)) else ()
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """How pairs are scored."""
+        late = self.late is not None
+        return describe_scoring(self.head, self.sequence_size or 0, self.template, late_interaction=late)
+
+    @property
+    def late_interaction(self) -> LateInteraction | None:
+        """How queries and documents of a ColBERT model are encoded."""
+        return None if self.late is None else describe_late_interaction(self.late, self.tokenizer)
+
+    @property
+    def step_tag_id(self) -> int | None:
+        """The token whose rows are the answer of a process-reward model."""
+        given = self.options.pooler_config.step_tag_id
+        return STEP_TAGS.get(self.backbone.architecture) if given is None else given
 
 
 def resolve_plan(
     checkpoint: Checkpoint,
     *,
-    task: str,
+    options: ExportOptions,
     precisions: Sequence[str],
     targets: Sequence[str],
     trust_remote_code: bool,
@@ -88,30 +149,44 @@ def resolve_plan(
     """Decide what an export makes.
 
     Raises:
-        InputError: an unknown task, target or precision.
+        InputError: an option that contradicts the checkpoint, or an unknown target or precision.
         TaskNotSupported: a task that this checkpoint cannot do.
         UnsupportedArchitecture: no row and no transformers class fits.
     """
-    _check_task(task)
     chosen = choose_targets(targets, precisions)
-    sentence = parse_sentence_transformers(checkpoint) or SentenceTransformer()
+    cross = parse_cross_encoder(checkpoint)
+    late = _late_interaction(checkpoint, options)
+    sentence = late.sentence_transformer if late is not None else _sentence_files(checkpoint, cross)
     folder = checkpoint.folder / sentence.transformer_path
-    config = load_config(folder, sentence.config_options, trust_remote_code=trust_remote_code)
-    name = _architecture_name(config, as_backbone=bool(sentence.pooling) or task != "auto")
-    row = ARCHITECTURES.get(name) or _generic_row()
-    return ExportPlan(
+    overrides = {**sentence.config_options, **options.hf_overrides}
+    backbone = find_backbone(folder, overrides, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, sentence, trust_remote_code=trust_remote_code)
+    if late is not None:
+        register_markers(tokenizer, late.markers)
+    source = HeadSource(
         checkpoint=checkpoint,
-        backbone_folder=folder,
-        config=config,
-        architecture=name,
-        row=row,
-        model_class=_model_class(name),
+        backbone=backbone,
+        options=options,
         sentence_transformer=sentence,
-        pooling=sentence.pooling or (row.pooling,),
-        targets=chosen,
-        limits=Limits(max_model_len=1, vocab_size=int(config.vocab_size)),
-        default_task=row.task if task == "auto" else task,
+        tokenizer=tokenizer,
+        score_token_ids=cross.token_ids if cross is not None else (),
     )
+    head = plan_head(source) if late is None else HeadPlan(kind="embedding", pooling=None, shared=late.head)
+    plan = ExportPlan(
+        checkpoint=checkpoint,
+        backbone=backbone,
+        sentence_transformer=sentence,
+        tokenizer=tokenizer,
+        head=head,
+        options=options,
+        targets=chosen,
+        limits=Limits(max_model_len=1, vocab_size=int(backbone.config.vocab_size)),
+        template=choose_template(options, head, backbone.config, checkpoint, tokenizer),
+        late=late,
+    )
+    plan = replace(plan, limits=resolve_limits(plan))
+    _check_task(plan)
+    return plan
 
 
 def choose_targets(targets: Sequence[str], precisions: Sequence[str]) -> tuple[Target, ...]:
@@ -129,15 +204,16 @@ def choose_targets(targets: Sequence[str], precisions: Sequence[str]) -> tuple[T
     )
 
 
-def resolve_limits(plan: ExportPlan, tokenizer: PreTrainedTokenizerBase) -> Limits:
+def resolve_limits(plan: ExportPlan) -> Limits:
     """Return the longest text in tokens: the least of what the files, the tokenizer and the position table allow.
 
     Sentence-transformers' max_seq_length replaces the tokenizer's limit; neither can go beyond the positions that there
     are, of which the RoBERTa family loses pad_token_id + 1.
     """
     positions = getattr(plan.config, "max_position_embeddings", None)
-    declared = plan.sentence_transformer.max_seq_length or tokenizer.model_max_length
-    candidates = [int(declared)] if declared and declared < UNLIMITED else []
+    declared = plan.sentence_transformer.max_seq_length or plan.tokenizer.model_max_length
+    declared = max(int(declared or 0), plan.late.longest if plan.late is not None else 0)
+    candidates = [declared] if 0 < declared < UNLIMITED else []
     if positions is not None:
         candidates.append(int(positions) - (0 if plan.position_offset is None else plan.position_offset + 1))
     if not candidates:
@@ -147,74 +223,30 @@ def resolve_limits(plan: ExportPlan, tokenizer: PreTrainedTokenizerBase) -> Limi
     return Limits(max_model_len=min(candidates), vocab_size=plan.limits.vocab_size)
 
 
-def load_config(folder: Path, options: Mapping[str, Any], *, trust_remote_code: bool) -> PretrainedConfig:
-    """Read ``config.json`` of a backbone's folder, with some fields changed by ``options``.
-
-    Raises:
-        UnsupportedArchitecture: a model type that transformers does not know.
-    """
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-    except Exception as error:
-        raise UnsupportedArchitecture(f"config.json of the checkpoint cannot be used: {error}") from error
-    return config
-
-
-def _check_task(task: str) -> None:
-    if task in LATER_TASKS:
-        raise TaskNotSupported(
-            f"--task {task} cannot be exported by this version; it exports {', '.join(EXPORT_TASKS)}"
-        )
-    if task not in EXPORT_TASKS:
-        raise InputError(f"--task {task} is unknown; choose one of {', '.join(EXPORT_TASKS)}")
-
-
-def _architecture_name(config: PretrainedConfig, *, as_backbone: bool) -> str:
-    """Return the backbone's class name.
-
-    A checkpoint of a larger model (``MPNetForMaskedLM``) is taken as its backbone when sentence-transformers files or
-    the task ask for embeddings, or when its head is one of pre-training, by optimum's table of tasks.
-    """
-    name = str((config.architectures or ["?"])[0])
-    if name in ARCHITECTURES:
-        return name
-    backbone = _class_for_task(config, "feature-extraction")
-    if backbone is None:
-        raise UnsupportedArchitecture(
-            f"architecture {name} of model_type {config.model_type!r} has no backbone to embed with"
-        )
-    pretrained = {"?", backbone, _class_for_task(config, "fill-mask")}
-    if not (as_backbone or name in pretrained or name.endswith("ForPreTraining")):
-        raise UnsupportedArchitecture(
-            f"architecture {name} cannot be exported by this version unless as an embedding model (--task embed); "
-            f"it exports {', '.join(ARCHITECTURES)} and other encoders that verify"
-        )
-    return backbone
-
-
-def _class_for_task(config: PretrainedConfig, task: str) -> str | None:
-    """Return the transformers class that optimum's TasksManager loads for a task, None where there is none."""
-    from optimum.exporters.tasks import TasksManager
-
-    auto = TasksManager.get_model_class_for_task(task, framework="pt", library="transformers")
-    try:
-        found = auto._model_mapping[type(config)]
-    except KeyError:
+def _late_interaction(checkpoint: Checkpoint, options: ExportOptions) -> LateInteractionPlan | None:
+    """Read a ColBERT checkpoint as one, unless the caller wants vectors of whole texts from it."""
+    if options.task == "embed" or options.convert == "embed":
         return None
-    return str((found[0] if isinstance(found, tuple) else found).__name__)
+    return parse_late_interaction(checkpoint, architectures=options.hf_overrides.get("architectures"))
 
 
-def _generic_row() -> Architecture:
-    """Return the row of a backbone that the table does not have: its attention must go through the interface."""
-    return Architecture(family="interface", task="embed", pooling="cls")
+def _sentence_files(checkpoint: Checkpoint, cross: CrossEncoder | None) -> SentenceTransformer:
+    if cross is not None:
+        return cross.sentence_transformer
+    return parse_sentence_transformers(checkpoint) or SentenceTransformer()
 
 
-def _model_class(name: str) -> type[PreTrainedModel]:
-    """Return the transformers class called ``name``."""
-    import transformers
-
-    found = getattr(transformers, name, None)
-    if found is None:
-        raise UnsupportedArchitecture(f"transformers {transformers.__version__} has no class {name}")
-    model_class: type[PreTrainedModel] = found
-    return model_class
+def _check_task(plan: ExportPlan) -> None:
+    """Check that the plan answers the task that was asked for."""
+    task = plan.options.task
+    answers = {
+        "score": plan.scoring is not None,
+        "reward": plan.head.kind == "logits",
+        "auto": True,
+    }
+    if answers.get(task, task in plan.tasks):
+        return
+    why = f"; it has {plan.sequence_size} labels, and a score is one number" if task == "score" else ""
+    raise TaskNotSupported(
+        f"{plan.backbone.architecture} cannot {task}: as its checkpoint is, it answers {', '.join(plan.tasks)}{why}"
+    )

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from poolgraph.errors import ExportError
 
 SEMANTIC_DOMAIN = "poolgraph"
 ATTENTION_IMPLEMENTATION = "poolgraph"
 """The name under which our attention is registered with transformers."""
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        "deterministic",
+        "dropout",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "use_cache",
+    }
+)
+"""What models hand to every attention and what changes no answer; attention reads no positions."""
+
+_WINDOW = "poolgraph_window"
+"""Attribute of a mask: the (left, right) window that the model built it for."""
+
+_LEAST_REACH = 8192
+"""How far a mask is asked whether it sees, at least: a mask built of other masks does not tell its window's size."""
 
 
 def attention(
@@ -18,54 +42,84 @@ def attention(
     value: Tensor,
     *,
     num_heads: int,
+    num_kv_heads: int | None = None,
     scale: float,
+    causal: bool = False,
+    left_window: int = -1,
+    right_window: int = -1,
+    softcap: float = 0.0,
     attention_mask: Tensor | None = None,
     attention_bias: Tensor | None = None,
 ) -> Tensor:
-    """Bidirectional attention as one op.
+    """Attention as one op: ``softmax(cap(q k^T * scale) + bias) v`` over the keys that a query may see.
+
+    ``cap(s)`` is ``softcap * tanh(s / softcap)`` (Gemma 2, arXiv:2408.00118, section 2), or ``s`` where softcap is 0.
+    Query heads come in groups of neighbours that share a key and value head (arXiv:2305.13245). Windows count rows;
+    padding is on one side only, so that rows apart are tokens apart.
 
     Args:
         query: (batch_size, sequence_length, num_heads * head_dim).
-        key: The same shape as the query.
-        value: The same shape as the query.
-        num_heads: Heads that the last axis holds side by side.
+        key: (batch_size, sequence_length, num_kv_heads * head_dim).
+        value: The same shape as the key.
+        num_heads: Heads that the query's last axis holds side by side.
+        num_kv_heads: Heads of key and value, a divisor of num_heads; num_heads where None.
         scale: Factor of the scores.
-        attention_mask: (batch_size, sequence_length) of bool, False in padding, or None.
-        attention_bias: Added to the scaled scores, (1, num_heads, sequence_length, sequence_length), or None.
+        causal: A query sees itself and what is left of it: a right_window of 0.
+        left_window: How many tokens to its left a query sees, itself not counted; -1 for all.
+        right_window: The same to its right.
+        softcap: Limit of the scores, 0 for none.
+        attention_mask: (batch_size, sequence_length) of bool, False for keys that no query sees, or None.
+        attention_bias: Added to the scores, (1, num_heads, sequence_length, sequence_length), or None.
 
     Returns:
-        (batch_size, sequence_length, num_heads * head_dim).
+        (batch_size, sequence_length, num_heads * head_dim); finite also where a query sees no key.
     """
-    if not torch.compiler.is_exporting():
-        return _eager_attention(query, key, value, num_heads, scale, attention_mask, attention_bias)
-    result: Tensor = torch.onnx.ops.symbolic(
-        f"{SEMANTIC_DOMAIN}::Attention",
-        (query, key, value, attention_mask, attention_bias),
-        attrs={"num_heads": num_heads, "scale": scale},
-        dtype=query.dtype,
-        shape=query.shape,
-        version=1,
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    right_window = 0 if causal else right_window
+    attributes: dict[str, Any] = {
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "scale": scale,
+        "causal": int(right_window == 0),
+        "left_window": left_window,
+        "right_window": right_window,
+        "softcap": softcap,
+    }
+    if torch.compiler.is_exporting():
+        result: Tensor = torch.onnx.ops.symbolic(
+            f"{SEMANTIC_DOMAIN}::Attention",
+            (query, key, value, attention_mask, attention_bias),
+            attrs=attributes,
+            dtype=query.dtype,
+            shape=query.shape,
+            version=1,
+        )
+        return result
+    queries, keys, values = (
+        rows.view(*rows.shape[:2], count, -1).transpose(1, 2)
+        for rows, count in ((query, num_heads), (key, num_kv_heads), (value, num_kv_heads))
     )
-    return result
-
-
-def _eager_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_heads: int,
-    scale: float,
-    attention_mask: Tensor | None,
-    attention_bias: Tensor | None,
-) -> Tensor:
-    heads = [rows.view(*rows.shape[:2], num_heads, -1).transpose(1, 2) for rows in (query, key, value)]
-    scores = heads[0] @ heads[1].transpose(-1, -2) * scale
+    group = num_heads // num_kv_heads
+    scores = queries @ keys.repeat_interleave(group, 1).transpose(-1, -2) * scale
+    if softcap:
+        scores = (scores / softcap).tanh() * softcap
     if attention_bias is not None:
         scores = scores + attention_bias
+    index = torch.arange(query.shape[1], device=query.device)
+    visible = _visible(index[None, :] - index[:, None], left_window, right_window)
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask[:, None, None, :], torch.finfo(scores.dtype).min)
-    result: Tensor = (scores.softmax(-1) @ heads[2]).transpose(1, 2).flatten(2)
-    return result
+        visible = visible & attention_mask[:, None, None, :]
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    rows: Tensor = scores.softmax(-1) @ values.repeat_interleave(group, 1)
+    return rows.transpose(1, 2).flatten(2)
+
+
+def _visible(distance: Tensor, left_window: int, right_window: int) -> Tensor:
+    """Return whether a query sees a key, given how far the key is to its right; of bool, in the distance's shape."""
+    visible = torch.ones_like(distance, dtype=torch.bool)
+    if left_window >= 0:
+        visible = visible & (distance >= -left_window)
+    return visible & (distance <= right_window) if right_window >= 0 else visible
 
 
 def register_attention() -> None:
@@ -76,9 +130,47 @@ def register_attention() -> None:
     AttentionMaskInterface.register(ATTENTION_IMPLEMENTATION, _interface_mask)
 
 
-def _interface_mask(*_args: Any, attention_mask: Tensor | None = None, **_kwargs: Any) -> Tensor | None:
-    """Hand the padding mask through as it is, (batch_size, sequence_length)."""
-    return attention_mask
+def _interface_mask(
+    *_args: Any,
+    attention_mask: Tensor | None = None,
+    mask_function: Callable[..., Tensor] | None = None,
+    local_size: int | None = None,
+    **_kwargs: Any,
+) -> Tensor | None:
+    """Hand the padding mask through, (batch_size, sequence_length), with a note of the window that it stands for.
+
+    Without padding there is no tensor for the note, and ``mask_function`` depends on traced positions; the layout with
+    padding, which every export traces, is checked.
+    """
+    if attention_mask is None or mask_function is None:
+        return attention_mask
+    noted = attention_mask.clone()  # masks of several kinds may share one tensor
+    setattr(noted, _WINDOW, _read_window(mask_function, max(local_size or 0, _LEAST_REACH)))
+    return noted
+
+
+def _read_window(mask_function: Callable[..., Tensor], reach: int) -> tuple[int, int]:
+    """Return how far left and right the model's own mask sees, -1 for all, by asking it up to ``reach`` tokens away.
+
+    Raises:
+        ExportError: The mask is no window: it differs by query or depends on the texts.
+    """
+    middle, size = reach + 3, 2 * reach + 8
+    try:
+        with _disable_current_modes():
+            keys = torch.arange(size)[None, :]
+            queries = torch.tensor([0, 1, middle, middle + 1, size - 1])[:, None]
+            zero = torch.zeros(1, 1, dtype=torch.int64)
+            seen = torch.as_tensor(mask_function(zero, zero, queries, keys)).expand(len(queries), size)
+            row = seen[2].nonzero().flatten()
+            left = -1 if row[0] == 0 else middle - int(row[0])
+            right = -1 if row[-1] == size - 1 else int(row[-1]) - middle
+            is_window = torch.equal(seen, _visible(keys - queries, left, right))
+    except Exception as error:
+        raise ExportError(f"the model's attention mask depends on more than distances: {error}") from error
+    if not is_window:
+        raise ExportError("the model's attention mask is no window around each token, which poolgraph cannot express")
+    return left, right
 
 
 def _interface_attention(
@@ -89,11 +181,67 @@ def _interface_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    **_kwargs: Any,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Adapt transformers' (batch_size, num_heads, sequence_length, head_dim) to the semantic op's shape."""
+    layer = type(module).__name__
+    _check_expressible(layer, query, key, value, attention_mask, others)
+    left, right = _window(module, sliding_window, is_causal)
+    expected = getattr(attention_mask, _WINDOW, (left, right))
+    if expected != (left, right):
+        raise ExportError(f"{layer} asks for attention within {(left, right)} of each token, its mask for {expected}")
     num_heads, head_dim = query.shape[1], query.shape[3]
-    merged = [rows.transpose(1, 2).flatten(2) for rows in (query, key, value)]
-    scale = head_dim**-0.5 if scaling is None else float(scaling)
-    result = attention(*merged, num_heads=num_heads, scale=scale, attention_mask=attention_mask)
+    result = attention(
+        *(rows.transpose(1, 2).flatten(2) for rows in (query, key, value)),
+        num_heads=num_heads,
+        num_kv_heads=key.shape[1],
+        scale=head_dim**-0.5 if scaling is None else float(scaling),
+        left_window=left,
+        right_window=right,
+        softcap=float(softcap or 0),
+        attention_mask=attention_mask,
+    )
     return result.view(*result.shape[:2], num_heads, head_dim), None
+
+
+def _check_expressible(
+    layer: str, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, others: dict[str, Any]
+) -> None:
+    unknown = sorted(name for name, it in others.items() if it is not None and name not in _WITHOUT_EFFECT)
+    if unknown:
+        raise ExportError(f"{layer} hands {', '.join(unknown)} to its attention, which poolgraph::Attention lacks")
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise ExportError(
+            f"{layer} masks attention with {attention_mask.dim()} axes; poolgraph::Attention takes a padding mask, "
+            "(batch_size, sequence_length)"
+        )
+    if key.shape[2] != query.shape[2]:
+        raise ExportError(f"{layer} attends to another sequence; poolgraph::Attention is self-attention")
+    if key.shape[3] != query.shape[3] or value.shape[3] != query.shape[3]:
+        raise ExportError(
+            f"{layer} has query, key and value heads of {query.shape[3]}, {key.shape[3]} and {value.shape[3]} numbers; "
+            "poolgraph::Attention takes one size"
+        )
+
+
+def _window(module: torch.nn.Module, sliding_window: int | None, is_causal: bool | None) -> tuple[int, int]:
+    """Return how far a query sees to the left and to the right, -1 for all.
+
+    transformers counts a token itself into ``sliding_window``, on both sides (``masking_utils.py``:
+    ``sliding_window_causal_mask_function``; ModernBERT and Gemma 3 add one for it), except where the configuration
+    makes a causal module bidirectional: then its mask keeps distances up to and with ``sliding_window``
+    (``sliding_window_bidirectional_overlay``).
+    """
+    module_is_causal = bool(getattr(module, "is_causal", False))
+    causal = module_is_causal if is_causal is None else bool(is_causal)
+    if sliding_window is None:
+        return -1, 0 if causal else -1
+    if sliding_window < 1:
+        raise ExportError(f"{type(module).__name__} has a sliding_window of {sliding_window}; it is 1 or more")
+    if causal:
+        return sliding_window - 1, 0
+    reach = sliding_window if module_is_causal else sliding_window - 1
+    return reach, reach

@@ -25,6 +25,9 @@ POOLING_FLAGS = {
 
 COMPILED_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 
+MULTI_VECTOR_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "MultiVectorMask")
+"""What is compiled of a MultiVectorEncoder, whose modules work on token embeddings; its Pooling has no effect there."""
+
 HIDDEN_STATE = "last_hidden_state"
 
 IGNORED_OPTIONS = frozenset({"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "device_map"})
@@ -52,7 +55,7 @@ class _Settings(msgspec.Struct, frozen=True):
 
     truncate_dim: Annotated[int, msgspec.Meta(gt=0)] | None = None
 
-    prompts: dict[str, str] | None = None
+    prompts: dict[str, str | None] | None = None
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None
 
@@ -71,6 +74,7 @@ class _Transformer(msgspec.Struct, frozen=True):
     config_kwargs: dict[str, Any] = {}
     tokenizer_args: dict[str, Any] = {}
     processor_kwargs: dict[str, Any] = {}
+    processing_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,12 @@ class HeadModule:
     kind: str
     path: str
     config: Mapping[str, Any]
+
+    @property
+    def features(self) -> tuple[str | None, str | None]:
+        """What it reads and writes, None where the configuration does not say."""
+        source = self.config.get("module_input_name")
+        return source, self.config.get("module_output_name") or source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,21 +123,29 @@ class SentenceTransformer:
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse_sentence_transformers(checkpoint: Checkpoint) -> SentenceTransformer | None:
+def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = False) -> SentenceTransformer | None:
     """Read the sentence-transformers files; None for a checkpoint without ``modules.json``.
+
+    Args:
+        checkpoint: The checkpoint.
+        multi_vector: Read them as MultiVectorEncoder does: modules may work on token embeddings, nothing is pooled.
 
     Raises:
         ExportError: a module that cannot be compiled, named with those that can.
     """
-    modules = _read(checkpoint, "modules.json", list[_Module])
+    modules = read_form(checkpoint, "modules.json", list[_Module])
     if modules is None:
         return None
-    kinds = [_module_kind(module) for module in modules]
+    kinds = [_module_kind(module, MULTI_VECTOR_MODULES if multi_vector else COMPILED_MODULES) for module in modules]
     _check_order(kinds)
     pooling_path = modules[kinds.index("Pooling")].path if "Pooling" in kinds else None
-    pooling = (_read(checkpoint, f"{pooling_path}/config.json", dict[str, Any]) or {}) if pooling_path else {}
+    pooling = (read_form(checkpoint, f"{pooling_path}/config.json", dict[str, Any]) or {}) if pooling_path else {}
     transformer = _read_transformer(checkpoint, modules[0].path)
-    settings = _read(checkpoint, "config_sentence_transformers.json", _Settings) or _Settings()
+    settings = read_form(checkpoint, "config_sentence_transformers.json", _Settings) or _Settings()
+    if multi_vector:
+        # MultiVectorEncoder always has these two prompts, and knows no truncate_dim.
+        prompts = {"query": None, "document": None, **(settings.prompts or {})}
+        settings = msgspec.structs.replace(settings, prompts=prompts, truncate_dim=None)
     _check_default_prompt(settings)
     return SentenceTransformer(
         transformer_path=modules[0].path,
@@ -135,7 +153,7 @@ def parse_sentence_transformers(checkpoint: Checkpoint) -> SentenceTransformer |
         include_prompt=bool(pooling.get("include_prompt", True)),
         head=(
             *(
-                _head_module(checkpoint, module, kind)
+                _head_module(checkpoint, module, kind, multi_vector=multi_vector)
                 for module, kind in zip(modules, kinds, strict=True)
                 if kind not in ("Transformer", "Pooling")
             ),
@@ -143,7 +161,7 @@ def parse_sentence_transformers(checkpoint: Checkpoint) -> SentenceTransformer |
         ),
         max_seq_length=transformer.max_seq_length,
         do_lower_case=bool(transformer.do_lower_case),
-        prompts=settings.prompts or {},
+        prompts={name: prompt or "" for name, prompt in (settings.prompts or {}).items()},
         default_prompt_name=settings.default_prompt_name,
         similarity_fn_name=settings.similarity_fn_name or "cosine",
         config_options=_without_ignored({**transformer.config_args, **transformer.config_kwargs}),
@@ -165,7 +183,7 @@ def parse_pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
     return modes
 
 
-def _read(checkpoint: Checkpoint, name: str, form: type[_Form]) -> _Form | None:
+def read_form(checkpoint: Checkpoint, name: str, form: type[_Form]) -> _Form | None:
     """Read a JSON file of the checkpoint in the form that sentence-transformers writes; None where there is none."""
     content = checkpoint.read_json(name)
     if content is None:
@@ -185,13 +203,13 @@ def _check_default_prompt(settings: _Settings) -> None:
         )
 
 
-def _module_kind(module: _Module) -> str:
+def _module_kind(module: _Module, compiled: tuple[str, ...]) -> str:
     dotted = module.type
     kind = dotted.rpartition(".")[2]
-    if kind not in COMPILED_MODULES or not re.match(r"(sentence_transformers|pylate)\.", dotted):
+    if kind not in compiled or not re.match(r"(sentence_transformers|pylate)\.", dotted):
         raise ExportError(
             f"modules.json has a module of type {dotted!r} at {module.path!r}, which cannot be compiled "
-            f"into the graph; those that can are {list(COMPILED_MODULES)}"
+            f"into the graph; those that can are {list(compiled)}"
         )
     _check_path(module.path)
     return kind
@@ -211,28 +229,36 @@ def _check_order(kinds: list[str]) -> None:
         )
 
 
-def _head_module(checkpoint: Checkpoint, module: _Module, kind: str) -> HeadModule:
-    config = _read(checkpoint, f"{module.path}/config.json", dict[str, Any]) or {}
-    _check_features(config, kind, module.path)
-    return HeadModule(kind=kind, path=module.path, config=config)
+def _head_module(checkpoint: Checkpoint, module: _Module, kind: str, *, multi_vector: bool) -> HeadModule:
+    config = read_form(checkpoint, f"{module.path}/config.json", dict[str, Any]) or {}
+    head = HeadModule(kind=kind, path=module.path, config=config)
+    if not multi_vector:
+        _check_features(head)
+    return head
 
 
-def _check_features(config: Mapping[str, Any], kind: str, path: str) -> None:
-    source = config.get("module_input_name") or "sentence_embedding"
-    target = config.get("module_output_name") or source
+def _check_features(module: HeadModule) -> None:
+    source, target = (name or "sentence_embedding" for name in module.features)
     if (source, target) != ("sentence_embedding", "sentence_embedding"):
         raise ExportError(
-            f"module {kind} at {path!r} reads {source!r} and writes {target!r}; only sentence_embedding can be compiled"
+            f"module {module.kind} at {module.path!r} reads {source!r} and writes {target!r}; only sentence_embedding "
+            "can be compiled"
         )
 
 
+def find_transformer_file(checkpoint: Checkpoint, path: str) -> str | None:
+    """Return the name of the file that holds the Transformer module's options, None where there is none."""
+    names = [f"{path}/{name}" if path else name for name in LIMIT_FILES]
+    return next((name for name in names if (checkpoint.folder / name).is_file()), None)
+
+
 def _read_transformer(checkpoint: Checkpoint, path: str) -> _Transformer:
-    for name in LIMIT_FILES:
-        found = _read(checkpoint, f"{path}/{name}" if path else name, _Transformer)
-        if found is not None:
-            _check_transformer(found, name)
-            return found
-    return _Transformer()
+    name = find_transformer_file(checkpoint, path)
+    found = read_form(checkpoint, name, _Transformer) if name else None
+    if found is None or name is None:
+        return _Transformer()
+    _check_transformer(found, name)
+    return found
 
 
 def _check_transformer(transformer: _Transformer, file: str) -> None:
@@ -247,6 +273,9 @@ def _check_transformer(transformer: _Transformer, file: str) -> None:
     for key, (value, compiled) in asked.items():
         if value != compiled:
             raise ExportError(f"{file} has {key} {value!r}; only {compiled!r} can be compiled")
+    used = sorted(key for key, value in (transformer.processing_kwargs or {}).items() if value)
+    if used:
+        raise ExportError(f"{file} has processing_kwargs for {used}, which change how texts are tokenized; remove them")
     options = _without_ignored({**transformer.model_args, **transformer.model_kwargs})
     if options:
         raise ExportError(f"{file} gives the model the arguments {sorted(options)}, which cannot be compiled")

@@ -12,7 +12,7 @@ from tokenizers.normalizers import Lowercase, Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from poolgraph.errors import ExportError
-from poolgraph.export.resolve import ExportPlan
+from poolgraph.export.sentence_transformers import SentenceTransformer
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -20,7 +20,7 @@ MAX_ADDED_PROBES = 2000
 """Added tokens that are compared one by one; tokenizer_config.json may add some that tokenizer.json lacks."""
 
 
-def load_tokenizer(plan: ExportPlan, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, sentence: SentenceTransformer, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Load the reference's tokenizer, lower-casing where sentence-transformers' files ask for it.
 
     Raises:
@@ -28,7 +28,7 @@ def load_tokenizer(plan: ExportPlan, *, trust_remote_code: bool) -> PreTrainedTo
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            plan.backbone_folder, trust_remote_code=trust_remote_code, **plan.sentence_transformer.tokenizer_options
+            folder, trust_remote_code=trust_remote_code, **sentence.tokenizer_options
         )
     except Exception as error:
         raise ExportError(f"the checkpoint's tokenizer cannot be loaded: {error}") from error
@@ -39,7 +39,7 @@ def load_tokenizer(plan: ExportPlan, *, trust_remote_code: bool) -> PreTrainedTo
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # transformers builds an empty tokenizer where there are no files; every word would be unknown to both sides.
         raise ExportError("the checkpoint has no tokenizer: nothing but special tokens is in its vocabulary")
-    if plan.sentence_transformer.do_lower_case:
+    if sentence.do_lower_case:
         _add_lowercase(tokenizer.backend_tokenizer)
     return tokenizer
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from poolgraph.errors import ExportError
 from poolgraph.export.semantic import SEMANTIC_DOMAIN
-from poolgraph.graphs.families import FAMILY_OUTPUTS
+from poolgraph.graphs.families import OUTPUT_NAMES, AnswerKind
 from poolgraph.poolers.head import Head
 from poolgraph.poolers.layout import Layout, PaddedLayout, UniformLayout
 from poolgraph.poolers.pooling import Pooling
@@ -36,6 +36,7 @@ class TraceInputs:
 
     token_type_ids: bool
     prompt_length: bool
+    attended_mask: bool = False
 
 
 class PoolingModule(nn.Module):
@@ -43,8 +44,9 @@ class PoolingModule(nn.Module):
 
     Args:
         backbone: A transformers model that returns ``last_hidden_state``.
-        pooling: Token rows to one vector a text.
+        pooling: Token rows to one vector a text; None where there is only the token family.
         head: What follows the pooling.
+        kind: What the answers are.
         position_offset: pad_token_id where positions are counted from pad_token_id + 1, else None.
         has_token_types: Whether the backbone takes token types.
         head_takes_rows: Whether the head also fits the backbone's token rows.
@@ -53,36 +55,47 @@ class PoolingModule(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        pooling: Pooling,
+        pooling: Pooling | None,
         head: Head,
         *,
+        kind: AnswerKind,
         position_offset: int | None,
         has_token_types: bool,
         head_takes_rows: bool,
     ) -> None:
         super().__init__()
-        self.backbone, self.pooling, self.head = backbone, pooling, head
+        self.backbone, self.pooling, self.head, self.kind = backbone, pooling, head, kind
         self.position_offset = position_offset
         self.has_token_types = has_token_types
         self.head_takes_rows = head_takes_rows
 
     def forward(
-        self, layout: Layout, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+        self,
+        layout: Layout,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        attended_mask: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """Return the values that ``output_names`` names, (batch_size, size) or (batch_size, sequence_length, size)."""
         arguments: dict[str, Any] = {"position_ids": self._position_ids(layout, input_ids, attention_mask)}
         if self.has_token_types:
             arguments["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        rows = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **arguments).last_hidden_state
-        families = [self.pooling(layout, rows), *([rows.float()] if self.head_takes_rows else [])]
-        results = [self.head(value) for value in families]
+        seen = attention_mask if attended_mask is None else attended_mask
+        rows = self.backbone(input_ids=input_ids, attention_mask=seen, **arguments).last_hidden_state
+        results = []
+        if self.pooling is not None:
+            results.append(self.head.forward_pooled(self.pooling(layout, rows)))
+        if self.head_takes_rows:
+            results.append(self.head(rows.float()))
         return tuple(value for raw, done in results for value in ((raw, done) if self.head.normalize else (raw,)))
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Raw and finished value of each family, the finished one alone where they are the same."""
-        families: tuple[GraphFamily, ...] = ("sequence", "token") if self.head_takes_rows else ("sequence",)
-        return tuple(name for family in families for name in FAMILY_OUTPUTS[family][0 if self.head.normalize else 1 :])
+        present: dict[GraphFamily, bool] = {"sequence": self.pooling is not None, "token": self.head_takes_rows}
+        first = 0 if self.head.normalize else 1
+        return tuple(name for family in present if present[family] for name in OUTPUT_NAMES[self.kind, family][first:])
 
     def _position_ids(self, layout: Layout, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         if self.position_offset is None:
@@ -107,9 +120,10 @@ class _PaddedEntry(nn.Module):
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
         prompt_length: Tensor | None = None,
+        attended_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         layout = PaddedLayout(attention_mask=attention_mask, prompt_length=prompt_length)
-        result: tuple[Tensor, ...] = self.module(layout, input_ids, attention_mask, token_type_ids)
+        result: tuple[Tensor, ...] = self.module(layout, input_ids, attention_mask, token_type_ids, attended_mask)
         return result
 
 
@@ -121,10 +135,14 @@ class _UniformEntry(nn.Module):
         self.module = module
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor | None = None, prompt_length: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        prompt_length: Tensor | None = None,
+        attended_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         layout = UniformLayout(prompt_length=prompt_length)
-        result: tuple[Tensor, ...] = self.module(layout, input_ids, None, token_type_ids)
+        result: tuple[Tensor, ...] = self.module(layout, input_ids, None, token_type_ids, attended_mask)
         return result
 
 
@@ -179,6 +197,8 @@ def _example_inputs(layout: str, inputs: TraceInputs, max_length: int) -> tuple[
         matrices.append("attention_mask")
     if inputs.token_type_ids:
         matrices.append("token_type_ids")
+    if inputs.attended_mask:
+        matrices.append("attended_mask")
     arguments = {name: torch.ones(batch, length, dtype=torch.int64) for name in matrices}
     shapes: dict[str, Any] = dict.fromkeys(matrices, axes)
     if inputs.prompt_length:

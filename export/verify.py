@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from poolgraph.errors import InputError
 from poolgraph.export.checkpoint import open_checkpoint
+from poolgraph.export.options import ExportOptions
 from poolgraph.export.probes import build_probe_texts, choose_lengths
 from poolgraph.export.reference import ReferenceAnswers, compute_reference
 from poolgraph.export.resolve import resolve_plan
@@ -94,7 +95,7 @@ def store_answers(probes: Probes, reference: ReferenceAnswers) -> StoredProbes:
     return StoredProbes(
         texts=probes.texts,
         prompt=probes.prompt,
-        sequence=np.stack(reference.sequence),
+        sequence=np.stack(reference.sequence) if reference.sequence else np.empty((0, 0), dtype=np.float32),
         token=dict(enumerate(reference.token or ())),
     )
 
@@ -112,12 +113,10 @@ def probe_checkpoint(directory: Path, checkpoint: str | Path) -> StoredProbes:
             f"{checkpoint} is not the checkpoint of this artifact: its files' hash is {opened.content_hash[:12]}, "
             f"the artifact was made from {manifest.source.content_hash[:12]} ({manifest.source.model})"
         )
-    task = manifest.default_task or "auto"
-    plan = resolve_plan(opened, task=task, precisions=("fp32",), targets=("cpu",), trust_remote_code=False)
+    options = ExportOptions.from_record(manifest.options)
+    plan = resolve_plan(opened, options=options, precisions=("fp32",), targets=("cpu",), trust_remote_code=False)
     probes = build_probes(TextTokenizer(directory, manifest), manifest)
-    reference = compute_reference(
-        replace(plan, limits=manifest.limits), probes.encoded, with_tokens="token_embed" in manifest.tasks
-    )
+    reference = compute_reference(replace(plan, limits=manifest.limits), probes.encoded)
     return store_answers(probes, reference)
 
 

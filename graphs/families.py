@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
 import onnx_ir as ir
 
 from poolgraph.graphs.cleanup import remove_dead_nodes
 from poolgraph.tasks import GraphFamily
 
-FAMILY_OUTPUTS: dict[GraphFamily, tuple[str, str]] = {
-    "sequence": ("pooled", "sentence_embedding"),
-    "token": ("raw_token_embeddings", "token_embeddings"),
-}
-"""Raw and finished output of each family. Where the head does not normalize there is the finished one only."""
+AnswerKind = Literal["embedding", "logits"]
+
+OUTPUT_NAMES: Mapping[tuple[AnswerKind, GraphFamily], tuple[str, str]] = MappingProxyType(
+    {
+        ("embedding", "sequence"): ("pooled", "sentence_embedding"),
+        ("embedding", "token"): ("raw_token_embeddings", "token_embeddings"),
+        ("logits", "sequence"): ("logits", "logits"),
+        ("logits", "token"): ("token_logits", "token_logits"),
+    }
+)
+"""Raw and finished output of each family. Where the head does not normalize there is the finished one only; logits are
+finished by whoever reads them, as transformers' own graphs leave them."""
+
+EXPORTED_NAMES = {"token_logits": "logits"}
+"""Outputs that have another name in a file of their own than beside the other family's."""
+
+
+def family_outputs(model: ir.Model, family: GraphFamily) -> list[ir.Value]:
+    """Return the outputs of one family in a traced graph, the raw one first; empty where the graph has none."""
+    names = [name for (_, one), pair in OUTPUT_NAMES.items() if one == family for name in pair]
+    present = {value.name: value for value in model.graph.outputs}
+    return [present[name] for name in dict.fromkeys(names) if name in present]
+
+
+def finished_name(kind: AnswerKind, family: GraphFamily) -> str:
+    """Return the name of a family's finished output in a file of its own."""
+    name = OUTPUT_NAMES[kind, family][1]
+    return EXPORTED_NAMES.get(name, name)
 
 
 def select_family(model: ir.Model, family: GraphFamily, *, finished: bool) -> ir.Model | None:
@@ -23,15 +50,14 @@ def select_family(model: ir.Model, family: GraphFamily, *, finished: bool) -> ir
         finished: Keep the finished value beside the raw one.
     """
     copy = model.clone()
-    raw, done = FAMILY_OUTPUTS[family]
-    present = [value.name for value in copy.graph.outputs]
-    wanted = [name for name in (raw, done) if name in present]
-    if not wanted:
+    kept = family_outputs(copy, family)
+    if not kept:
         return None
     if not finished:
-        wanted = wanted[:1]
-    kept = [value for value in copy.graph.outputs if value.name in wanted]
+        kept = kept[:1]
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(kept)
+    for value in kept:
+        value.name = EXPORTED_NAMES.get(str(value.name), value.name)
     remove_dead_nodes(copy)
     return copy

@@ -45,12 +45,16 @@ class StoredProbes:
 
 
 def save_probes(
-    directory: Path, texts: Sequence[str], prompt: str, sequence: Sequence[Rows], token: Sequence[Rows] | None
+    directory: Path,
+    texts: Sequence[str],
+    prompt: str,
+    sequence: Sequence[Rows] | None,
+    token: Sequence[Rows] | None,
 ) -> None:
     """Write ``probes.json`` and ``probes.npz`` into an artifact's directory."""
     encoded = msgspec.json.encode(_ProbeTexts(texts=tuple(texts), prompt=prompt))
     (directory / PROBES_FILE).write_bytes(msgspec.json.format(encoded, indent=1) + b"\n")
-    arrays = {"sequence": np.stack(sequence).astype(np.float32)}
+    arrays = {"sequence": np.stack(sequence).astype(np.float32) if sequence else np.empty((0, 0), dtype=np.float32)}
     for index, rows in enumerate(token or ()):
         if len(rows) <= MAX_TOKEN_ROWS:
             arrays[f"token_{index}"] = rows.astype(np.float32)

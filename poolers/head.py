@@ -39,11 +39,17 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalization of (..., dimension)."""
+    """Layer normalization of (..., dimension).
 
-    def __init__(self, dimension: int) -> None:
+    Args:
+        dimension: Width.
+        eps: Added to the variance.
+        bias: Whether it has one.
+    """
+
+    def __init__(self, dimension: int, *, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dimension)
+        self.norm = nn.LayerNorm(dimension, eps=eps, bias=bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Normalize the last axis."""
@@ -75,16 +81,37 @@ class Truncate(nn.Module):
         return rows[..., : self.size]
 
 
+class Standardize(nn.Module):
+    """Subtract a mean from logits and divide them by a deviation (vLLM's logit_mean and logit_sigma).
+
+    Args:
+        mean: Subtracted; None for 0.
+        sigma: Divided by; None for 1.
+    """
+
+    def __init__(self, mean: float | None, sigma: float | None) -> None:
+        super().__init__()
+        self.mean, self.sigma = mean, sigma
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Standardize (..., num_labels)."""
+        if self.mean is not None:
+            rows = rows - self.mean
+        return rows if self.sigma is None else rows / self.sigma
+
+
 class Head(nn.Module):
     """A chain of head modules; a trailing Normalize is kept apart so that the raw value can be had too.
 
     Args:
-        modules: Dense, LayerNorm and Normalize in order.
+        modules: What finishes a pooled vector, and a token's row in the same way.
+        pooled_modules: What a pooled vector passes before ``modules``, and a token's row does not (BERT's pooler).
     """
 
-    def __init__(self, modules: list[nn.Module]) -> None:
+    def __init__(self, modules: list[nn.Module], pooled_modules: list[nn.Module] | None = None) -> None:
         super().__init__()
         self.normalize = bool(modules) and isinstance(modules[-1], Normalize)
+        self.pooled = nn.Sequential(*(pooled_modules or []))
         self.chain = nn.Sequential(*(modules[:-1] if self.normalize else modules))
         self.finish = Normalize() if self.normalize else nn.Identity()
 
@@ -92,3 +119,8 @@ class Head(nn.Module):
         """Return the raw and the finished value of (..., in_features), both (..., size)."""
         raw = self.chain(rows)
         return raw, self.finish(raw)
+
+    def forward_pooled(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the raw and the finished value of pooled vectors (batch_size, in_features)."""
+        raw, finished = self(self.pooled(pooled))
+        return raw, finished

@@ -1,0 +1,160 @@
+"""The backbone of a checkpoint: its configuration, its class in transformers and what kind of model it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from poolgraph.errors import UnsupportedArchitecture
+from poolgraph.export.architectures import ARCHITECTURES, Architecture
+
+Form = Literal["embedding", "sequence_logits", "token_logits", "token_reward", "language_model", "late_interaction"]
+"""What a checkpoint's class answers."""
+
+FORMS: tuple[tuple[str, Form], ...] = (
+    ("ForSequenceClassification", "sequence_logits"),
+    ("ForTokenClassification", "token_logits"),
+    ("ForProcessRewardModel", "token_reward"),
+    ("ForRewardModel", "token_reward"),
+    ("ForRewardModeling", "token_reward"),
+    ("ForCausalLM", "language_model"),
+    ("LMHeadModel", "language_model"),
+    ("ForMaskedLM", "embedding"),
+    ("ForPreTraining", "embedding"),
+    ("ForTextEncoding", "embedding"),
+    ("EmbeddingModel", "embedding"),
+    ("Model", "embedding"),
+)
+"""Endings of class names, the first that fits holds (vLLM's _SUFFIX_TO_DEFAULTS)."""
+
+LATE_INTERACTION_CLASSES = ("HF_ColBERT",)
+LATE_INTERACTION_PREFIX = "ColBERT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """The part of a checkpoint that is traced.
+
+    Attributes:
+        folder: Where its configuration and its tensors are.
+        config: Its configuration, overrides applied.
+        architecture: The checkpoint's class name.
+        form: What a model of that class answers.
+        row: Its row of the architecture table, or one made for a class without a row.
+        model_class: The transformers class of the backbone.
+    """
+
+    folder: Path
+    config: PretrainedConfig
+    architecture: str
+    form: Form
+    row: Architecture
+    model_class: type[PreTrainedModel]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the rows, by optimum's table of configuration names."""
+        from optimum.utils import NormalizedConfigManager
+
+        try:
+            normalized = NormalizedConfigManager.get_normalized_config_class(self.config.model_type)(self.config)
+        except KeyError:
+            return int(self.config.hidden_size)
+        return int(normalized.hidden_size)
+
+    @property
+    def full_class(self) -> type[PreTrainedModel] | None:
+        """The transformers class of the whole checkpoint, None where transformers has none."""
+        return find_class(self.architecture)
+
+
+def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code: bool) -> Backbone:
+    """Read a folder's configuration and find the class of its backbone.
+
+    Raises:
+        UnsupportedArchitecture: a model type or a class that transformers does not know.
+    """
+    config = load_config(folder, options, trust_remote_code=trust_remote_code)
+    architecture = str((config.architectures or ["?"])[0])
+    name = architecture if architecture in ARCHITECTURES else class_for_task(config, "feature-extraction")
+    if name is None:
+        raise UnsupportedArchitecture(
+            f"architecture {architecture} of model_type {config.model_type!r} has no backbone that transformers knows"
+        )
+    model_class = find_class(name)
+    if model_class is None:
+        raise UnsupportedArchitecture(f"transformers has no class {name}")
+    form = find_form(architecture)
+    return Backbone(
+        folder=folder,
+        config=config,
+        architecture=name if form == "embedding" else architecture,
+        form=form,
+        row=ARCHITECTURES.get(name) or Architecture(family="interface", pooling=_default_pooling(config)),
+        model_class=model_class,
+    )
+
+
+def find_form(architecture: str) -> Form:
+    """Return what models of a class answer, by the class's name.
+
+    Raises:
+        UnsupportedArchitecture: a name that says nothing.
+    """
+    if architecture in LATE_INTERACTION_CLASSES or architecture.startswith(LATE_INTERACTION_PREFIX):
+        return "late_interaction"
+    if architecture == "?":
+        return "embedding"
+    for ending, form in FORMS:
+        if architecture.endswith(ending):
+            return form
+    endings = ", ".join(f"...{ending}" for ending, _ in FORMS)
+    raise UnsupportedArchitecture(f"architecture {architecture} is no pooling model; those are {endings}")
+
+
+def load_config(folder: Path, options: Mapping[str, Any], *, trust_remote_code: bool) -> PretrainedConfig:
+    """Read ``config.json`` of a backbone's folder, with some fields changed by ``options``.
+
+    Raises:
+        UnsupportedArchitecture: a model type that transformers does not know.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:
+        raise UnsupportedArchitecture(f"config.json of the checkpoint cannot be used: {error}") from error
+    for name, value in options.items():  # from_pretrained leaves out the fields that its class does not declare
+        setattr(config, name, value)
+    return config
+
+
+def find_class(name: str) -> type[PreTrainedModel] | None:
+    """Return the transformers class called ``name``, None where there is none."""
+    import transformers
+
+    return getattr(transformers, name, None)
+
+
+def class_for_task(config: PretrainedConfig, task: str) -> str | None:
+    """Return the transformers class that optimum's TasksManager loads for a task, None where there is none."""
+    from optimum.exporters.tasks import TasksManager
+
+    auto = TasksManager.get_model_class_for_task(task, framework="pt", library="transformers")
+    try:
+        found = auto._model_mapping[type(config)]
+    except KeyError:
+        return None
+    return str((found[0] if isinstance(found, tuple) else found).__name__)
+
+
+def _default_pooling(config: PretrainedConfig) -> str:
+    """Return LAST for models that generate text, CLS for the others: vLLM's defaults."""
+    return "lasttoken" if class_for_task(config, "text-generation") and not _is_encoder(config) else "cls"
+
+
+def _is_encoder(config: PretrainedConfig) -> bool:
+    """Whether the backbone reads in both directions; encoders, too, have classes that generate (BertLMHeadModel)."""
+    return class_for_task(config, "fill-mask") is not None

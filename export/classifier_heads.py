@@ -1,0 +1,184 @@
+"""Classifier and reward heads: a table of the layouts that checkpoints have, recognized by their tensors' names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from poolgraph.errors import ExportError
+from poolgraph.export.checkpoint import WeightFolder
+from poolgraph.export.head import HeadPlan, HeadStep, StoredTensor
+
+IDENTITY = "torch.nn.modules.linear.Identity"
+TANH = "torch.nn.modules.activation.Tanh"
+RELU = "torch.nn.modules.activation.ReLU"
+GELU = "torch.nn.modules.activation.GELU"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear layer or a layer normalization of a head.
+
+    Attributes:
+        tensor: Name of its tensors without ``.weight``; ``{base}`` stands for the backbone's prefix.
+        activation: Dotted name of what follows; ``config:NAME`` reads transformers' name of it from the configuration.
+        is_norm: Whether it is a layer normalization.
+    """
+
+    tensor: str
+    activation: str = IDENTITY
+    is_norm: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadLayout:
+    """How one family of checkpoints lays out its head.
+
+    Attributes:
+        pooling: Pooling mode, or ``config:NAME`` where the configuration says; None for a head of token rows alone.
+        pooled: Layers of pooled vectors alone. vLLM, too, gives a token only what follows the pooler.
+        shared: Layers of pooled vectors and of token rows.
+        model_types: Configurations that it holds for; empty for any.
+    """
+
+    pooling: str | None
+    pooled: tuple[Layer, ...] = ()
+    shared: tuple[Layer, ...]
+    model_types: tuple[str, ...] = ()
+
+
+SEQUENCE_LAYOUTS: dict[str, HeadLayout] = {
+    "bert": HeadLayout(pooling="cls", pooled=(Layer("{base}.pooler.dense", TANH),), shared=(Layer("classifier"),)),
+    "albert": HeadLayout(pooling="cls", pooled=(Layer("{base}.pooler", TANH),), shared=(Layer("classifier"),)),
+    "distilbert": HeadLayout(pooling="cls", pooled=(Layer("pre_classifier", RELU),), shared=(Layer("classifier"),)),
+    "deberta": HeadLayout(
+        pooling="cls", pooled=(Layer("pooler.dense", "config:pooler_hidden_act"),), shared=(Layer("classifier"),)
+    ),
+    "modernbert": HeadLayout(
+        pooling="config:classifier_pooling",
+        pooled=(Layer("head.dense", "config:classifier_activation"), Layer("head.norm", is_norm=True)),
+        shared=(Layer("classifier"),),
+    ),
+    "electra": HeadLayout(
+        pooling="cls",
+        shared=(Layer("classifier.dense", GELU), Layer("classifier.out_proj")),
+        model_types=("electra",),
+    ),
+    "roberta": HeadLayout(pooling="cls", shared=(Layer("classifier.dense", TANH), Layer("classifier.out_proj"))),
+    "score_mlp": HeadLayout(pooling="lasttoken", shared=(Layer("score.0", RELU), Layer("score.2"))),
+    "score": HeadLayout(pooling="lasttoken", shared=(Layer("score"),)),
+}
+"""Heads of sequence classifiers. The first whose tensors and configuration are all there is taken."""
+
+TOKEN_LAYOUTS: dict[str, HeadLayout] = {
+    "modernbert": HeadLayout(
+        pooling=None,
+        shared=(
+            Layer("head.dense", "config:classifier_activation"),
+            Layer("head.norm", is_norm=True),
+            Layer("classifier"),
+        ),
+    ),
+    "classifier": HeadLayout(pooling=None, shared=(Layer("classifier"),)),
+    "score_mlp": HeadLayout(pooling=None, shared=(Layer("score.0", RELU), Layer("score.2"))),
+    "score": HeadLayout(pooling=None, shared=(Layer("score"),)),
+    "v_head": HeadLayout(pooling=None, shared=(Layer("v_head"),)),
+}
+"""Heads of token classifiers and of reward models."""
+
+POOLING_WORDS = {"cls": "cls", "mean": "mean", "last": "lasttoken", "avg": "mean"}
+"""What configurations call pooling modes."""
+
+
+def find_layout(
+    layouts: dict[str, HeadLayout], weights: WeightFolder, config: PretrainedConfig, base_prefix: str
+) -> HeadLayout:
+    """Return the first layout that fits a checkpoint.
+
+    Raises:
+        ExportError: none does; the message has the tensors outside the backbone.
+    """
+    for layout in layouts.values():
+        layers = (*layout.pooled, *layout.shared)
+        named = not layout.model_types or config.model_type in layout.model_types
+        if named and all(_fits(layer, weights, config, base_prefix) for layer in layers):
+            return layout
+    outside = sorted(name for name in weights.names if not name.startswith(f"{base_prefix}."))
+    raise ExportError(
+        f"no head that poolgraph knows fits the checkpoint's tensors outside the backbone, {outside[:20]}; "
+        "export it as an embedding model with --convert embed"
+    )
+
+
+def plan_layout(
+    layout: HeadLayout, weights: WeightFolder, config: PretrainedConfig, base_prefix: str, **more: Any
+) -> HeadPlan:
+    """Describe a layout's head with the checkpoint's own widths.
+
+    Args:
+        layout: One that fits.
+        weights: The checkpoint's tensors.
+        config: Its configuration.
+        base_prefix: The backbone's prefix.
+        **more: Other fields of the plan.
+    """
+    pooling = layout.pooling
+    if pooling is not None and pooling.startswith("config:"):
+        word = str(getattr(config, pooling.removeprefix("config:")))
+        pooling = POOLING_WORDS.get(word)
+        if pooling is None:
+            raise ExportError(f"config.json asks for the pooling {word!r}; known are {sorted(POOLING_WORDS)}")
+    return HeadPlan(
+        kind="logits",
+        pooling=None if pooling is None else (pooling,),
+        pooled=_plan_layers(layout.pooled, weights, config, base_prefix),
+        shared=_plan_layers(layout.shared, weights, config, base_prefix),
+        **more,
+    )
+
+
+def _fits(layer: Layer, weights: WeightFolder, config: PretrainedConfig, base_prefix: str) -> bool:
+    known = not layer.activation.startswith("config:") or hasattr(config, layer.activation.removeprefix("config:"))
+    return known and f"{layer.tensor.format(base=base_prefix)}.weight" in weights.names
+
+
+def _plan_layers(
+    layers: Sequence[Layer], weights: WeightFolder, config: PretrainedConfig, base_prefix: str
+) -> tuple[HeadStep, ...]:
+    return tuple(_plan_layer(layer, layer.tensor.format(base=base_prefix), weights, config) for layer in layers)
+
+
+def _plan_layer(layer: Layer, name: str, weights: WeightFolder, config: PretrainedConfig) -> HeadStep:
+    shape = weights.shape(f"{name}.weight")
+    inner = "norm" if layer.is_norm else "linear"
+    parts = [part for part in ("weight", "bias") if f"{name}.{part}" in weights.names]
+    tensors = {f"{inner}.{part}": StoredTensor(folder=weights.folder, name=f"{name}.{part}") for part in parts}
+    if layer.is_norm:
+        eps = next(float(getattr(config, n)) for n in ("norm_eps", "layer_norm_eps") if hasattr(config, n))
+        return HeadStep(
+            kind="LayerNorm", config={"dimension": shape[0], "eps": eps, "bias": "bias" in parts}, tensors=tensors
+        )
+    return HeadStep(
+        kind="Dense",
+        config={
+            "in_features": shape[1],
+            "out_features": shape[0],
+            "bias": "bias" in parts,
+            "activation_function": _activation_name(layer.activation, config),
+        },
+        tensors=tensors,
+    )
+
+
+def _activation_name(activation: str, config: PretrainedConfig) -> str:
+    """Return a dotted name of torch.nn; transformers' ``gelu`` and torch's GELU are the same function."""
+    if not activation.startswith("config:"):
+        return activation
+    word = str(getattr(config, activation.removeprefix("config:")))
+    names = {"gelu": GELU, "relu": RELU, "tanh": TANH}
+    if word in names:
+        return names[word]
+    raise ExportError(f"config.json asks for the activation {word!r} in the head; those compiled are {sorted(names)}")

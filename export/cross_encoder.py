@@ -1,0 +1,87 @@
+"""sentence-transformers' own CrossEncoder files: limits and prompts, and which rows of a language-model head score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from poolgraph.errors import ExportError
+from poolgraph.export.checkpoint import Checkpoint
+from poolgraph.export.sentence_transformers import SentenceTransformer
+
+TASKS = ("sequence-classification", "text-generation")
+"""What the Transformer module of a CrossEncoder runs."""
+
+
+class _Module(msgspec.Struct, frozen=True):
+    type: str
+    path: str
+
+
+class _Transformer(msgspec.Struct, frozen=True):
+    max_seq_length: int | None = None
+    do_lower_case: bool | None = None
+    transformer_task: str = "sequence-classification"
+
+
+class _LogitScore(msgspec.Struct, frozen=True):
+    true_token_id: int
+    false_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossEncoder:
+    """What the files of a CrossEncoder say.
+
+    Attributes:
+        sentence_transformer: Limits and prompts; no pooling and no head.
+        token_ids: Rows of the language-model head: (false, true), or (true,) alone; empty for a classifier.
+    """
+
+    sentence_transformer: SentenceTransformer
+    token_ids: tuple[int, ...] = ()
+
+
+def parse_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder | None:
+    """Read the files that sentence-transformers 5.4 and later write for a CrossEncoder; None for another checkpoint.
+
+    Raises:
+        ExportError: a module that is not compiled, or a file that is not what it should be.
+    """
+    settings = checkpoint.read_json("config_sentence_transformers.json")
+    if not isinstance(settings, dict) or settings.get("model_type") != "CrossEncoder":
+        return None
+    modules = _convert(checkpoint.read_json("modules.json"), list[_Module], "modules.json")
+    kinds = [module.type.rpartition(".")[2] for module in modules]
+    if kinds not in (["Transformer"], ["Transformer", "LogitScore"]) or modules[0].path:
+        raise ExportError(
+            f"modules.json of this CrossEncoder has the modules {kinds}; those that are compiled are a Transformer in "
+            "the checkpoint's own folder, alone or with a LogitScore after it"
+        )
+    file = "sentence_bert_config.json"
+    transformer = _convert(checkpoint.read_json(file) or {}, _Transformer, file)
+    if transformer.transformer_task not in TASKS:
+        raise ExportError(f"{file} has transformer_task {transformer.transformer_task!r}; compiled are {list(TASKS)}")
+    return CrossEncoder(
+        sentence_transformer=SentenceTransformer(
+            max_seq_length=transformer.max_seq_length,
+            do_lower_case=bool(transformer.do_lower_case),
+            prompts={name: text for name, text in (settings.get("prompts") or {}).items() if text},
+        ),
+        token_ids=_read_logit_score(checkpoint, modules[1].path) if len(modules) > 1 else (),
+    )
+
+
+def _read_logit_score(checkpoint: Checkpoint, path: str) -> tuple[int, ...]:
+    name = f"{path}/config.json"
+    score = _convert(checkpoint.read_json(name), _LogitScore, name)
+    return tuple(index for index in (score.false_token_id, score.true_token_id) if index is not None)
+
+
+def _convert(content: Any, form: Any, name: str) -> Any:
+    try:
+        return msgspec.convert(content, form)
+    except msgspec.ValidationError as error:
+        raise ExportError(f"{name} is not what sentence-transformers writes: {error}") from error

@@ -1,0 +1,95 @@
+"""The semantic attention node of a graph, read: its inputs by name and its attributes as numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
+from poolgraph.graphs.pattern import dimensions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionNode:
+    """One ``poolgraph::Attention``; ``attention`` of ``export/semantic.py`` says what it computes.
+
+    Attributes:
+        node: The node itself.
+        query: (batch_size, sequence_length, num_heads * head_dim).
+        key: (batch_size, sequence_length, num_kv_heads * head_dim).
+        value: The same shape as the key.
+        mask: (batch_size, sequence_length) of bool, or None.
+        bias: (1, num_heads, sequence_length, sequence_length), or None.
+        num_heads: Heads of the query.
+        num_kv_heads: Heads of key and value.
+        head_dim: Numbers a head.
+        scale: Factor of the scores.
+        left_window: Tokens that a query sees to its left, -1 for all.
+        right_window: The same to its right; 0 is causal.
+        softcap: Limit of the scores, 0 for none.
+    """
+
+    node: ir.Node
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    mask: ir.Value | None
+    bias: ir.Value | None
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    left_window: int
+    right_window: int
+    softcap: float
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a query sees nothing to its right."""
+        return self.right_window == 0
+
+    @property
+    def has_window(self) -> bool:
+        """Whether a query sees less than everything, be it only because it is causal."""
+        return self.left_window >= 0 or self.right_window >= 0
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one head of key and value."""
+        return self.num_heads // self.num_kv_heads
+
+
+def attention_nodes(model: ir.Model) -> list[ir.Node]:
+    """List the semantic attention nodes of ``model`` in order."""
+    return [node for node in model.graph if (node.domain, node.op_type) == (SEMANTIC_DOMAIN, "Attention")]
+
+
+def read_attention(node: ir.Node) -> AttentionNode:
+    """Read a semantic attention node; attributes that it lacks have the defaults of ``attention``."""
+    query, key, value, mask, bias = (*node.inputs, None, None)[:5]
+    axes = dimensions(query)
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    assert axes is not None
+    num_heads = node.attributes["num_heads"].as_int()
+
+    def number(name: str, default: int) -> int:
+        return node.attributes[name].as_int() if name in node.attributes else default
+
+    return AttentionNode(
+        node=node,
+        query=query,
+        key=key,
+        value=value,
+        mask=mask,
+        bias=bias,
+        num_heads=num_heads,
+        num_kv_heads=number("num_kv_heads", num_heads),
+        head_dim=int(axes[-1]) // num_heads,
+        scale=node.attributes["scale"].as_float(),
+        left_window=number("left_window", -1),
+        right_window=0 if number("causal", 0) else number("right_window", -1),
+        softcap=node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0,
+    )
