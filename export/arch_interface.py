@@ -25,5 +25,6 @@ def build_from_config(model_class: Any, config: PretrainedConfig, **options: str
     config = copy.deepcopy(config)
     if getattr(config, "use_cache", False):
         config.use_cache = False
-    model: PreTrainedModel = model_class._from_config(config, **options)
+    with no_init_weights():  # what some classes draw their first values with cannot run on fake parameters
+        model: PreTrainedModel = model_class._from_config(config, **options)
     return model

@@ -133,7 +133,7 @@ def _run(model: Any, text: EncodedText) -> tuple[Rows, Rows | None]:
 
 
 def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
-    """Load the unpatched model, without the progress bar that would run into ours.
+    """Load the unpatched model, without a progress bar and remarks that would run into ours.
 
     Without a padding token transformers takes a text's last token for a decoder's answer, as vLLM does, and not the last
     that is no padding token, which differs for texts that end with it.
@@ -142,13 +142,15 @@ def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
     if plan.head.kind == "logits" and plan.head.pooling == ("lasttoken",):
         config.pad_token_id = None
     messages: Any = logging
-    shown = messages.is_progress_bar_enabled()
+    shown, level = messages.is_progress_bar_enabled(), messages.get_verbosity()
     messages.disable_progress_bar()
+    messages.set_verbosity_error()  # a head that is cut off is no news
     try:
         loaded: Any = model_class.from_pretrained(
             plan.backbone.folder, config=config, dtype=torch.float32, local_files_only=True
         )
     finally:
+        messages.set_verbosity(level)
         if shown:
             messages.enable_progress_bar()
     model: nn.Module = loaded.eval()

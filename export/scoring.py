@@ -13,6 +13,7 @@ from poolgraph.export.head import HeadPlan
 from poolgraph.export.language_model_head import find_reranker
 from poolgraph.export.options import ExportOptions
 from poolgraph.graphs.manifest import Scoring
+from poolgraph.runtime.score_template import TEMPLATES, resolve_template
 
 TEMPLATE_FILE = "score_template.jinja"
 """The template's file in an artifact, and where a checkpoint may keep its own."""
@@ -35,9 +36,6 @@ def choose_template(
     """
     if head.kind != "logits" or head.pooling is None:
         return None
-    if options.score_template is None and not head.converted:
-        return None  # TEMP
-    from poolgraph.runtime.score_template import TEMPLATES, resolve_template  # TEMP
     if options.score_template is not None:
         return resolve_template(options.score_template).source
     own = _checkpoint_template(checkpoint, tokenizer)
@@ -74,7 +72,6 @@ def is_causal(head: HeadPlan) -> bool:
 
 def _checkpoint_template(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return a template file of ours, or a chat template that was written for the roles query and document."""
-    from poolgraph.runtime.score_template import resolve_template  # TEMP
     file = Path(checkpoint.folder) / TEMPLATE_FILE
     if file.is_file():
         return resolve_template(str(file)).source

@@ -53,6 +53,9 @@ class Layout(Protocol):
 class PaddedLayout:
     """Rows of shape (batch_size, sequence_length, hidden_size) under a mask of 0 and 1, padded on either side.
 
+    What stands in padding does not matter, be it NaN, which attention without any key leaves there: rows are replaced,
+    not multiplied by 0.
+
     Attributes:
         attention_mask: (batch_size, sequence_length), 1 for tokens.
         prompt_length: (batch_size,) leading tokens that the pooling leaves out, or None.
@@ -66,8 +69,12 @@ class PaddedLayout:
         return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
 
     def first(self, rows: Tensor) -> Tensor:
-        """Take the row at the first kept position; where nothing is kept, the first of the row."""
-        return _take(rows, _first_index(self._kept()))
+        """Take the row at the first kept position; where nothing is kept, the text's first."""
+        start = _first_index(self.attention_mask)
+        if self.prompt_length is None:
+            return _take(rows, start)
+        kept = self._kept()
+        return _take(rows, torch.where(kept.amax(1) > 0, _first_index(kept), start))
 
     def last(self, rows: Tensor) -> Tensor:
         """Take the row at the last position of the mask."""
@@ -75,15 +82,15 @@ class PaddedLayout:
 
     def sum(self, rows: Tensor) -> Tensor:
         """Sum under the mask."""
-        return (rows * self._weights(rows)).sum(1)
+        return self._fill(rows, 0.0).sum(1)
 
     def max(self, rows: Tensor) -> Tensor:
         """Take the maximum under the mask."""
-        return rows.masked_fill(self._kept().unsqueeze(-1) == 0, float("-inf")).amax(1)
+        return self._fill(rows, float("-inf")).amax(1)
 
     def weighted_sum(self, rows: Tensor) -> Tensor:
         """Sum under the mask, weighted by position."""
-        return (rows * (self._weights(rows) * self._positions(rows))).sum(1)
+        return (self._fill(rows, 0.0) * self._positions(rows)).sum(1)
 
     def count(self, rows: Tensor) -> Tensor:
         """Count the mask."""
@@ -98,6 +105,10 @@ class PaddedLayout:
             return self.attention_mask
         position = self.attention_mask.cumsum(1)
         return self.attention_mask * (position > self.prompt_length.unsqueeze(1)).to(self.attention_mask.dtype)
+
+    def _fill(self, rows: Tensor, value: float) -> Tensor:
+        """Put ``value`` in place of the rows that are not kept."""
+        return rows.masked_fill(self._kept().unsqueeze(-1) == 0, value)
 
     def _weights(self, rows: Tensor) -> Tensor:
         return self._kept().unsqueeze(-1).to(rows.dtype)

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Final
 
-from poolgraph.config import PoolerConfig
-from poolgraph.errors import InputError, TaskNotSupported
-from poolgraph.graphs.manifest import Manifest
+from poolgraph.errors import InputError
 
 WITHOUT_EFFECT: Final = frozenset(
     {
@@ -18,7 +16,6 @@ WITHOUT_EFFECT: Final = frozenset(
         "attention_backend",
         "attention_config",
         "block_size",
-        "chat_template",
         "code_revision",
         "collect_detailed_traces",
         "compilation_config",
@@ -100,32 +97,11 @@ _NAMED: Final = (
     "dtype",
     "trust_remote_code",
     "hf_overrides",
+    "chat_template",
     "pooler_config",
     "override_pooler_config",
     "max_model_len",
 )
-
-_RUNNERS: Final = ("auto", "pooling")
-
-_CONVERT_TASKS: Final[Mapping[str, str | None]] = {
-    "auto": None,
-    "none": None,
-    "embed": "embed",
-    "classify": "classify",
-}
-
-_TASKS: Final[Mapping[str, tuple[str, ...]]] = {
-    "embed": ("embed",),
-    "embedding": ("embed",),
-    "classify": ("classify",),
-    "score": ("classify", "embed"),
-    "reward": ("token_classify", "classify"),
-    "token_embed": ("token_embed",),
-    "token_classify": ("token_classify",),
-}
-"""What each spelling of a task may mean; the first that the artifact supports holds."""
-
-_EXPORT_TASKS: Final[Mapping[str, str]] = {"embedding": "embed"}
 
 _PRECISIONS: Final[Mapping[str, str | None]] = {
     "auto": None,
@@ -161,52 +137,11 @@ def resolve_precision(dtype: object) -> str | None:
         InputError: an unknown dtype.
     """
     name = str(dtype).removeprefix("torch.")
-    return _PRECISIONS[_check_choice("dtype", name, _PRECISIONS)]
+    return _PRECISIONS[check_choice("dtype", name, _PRECISIONS)]
 
 
-def resolve_requested_task(runner: str, convert: str, task: str | None, config: PoolerConfig) -> str | None:
-    """Return the task that the constructor's arguments ask for, in the caller's spelling; None when they leave it open.
-
-    Raises:
-        InputError: a runner that generates text, or an unknown convert type or task.
-    """
-    if runner not in _RUNNERS:
-        raise InputError(
-            f"runner {runner!r} is not supported: poolgraph runs pooling models; allowed are {list(_RUNNERS)}",
-            parameter="runner",
-            value=runner,
-        )
-    converted = _CONVERT_TASKS[_check_choice("convert", convert, _CONVERT_TASKS)]
-    if task is not None and task != "auto":
-        _check_choice("task", task, _TASKS)
-        return config.task or task
-    return config.task or converted
-
-
-def plan_export_options(task: str | None, *, trust_remote_code: bool) -> dict[str, str]:
-    """Return the options that a checkpoint is exported with when there is no artifact yet."""
-    options = {} if task is None else {"task": _EXPORT_TASKS.get(task, task)}
-    return {**options, "trust-remote-code": "true"} if trust_remote_code else options
-
-
-def resolve_default_task(manifest: Manifest, task: str | None) -> str | None:
-    """Return the task that ``encode`` does when none is named.
-
-    Raises:
-        TaskNotSupported: a task was asked for that the artifact does not support.
-    """
-    if task is None:
-        return manifest.default_task
-    for meaning in _TASKS[task]:
-        if meaning in manifest.tasks:
-            return meaning
-    raise TaskNotSupported(
-        f"the artifact does not support task {task!r}; it supports {list(manifest.tasks)}. "
-        f"Export the checkpoint with --task {_EXPORT_TASKS.get(task, task)}"
-    )
-
-
-def _check_choice(name: str, value: str, allowed: Mapping[str, object]) -> str:
+def check_choice(name: str, value: str, allowed: Mapping[str, object]) -> str:
+    """Return ``value``, one of the keys of ``allowed``; InputError otherwise."""
     if value not in allowed:
         raise InputError(f"unknown {name} {value!r}; allowed are {list(allowed)}", parameter=name, value=value)
     return value

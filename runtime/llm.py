@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from dataclasses import replace
-from itertools import count
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
-import numpy as np
-
-from poolgraph.config import PoolerConfig, PoolingParams, parse_pooler_config
-from poolgraph.errors import InputError, TaskNotSupported
-from poolgraph.runtime.cache import resolve_artifact
-from poolgraph.runtime.embeddings import check_dimensions
-from poolgraph.runtime.engine_args import (
-    check_engine_args,
-    plan_export_options,
-    resolve_default_task,
-    resolve_precision,
-    resolve_requested_task,
-)
-from poolgraph.runtime.manifest_overrides import check_pooler_config, override_manifest
-from poolgraph.runtime.model import PoolingModel
+from poolgraph.config import PoolingParams
+from poolgraph.errors import InputError
+from poolgraph.runtime.llm_score import ScoreMethods
 from poolgraph.runtime.outputs import (
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
     PoolingOutput,
     PoolingRequestOutput,
-    ScoringOutput,
-    ScoringRequestOutput,
 )
-from poolgraph.runtime.prompts import ParsedPrompt, Prompts, parse_prompts
-from poolgraph.runtime.requests import Params, RequestOptions, RequestRunner, UseTqdm
-from poolgraph.runtime.score_pairs import cosine_scores, plan_pairs
-from poolgraph.runtime.tokenizer import TextTokenizer
+from poolgraph.runtime.prompts import Prompts
+from poolgraph.runtime.requests import Params, RequestOptions, UseTqdm
 
 _TASK_REQUIRED: Final = (
     "pooling_task required for `LLM.encode`. Please use one of the more specific methods or set the pooling_task when "
@@ -45,75 +25,38 @@ _TASK_REQUIRED: Final = (
 )
 
 
-class LLM:
+class LLM(ScoreMethods):
     """A compiled pooling model behind the methods and argument names of vLLM's ``LLM``.
 
     As in vLLM, no prompt is put before the texts, and a prompt that is too long is an error unless truncation is asked
     for with ``tokenization_kwargs={"truncate_prompt_tokens": N}`` (-1 for the model's limit). Safe to use from several
     threads.
 
+    What a request leaves open is taken from ``pooler_config``, and what that leaves open from the artifact, field by
+    field.
+
     Args:
         model: An artifact directory; or a checkpoint folder or hub id, exported once into the cache.
         task: The default task; older spelling of ``pooler_config.task``.
         runner: ``auto`` or ``pooling``.
-        convert: ``auto``, ``none``, ``embed`` or ``classify``: what a checkpoint without a task is made into.
+        convert: ``auto``, ``none``, ``embed`` or ``classify``: what a checkpoint is made into.
         tokenizer: Only the model itself: an artifact carries its own tokenizer.
         revision: Branch, tag or commit of a hub id.
         dtype: ``auto``, or the precision to run: ``float32``, ``float16``, ``bfloat16``.
         trust_remote_code: Let a checkpoint's own code run while it is exported; of no effect on an artifact.
-        hf_overrides: ``is_matryoshka`` and ``matryoshka_dimensions``.
-        pooler_config: A ``PoolerConfig``, a mapping or JSON text.
+        chat_template: Score template of ``score`` and ``rerank``: a shipped name, a file, or the template itself.
+        hf_overrides: Fields of ``config.json``. On an artifact ``is_matryoshka`` and ``matryoshka_dimensions`` take
+            effect, and others must be those it was exported with.
+        pooler_config: A ``PoolerConfig``, a mapping or JSON text. On an artifact, what needs another graph (another
+            pooling type, ``logit_mean``, ``logit_sigma``) must be what was compiled.
         override_pooler_config: Older spelling of ``pooler_config``.
         max_model_len: A lower limit on the tokens of a prompt than the model's own.
         **engine_args: vLLM's other arguments (see ``engine_args.WITHOUT_EFFECT``) are accepted and change nothing.
 
     Raises:
-        InputError: an unknown argument or value, or a pooling that the artifact was not compiled with.
+        InputError: an unknown argument or value, or something else than what the artifact was compiled with.
         TaskNotSupported: a default task that the artifact does not support.
     """
-
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        task: str | None = None,
-        runner: str = "auto",
-        convert: str = "auto",
-        tokenizer: str | Path | None = None,
-        revision: str | None = None,
-        dtype: object = "auto",
-        trust_remote_code: bool = False,
-        hf_overrides: Mapping[str, Any] | None = None,
-        pooler_config: PoolerConfig | Mapping[str, Any] | str | None = None,
-        override_pooler_config: PoolerConfig | Mapping[str, Any] | str | None = None,
-        max_model_len: int | None = None,
-        **engine_args: object,
-    ) -> None:
-        check_engine_args(engine_args)
-        _check_tokenizer(tokenizer, model)
-        config = _resolve_pooler_config(pooler_config, override_pooler_config)
-        precision = resolve_precision(dtype)
-        wanted = resolve_requested_task(runner, convert, task, config)
-        options = plan_export_options(wanted, trust_remote_code=trust_remote_code)
-        artifact = resolve_artifact(model, revision=revision, options=options, on_line=_show_line)
-        loaded = PoolingModel.load(artifact, precision=precision)
-        manifest = override_manifest(loaded.manifest, hf_overrides, max_model_len)
-        check_pooler_config(config, manifest)
-        check_dimensions(manifest, config.dimensions, str(model))
-        same_limits = manifest.limits == loaded.manifest.limits
-        self._default_task = resolve_default_task(manifest, wanted)
-        self._request_ids = count()
-        self._runner = RequestRunner(
-            name=str(model),
-            model=loaded,
-            manifest=manifest,
-            tokenizer=loaded.tokenizer if same_limits else TextTokenizer(loaded.path, manifest),
-            config=config,
-        )
-
-    def get_tokenizer(self) -> TextTokenizer:
-        """Return the tokenizer that prompts go through."""
-        return self._runner.tokenizer
 
     def embed(
         self,
@@ -137,7 +80,8 @@ class LLM:
             truncate_prompt_tokens: Older spelling of the key of that name.
 
         Returns:
-            One answer a prompt, in their order.
+            One answer a prompt, in their order. As in vLLM, a model whose task is ``token_embed`` gives
+            ``PoolingRequestOutput``, with a matrix (num_tokens, size) in ``outputs.data``.
 
         Raises:
             InputError: a prompt or parameter is not acceptable.
@@ -150,8 +94,9 @@ class LLM:
             tokenization_kwargs=tokenization_kwargs,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        answers = self._run(self._parse(prompts), "embed", options)
-        return [EmbeddingRequestOutput.from_base(answer) for answer in answers]
+        if self._default_task == "token_embed":
+            return cast("list[EmbeddingRequestOutput]", self._run(prompts, "token_embed", options))
+        return [EmbeddingRequestOutput.from_base(answer) for answer in self._run(prompts, "embed", options)]
 
     def encode(
         self,
@@ -171,12 +116,13 @@ class LLM:
             pooling_params: For all prompts, or one for each.
             use_tqdm: As in ``embed``.
             lora_request: Not supported; None.
-            pooling_task: ``embed`` or ``token_embed``; None is the artifact's default task.
+            pooling_task: ``embed``, ``classify``, ``token_embed`` or ``token_classify``; None is the task that the
+                model was loaded for, else the artifact's default task.
             tokenization_kwargs: As in ``embed``.
             truncate_prompt_tokens: As in ``embed``.
 
         Returns:
-            One answer a prompt, in their order.
+            One answer a prompt, in their order: (size,), or (num_rows, size) of the tasks about tokens.
 
         Raises:
             InputError: a prompt or parameter is not acceptable, or no task is known.
@@ -192,51 +138,7 @@ class LLM:
             tokenization_kwargs=tokenization_kwargs,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        return self._run(self._parse(prompts), task, options)
-
-    def score(
-        self,
-        data_1: Prompts,
-        data_2: Prompts,
-        /,
-        *,
-        use_tqdm: UseTqdm = True,
-        pooling_params: PoolingParams | None = None,
-        lora_request: object = None,
-        tokenization_kwargs: Mapping[str, Any] | None = None,
-        truncate_prompt_tokens: int | None = None,
-    ) -> list[ScoringRequestOutput]:
-        """Score pairs of texts by the cosine of their embeddings: 1:1, 1:N or N:N.
-
-        Args:
-            data_1: The query, or one query for each document.
-            data_2: The documents.
-            use_tqdm: As in ``embed``.
-            pooling_params: For all texts.
-            lora_request: Not supported; None.
-            tokenization_kwargs: As in ``embed``.
-            truncate_prompt_tokens: As in ``embed``.
-
-        Returns:
-            One answer a pair, in the documents' order.
-
-        Raises:
-            InputError: lengths that do not pair, or a text or parameter that is not acceptable.
-            TaskNotSupported: the artifact does not embed.
-        """
-        if "embed" not in self._runner.manifest.tasks:
-            raise TaskNotSupported("This model does not support the Scoring API.")
-        queries, documents = self._parse(data_1, allow_none=True), self._parse(data_2, allow_none=True)
-        pairs = plan_pairs(len(queries), len(documents))
-        options = RequestOptions(
-            pooling_params=replace(_check_lone(pooling_params), use_activation=True),
-            use_tqdm=use_tqdm,
-            lora_request=lora_request,
-            tokenization_kwargs=tokenization_kwargs,
-            truncate_prompt_tokens=truncate_prompt_tokens,
-        )
-        answers = self._run([*queries, *documents], "embed", options)
-        return self._score(answers[: len(queries)], answers[len(queries) :], pairs)
+        return self._run(prompts, task, options)
 
     def classify(
         self,
@@ -250,8 +152,12 @@ class LLM:
     ) -> list[ClassificationRequestOutput]:
         """Classify prompts; the arguments are those of ``embed``.
 
+        Returns:
+            One answer a prompt, in their order; ``outputs.probs`` has a value for each label.
+
         Raises:
-            TaskNotSupported: the artifact does not classify.
+            InputError: a prompt or parameter is not acceptable.
+            TaskNotSupported: the artifact does not classify whole texts.
         """
         options = RequestOptions(
             pooling_params=pooling_params,
@@ -260,8 +166,7 @@ class LLM:
             tokenization_kwargs=tokenization_kwargs,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        answers = self._run(self._parse(prompts), "classify", options)
-        return [ClassificationRequestOutput.from_base(answer) for answer in answers]
+        return [ClassificationRequestOutput.from_base(answer) for answer in self._run(prompts, "classify", options)]
 
     def reward(
         self,
@@ -273,9 +178,14 @@ class LLM:
         tokenization_kwargs: Mapping[str, Any] | None = None,
         truncate_prompt_tokens: int | None = None,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
-        """Reward every token of prompts; the arguments are those of ``embed``.
+        """Reward prompts; the arguments are those of ``embed``.
+
+        Returns:
+            One answer a prompt, in their order. ``outputs.data`` is (num_labels,) of a model with one reward a text,
+            and (num_tokens, size), or (num_steps, size) of a process reward model, where tokens have rewards.
 
         Raises:
+            InputError: a prompt or parameter is not acceptable.
             TaskNotSupported: the artifact gives no rewards.
         """
         options = RequestOptions(
@@ -285,67 +195,14 @@ class LLM:
             tokenization_kwargs=tokenization_kwargs,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        return self._run(self._parse(prompts), "token_classify", options)
+        return self._run(prompts, self._reward_task(), options)
 
-    def _parse(self, prompts: Prompts, *, allow_none: bool = False) -> list[ParsedPrompt]:
-        if allow_none and isinstance(prompts, list | tuple) and not prompts:
-            return []
-        return parse_prompts(prompts, architecture=self._runner.manifest.architecture)
-
-    def _run(
-        self, prompts: list[ParsedPrompt], task: str, options: RequestOptions
-    ) -> list[PoolingRequestOutput[PoolingOutput]]:
-        return self._runner.run(prompts, task, options, self._request_ids)
-
-    def _score(
-        self,
-        queries: list[PoolingRequestOutput[PoolingOutput]],
-        documents: list[PoolingRequestOutput[PoolingOutput]],
-        pairs: list[tuple[int, int]],
-    ) -> list[ScoringRequestOutput]:
-        scores = cosine_scores(
-            np.stack([answer.outputs.data for answer in queries]),
-            np.stack([answer.outputs.data for answer in documents]),
-            pairs,
-        )
-        between = [self._runner.manifest.tokenization.pad_token_id]
-        return [
-            ScoringRequestOutput(
-                request_id=f"{queries[query].request_id}_{documents[document].request_id}",
-                outputs=ScoringOutput(float(score)),
-                prompt_token_ids=queries[query].prompt_token_ids + between + documents[document].prompt_token_ids,
-                num_truncated_tokens=queries[query].num_truncated_tokens + documents[document].num_truncated_tokens,
-            )
-            for (query, document), score in zip(pairs, scores, strict=True)
-        ]
-
-
-def _check_tokenizer(tokenizer: str | Path | None, model: str | Path) -> None:
-    if tokenizer is not None and str(tokenizer) != str(model):
-        raise InputError(
-            "an artifact carries its own tokenizer; leave tokenizer out, or export a checkpoint that has the other one",
-            parameter="tokenizer",
-            value=str(tokenizer),
-        )
-
-
-def _resolve_pooler_config(
-    config: PoolerConfig | Mapping[str, Any] | str | None, older: PoolerConfig | Mapping[str, Any] | str | None
-) -> PoolerConfig:
-    if config is not None and older is not None:
-        raise InputError("pooler_config and override_pooler_config mean the same; give one", parameter="pooler_config")
-    return parse_pooler_config(older if config is None else config)
-
-
-def _check_lone(params: PoolingParams | None) -> PoolingParams:
-    if params is not None and not isinstance(params, PoolingParams):
-        raise InputError("score takes one PoolingParams for all texts", parameter="pooling_params")
-    return params or PoolingParams()
+    def _reward_task(self) -> str:
+        """Return the task that the model was loaded for if it rewards, else the sequence head's where there is one."""
+        if self._default_task in ("classify", "token_classify"):
+            return self._default_task
+        return "classify" if "classify" in self._runner.manifest.tasks else "token_classify"
 
 
 def _shared_task(params: Params) -> str | None:
     return params.task if isinstance(params, PoolingParams) else None
-
-
-def _show_line(line: str) -> None:
-    sys.stderr.write(f"{line}\n")

@@ -8,12 +8,14 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from poolgraph.runtime.late_chunking import LateChunking
+
 OutputT = TypeVar("OutputT")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PoolingOutput:
-    """The pooled value of one prompt: (size,) or, for a token-wise task, (num_tokens, size), float32."""
+    """The pooled value of one prompt: (size,) or, for a token-wise task, (num_rows, size), float32."""
 
     data: NDArray[np.float32]
 
@@ -112,6 +114,8 @@ class PoolingRequestOutput(Generic[OutputT]):
         num_cached_tokens: Always 0: nothing is cached between prompts.
         finished: Always True.
         num_truncated_tokens: Tokens that truncation cut off.
+        error: Always None: what fails raises.
+        late_chunking: The chunks that the rows belong to, where late chunking was asked for.
     """
 
     request_id: str
@@ -120,6 +124,8 @@ class PoolingRequestOutput(Generic[OutputT]):
     num_cached_tokens: int = 0
     finished: bool = True
     num_truncated_tokens: int = 0
+    error: None = field(default=None, repr=False)
+    late_chunking: LateChunking | None = field(default=None, repr=False)
 
 
 class EmbeddingRequestOutput(PoolingRequestOutput[EmbeddingOutput]):
@@ -166,4 +172,5 @@ def _rebuild(cls: type[RequestT], base: PoolingRequestOutput[PoolingOutput], out
         num_cached_tokens=base.num_cached_tokens,
         finished=base.finished,
         num_truncated_tokens=base.num_truncated_tokens,
+        late_chunking=base.late_chunking,
     )

@@ -12,13 +12,14 @@ WINDOW_TEXTS: Final = 4096
 
 Item = TypeVar("Item")
 Encoded = TypeVar("Encoded")
+Item_contra = TypeVar("Item_contra", contravariant=True)
 Encoded_co = TypeVar("Encoded_co", covariant=True)
 
 
-class EncodeWindow(Protocol[Encoded_co]):
-    """Tokenizes one window of texts; ``first_index`` is the index of its first text."""
+class EncodeWindow(Protocol[Item_contra, Encoded_co]):
+    """Tokenizes one window of texts, or of pairs of texts; ``first_index`` is the index of its first one."""
 
-    def __call__(self, texts: Sequence[str], /, *, first_index: int) -> Sequence[Encoded_co]:
+    def __call__(self, items: Sequence[Item_contra], /, *, first_index: int) -> Sequence[Encoded_co]:
         """Tokenize."""
 
 
@@ -76,21 +77,21 @@ def run_side_by_side(items: Sequence[Item], run: Callable[[Item], None], *, runs
 
 
 def encode_windows(
-    texts: Sequence[str], encode: EncodeWindow[Encoded], *, window: int = WINDOW_TEXTS
+    items: Sequence[Item], encode: EncodeWindow[Item, Encoded], *, window: int = WINDOW_TEXTS
 ) -> Iterator[tuple[int, Sequence[Encoded]]]:
-    """Yield ``(first_index, encoded texts)`` window by window; the next one is tokenized while the caller works.
+    """Yield ``(first_index, encoded items)`` window by window; the next one is tokenized while the caller works.
 
     At most two windows are held at a time. No thread is started for a single window.
     """
-    if len(texts) <= window:
-        yield 0, encode(texts, first_index=0)
+    if len(items) <= window:
+        yield 0, encode(items, first_index=0)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="poolgraph-tokenize") as pool:
-        starts = range(0, len(texts), window)
-        pending = pool.submit(encode, texts[:window], first_index=0)
+        starts = range(0, len(items), window)
+        pending = pool.submit(encode, items[:window], first_index=0)
         for start in starts:
             encoded = pending.result()
             following = start + window
-            if following < len(texts):
-                pending = pool.submit(encode, texts[following : following + window], first_index=following)
+            if following < len(items):
+                pending = pool.submit(encode, items[following : following + window], first_index=following)
             yield start, encoded

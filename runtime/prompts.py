@@ -31,6 +31,7 @@ class TokensPrompt(TypedDict):
 
 Prompt: TypeAlias = str | Sequence[int] | TextPrompt | TokensPrompt
 Prompts: TypeAlias = Prompt | Sequence[Prompt]
+ScoreData: TypeAlias = Prompts | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 _ALLOWED: Final = 'a str, a list of token ids, {"prompt": str} or {"prompt_token_ids": [...]}'
 _MULTIMODAL_KEYS: Final = ("multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs")
@@ -58,6 +59,42 @@ def parse_prompts(prompts: Prompts, *, architecture: str = "this model") -> list
     if _are_token_ids(prompts):
         return [[int(token) for token in prompts]]
     return [_parse_prompt(prompt, f"prompts[{index}]", architecture) for index, prompt in enumerate(prompts)]
+
+
+def parse_score_data(data: ScoreData, *, architecture: str = "this model") -> list[ParsedPrompt]:
+    """Turn one side of the pairs that are scored into texts and lists of token ids.
+
+    Args:
+        data: As for ``parse_prompts``; or ``{"content": [...]}`` with parts ``{"type": "text", "text": str}``, joined by
+            newlines; or none at all, which ``plan_pairs`` refuses.
+        architecture: Named in the error about multimodal content.
+
+    Raises:
+        InputError: something that is not a text, or content that is not text.
+    """
+    if isinstance(data, list | tuple):
+        if not data:
+            return []
+        return parse_prompts([_join_content(item, architecture) for item in data], architecture=architecture)
+    return parse_prompts(_join_content(data, architecture), architecture=architecture)
+
+
+def _join_content(item: Any, architecture: str) -> Any:
+    """Return the text of a content dict, anything else as it is."""
+    if not isinstance(item, Mapping) or "content" not in item:
+        return item
+    parts = item["content"]
+    if not isinstance(parts, list | tuple) or not all(_is_text_part(part) for part in parts):
+        raise InputError(
+            f"MultiModalParam is not supported for {architecture}; its content must be parts "
+            '{"type": "text", "text": str}',
+            parameter="content",
+        )
+    return "\n".join(part["text"] for part in parts)
+
+
+def _is_text_part(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _parse_prompt(prompt: object, name: str, architecture: str) -> ParsedPrompt:

@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from poolgraph.config import PoolerConfig, PoolingParams, verify_pooling_params
+from poolgraph.config import PoolerConfig, PoolingParams
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Manifest
-from poolgraph.runtime.embeddings import check_dimensions, finish_embeddings
+from poolgraph.runtime.executor import Progress
+from poolgraph.runtime.finish import Finish, finish_sequences, finish_tokens, plan_finish
+from poolgraph.runtime.late_chunking import LateChunking, check_late_chunking, plan_chunks
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.outputs import PoolingOutput, PoolingRequestOutput
-from poolgraph.runtime.prompts import ParsedPrompt, encode_prompts, parse_tokenization_kwargs
+from poolgraph.runtime.prompts import ParsedPrompt, TokenizationOptions, encode_prompts, parse_tokenization_kwargs
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.tasks import TASK_FAMILY
 
 Params: TypeAlias = PoolingParams | Sequence[PoolingParams] | None
 UseTqdm: TypeAlias = bool | Callable[..., Any]
-
-_RUNNABLE: Final = ("embed", "token_embed")
 
 _NO_EMBEDDING: Final = "Embedding API is not supported by this model. Try converting the model using `--convert embed`."
 _NO_CLASSIFICATION: Final = (
@@ -52,13 +52,13 @@ class RequestOptions:
     tokenization_kwargs: Mapping[str, Any] | None = None
     truncate_prompt_tokens: int | None = None
 
+    def tokenization(self) -> TokenizationOptions:
+        """Read the two ways to say how prompts become tokens.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finish:
-    """What is done to one raw answer."""
-
-    normalize: bool
-    dimensions: int | None
+        Raises:
+            InputError: a wrong value, or two different truncations.
+        """
+        return parse_tokenization_kwargs(self.tokenization_kwargs, truncate_prompt_tokens=self.truncate_prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class RequestRunner:
         model: The loaded model.
         manifest: Its manifest with the caller's overrides.
         tokenizer: Its tokenizer with the caller's limit.
-        config: Defaults of the pooling parameters.
+        config: The caller's pooler config.
     """
 
     name: str
@@ -89,29 +89,22 @@ class RequestRunner:
             InputError: a prompt or parameter is not acceptable.
         """
         self.check_task(task)
-        if options.lora_request is not None:
-            raise InputError(
-                "lora_request is not supported; merge the adapter into the checkpoint before exporting it",
-                parameter="lora_request",
-                value=options.lora_request,
-            )
+        check_no_adapter(options.lora_request)
         params = match_params(options.pooling_params, len(prompts))
-        finishes = self._plan_finishes(params, task)
-        tokenization = parse_tokenization_kwargs(
-            options.tokenization_kwargs, truncate_prompt_tokens=options.truncate_prompt_tokens
-        )
+        finishes = self.plan_finishes(params, task)
         truncations = [one.truncate_prompt_tokens for one in params]
-        encoded = encode_prompts(self.tokenizer, prompts, tokenization, truncations)
-        with _progress(options.use_tqdm, len(encoded)) as on_progress:
-            data = self._answer(task, encoded, finishes, on_progress)
+        encoded = encode_prompts(self.tokenizer, prompts, options.tokenization(), truncations)
+        with request_progress(options.use_tqdm, len(encoded)) as on_progress:
+            answers = self._answer(task, encoded, finishes, on_progress)
         return [
             PoolingRequestOutput(
                 request_id=str(next(request_ids)),
                 outputs=PoolingOutput(answer),
                 prompt_token_ids=text.input_ids.tolist(),
                 num_truncated_tokens=text.num_truncated_tokens,
+                late_chunking=self._describe_chunks(prompt, text, finish),
             )
-            for text, answer in zip(encoded, data, strict=True)
+            for prompt, text, finish, answer in zip(prompts, encoded, finishes, answers, strict=True)
         ]
 
     def check_task(self, task: str) -> None:
@@ -120,37 +113,57 @@ class RequestRunner:
         Raises:
             TaskNotSupported: it does not.
         """
-        supported = tuple(name for name in self.manifest.tasks if name in _RUNNABLE)
-        if task not in supported:
-            raise TaskNotSupported(_REFUSALS.get(task, f"Unsupported task: {task!r} Supported tasks: {supported}"))
+        supported = self.manifest.tasks
+        if task in supported:
+            return
+        if task not in _REFUSALS:
+            raise TaskNotSupported(f"Unsupported task: {task!r} Supported tasks: {supported}")
+        cure = f" This artifact supports {list(supported)}." if task in TASK_FAMILY else ""
+        raise TaskNotSupported(_REFUSALS[task] + cure)
 
-    def _plan_finishes(self, params: Sequence[PoolingParams], task: str) -> list[Finish]:
-        plans = {one: self._plan_finish(one, task) for one in dict.fromkeys(params)}
+    def plan_finishes(self, params: Sequence[PoolingParams], task: str) -> list[Finish]:
+        """Merge each request's parameters with the defaults.
+
+        Raises:
+            InputError: a parameter that the task or the artifact does not take.
+        """
+        plan = partial(
+            plan_finish, task=task, manifest=self.manifest, dimensions=self.config.dimensions, model=self.name
+        )
+        plans = {one: plan(one) for one in dict.fromkeys(params)}
+        if any(finish.chunk_size is not None for finish in plans.values()):
+            check_late_chunking(self.model.path)
         return [plans[one] for one in params]
 
-    def _plan_finish(self, params: PoolingParams, task: str) -> Finish:
-        verify_pooling_params(params, task, tok_pooling_type=self.config.tok_pooling_type)
-        dimensions = self.config.dimensions if params.dimensions is None else params.dimensions
-        check_dimensions(_at_task_width(self.manifest, task), dimensions, self.name)
-        normalize = self.config.use_activation if params.use_activation is None else params.use_activation
-        return Finish(
-            normalize=self.manifest.pooler.normalize if normalize is None else normalize, dimensions=dimensions
-        )
-
     def _answer(
-        self,
-        task: str,
-        encoded: Sequence[EncodedText],
-        finishes: Sequence[Finish],
-        on_progress: Callable[[int], None] | None,
+        self, task: str, encoded: Sequence[EncodedText], finishes: Sequence[Finish], on_progress: Progress | None
     ) -> list[NDArray[np.float32]]:
-        if task == "embed":
-            return finish_rows(self.model.run_sequence(encoded, on_progress=on_progress), finishes)
+        if TASK_FAMILY[task] == "sequence":
+            return finish_sequences(self.model.run_sequence(encoded, on_progress=on_progress), finishes)
         raw = self.model.run_token(encoded, on_progress=on_progress)
-        return [
-            finish_embeddings(rows, normalize=finish.normalize, dimensions=finish.dimensions)
-            for rows, finish in zip(raw, finishes, strict=True)
-        ]
+        return [finish_tokens(*row) for row in zip(raw, encoded, finishes, strict=True)]
+
+    def _describe_chunks(self, prompt: ParsedPrompt, text: EncodedText, finish: Finish) -> LateChunking | None:
+        if finish.chunk_size is None:
+            return None
+        return plan_chunks(text.num_tokens, finish.chunk_size, self._find_offsets(prompt, text))
+
+    def _find_offsets(self, prompt: ParsedPrompt, text: EncodedText) -> Sequence[tuple[int, int]] | None:
+        """Return where each token lies in the prompt; None when it was given as ids or cut in an unusual way."""
+        if not isinstance(prompt, str):
+            return None
+        located = self.tokenizer.locate([prompt], truncate_to=text.num_tokens)[0][0]
+        return located.offsets if np.array_equal(located.input_ids, text.input_ids) else None
+
+
+def check_no_adapter(lora_request: object) -> None:
+    """Refuse a LoRA adapter: adapters are merged before the export."""
+    if lora_request is not None:
+        raise InputError(
+            "lora_request is not supported; merge the adapter into the checkpoint before exporting it",
+            parameter="lora_request",
+            value=lora_request,
+        )
 
 
 def match_params(params: Params, num_prompts: int) -> list[PoolingParams]:
@@ -168,29 +181,9 @@ def match_params(params: Params, num_prompts: int) -> list[PoolingParams]:
     return list(params)
 
 
-def finish_rows(raw: NDArray[np.float32], finishes: Sequence[Finish]) -> list[NDArray[np.float32]]:
-    """Finish each row of ``raw`` (num_texts, embedding_size) in its own way, rows alike together."""
-    answers: dict[int, NDArray[np.float32]] = {}
-    rows_of: dict[Finish, list[int]] = {}
-    for row, finish in enumerate(finishes):
-        rows_of.setdefault(finish, []).append(row)
-    for finish, rows in rows_of.items():
-        chosen = raw if len(rows_of) == 1 else raw[rows]
-        finished = finish_embeddings(chosen, normalize=finish.normalize, dimensions=finish.dimensions)
-        answers.update(zip(rows, finished, strict=True))
-    return [answers[row] for row in range(len(finishes))]
-
-
-def _at_task_width(manifest: Manifest, task: str) -> Manifest:
-    """Give the token task's width as the one that dimensions are checked against."""
-    width = manifest.pooler.token_embedding_size
-    if task == "embed" or width is None:
-        return manifest
-    return msgspec.structs.replace(manifest, pooler=msgspec.structs.replace(manifest.pooler, embedding_size=width))
-
-
 @contextmanager
-def _progress(use_tqdm: UseTqdm, total: int) -> Iterator[Callable[[int], None] | None]:
+def request_progress(use_tqdm: UseTqdm, total: int) -> Iterator[Progress | None]:
+    """Show what ``use_tqdm`` asks for and yield what to call with each number of finished prompts."""
     if not use_tqdm:
         yield None
         return

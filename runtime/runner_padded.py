@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from poolgraph.graphs.manifest import Graph, Tokenization
 from poolgraph.runtime.planner import Batch, plan_padded_batches
-from poolgraph.runtime.runner_uniform import stack_prompt_lengths
+from poolgraph.runtime.runner_uniform import attended_tokens, stack_prompt_lengths
 from poolgraph.runtime.tokenizer import EncodedText
 
 
@@ -30,6 +30,7 @@ class PaddedRunner:
         inputs = {
             "input_ids": np.full(shape, self._pad_token_id, dtype=np.int64),
             "attention_mask": np.zeros(shape, dtype=np.int64),
+            "attended_mask": np.zeros(shape, dtype=np.int64),
             "token_type_ids": np.zeros(shape, dtype=np.int64),
             "prompt_length": stack_prompt_lengths(texts),
         }
@@ -37,6 +38,7 @@ class PaddedRunner:
             place = self._place(text.num_tokens, shape[1])
             inputs["input_ids"][row, place] = text.input_ids
             inputs["attention_mask"][row, place] = 1
+            inputs["attended_mask"][row, place] = attended_tokens(text)
             if text.token_type_ids is not None:
                 inputs["token_type_ids"][row, place] = text.token_type_ids
         return {tensor.name: inputs[tensor.name] for tensor in graph.inputs}

@@ -31,8 +31,22 @@ def _token_types(text: EncodedText) -> NDArray[np.int64]:
     return np.zeros_like(text.input_ids) if text.token_type_ids is None else text.token_type_ids
 
 
+def attended_tokens(text: EncodedText) -> NDArray[np.int64]:
+    """Return 1 for each token of a text that is attended to, 0 for the others, (num_tokens,)."""
+    return np.ones_like(text.input_ids) if text.attended is None else text.attended
+
+
+def _stack_attended(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
+    return np.stack([attended_tokens(text) for text in texts])
+
+
 _INPUTS: Final[Mapping[str, Callable[[Sequence[EncodedText]], NDArray[np.int64]]]] = MappingProxyType(
-    {"input_ids": _stack_ids, "token_type_ids": _stack_token_types, "prompt_length": stack_prompt_lengths}
+    {
+        "input_ids": _stack_ids,
+        "token_type_ids": _stack_token_types,
+        "attended_mask": _stack_attended,
+        "prompt_length": stack_prompt_lengths,
+    }
 )
 
 

@@ -29,17 +29,32 @@ class EncodedText:
         token_type_ids: (num_tokens,) int64, None for models without them.
         num_truncated_tokens: Tokens cut off to fit.
         prompt_length: Leading tokens of the prompt, counted only when the pooler leaves the prompt out.
+        attended: (num_tokens,) int64, 0 for tokens that no token attends to; None where all are attended to.
     """
 
     input_ids: NDArray[np.int64]
     token_type_ids: NDArray[np.int64] | None
     num_truncated_tokens: int = 0
     prompt_length: int = 0
+    attended: NDArray[np.int64] | None = None
 
     @property
     def num_tokens(self) -> int:
         """Tokens kept, special tokens included."""
         return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocatedText(EncodedText):
+    """A text, or a window of one, whose tokens know where they come from.
+
+    Attributes:
+        offsets: First character of each token and the one after its last, counted in the whole text.
+        is_special: Whether the tokenizer added the token around the text.
+    """
+
+    offsets: tuple[tuple[int, int], ...]
+    is_special: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +117,40 @@ class TextTokenizer:
         cut = self._resolve_cut(truncate_to, truncation_side, add_special_tokens=add_special_tokens)
         check_texts(texts, first_index=first_index)
         prompted = [prompt + text for text in texts] if prompt else texts
-        encodings = self._encode_batch(prompted, add_special_tokens=add_special_tokens, first_index=first_index)
+        encodings = self.encode_batch(prompted, add_special_tokens=add_special_tokens, first_index=first_index)
         prompt_length = self._count_prompt(prompt, cut) if prompt and self._with_prompt_length else 0
         suffixes = _name_texts(len(texts), first_index)
         return [
             self._finish(text, encoding, cut, prompt_length, suffix)
             for text, encoding, suffix in zip(prompted, encodings, suffixes, strict=True)
+        ]
+
+    def locate(
+        self, texts: Sequence[str], *, truncate_to: int | None = None, stride: int | None = None, first_index: int = 0
+    ) -> list[list[LocatedText]]:
+        """Tokenize texts as ``encode`` does, with the places of their tokens.
+
+        Args:
+            texts: The texts.
+            truncate_to: As for ``encode``.
+            stride: Tokens that neighbouring windows of a text longer than the model's limit share; None gives each
+                text as one window.
+            first_index: Index of the first text in the caller's own list, for messages.
+
+        Returns:
+            The windows of each text.
+
+        Raises:
+            InputError: as ``encode``, or a stride that does not fit a window.
+        """
+        cut = self._resolve_cut(truncate_to if stride is None else -1, None, add_special_tokens=True)
+        self._check_stride(stride)
+        check_texts(texts, first_index=first_index)
+        encodings = self.encode_batch(texts, add_special_tokens=True, first_index=first_index, offsets=True)
+        suffixes = _name_texts(len(texts), first_index)
+        return [
+            self._finish_windows(text, encoding, cut, stride, suffix)
+            for text, encoding, suffix in zip(texts, encodings, suffixes, strict=True)
         ]
 
     def encode_ids(
@@ -121,7 +164,7 @@ class TextTokenizer:
         cut = self._resolve_cut(truncate_to, truncation_side, add_special_tokens=False)
         whole = self._check_ids(ids)
         kept = whole if cut.max_tokens is None else _slice_ids(whole, cut.max_tokens, cut.side)
-        self._check_length(len(kept), "")
+        self.check_length(len(kept), "")
         return EncodedText(
             input_ids=kept,
             token_type_ids=np.zeros_like(kept) if self._with_types else None,
@@ -131,15 +174,38 @@ class TextTokenizer:
     def count(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text, special tokens included, whatever the model's limit."""
         check_texts(texts)
-        return [len(encoding) for encoding in self._encode_batch(texts, add_special_tokens=True, first_index=0)]
+        return [len(encoding) for encoding in self.encode_batch(texts, add_special_tokens=True, first_index=0)]
+
+    @property
+    def max_model_len(self) -> int:
+        """The model's limit in tokens, special tokens included."""
+        return self._max_model_len
+
+    @property
+    def has_token_types(self) -> bool:
+        """Whether the model takes token types."""
+        return self._with_types
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizers library's own object; several threads use it, so its settings must stay as they are."""
+        return self._tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out."""
         return str(self._tokenizer.decode([int(index) for index in ids], skip_special_tokens=True))
 
-    def _encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool, first_index: int) -> list[Encoding]:
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool, first_index: int, offsets: bool = False
+    ) -> list[Encoding]:
+        """Tokenize texts of any length, neither cut nor checked; only with ``offsets`` are the offsets right.
+
+        Raises:
+            InputError: not valid Unicode, or the tokenizer refuses them.
+        """
+        encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         try:
-            return list(self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens))
+            return list(encode(texts, add_special_tokens=add_special_tokens))
         except Exception as error:
             _check_unicode(texts, first_index)
             raise InputError(f"the tokenizer refused the texts: {error}", parameter="texts") from error
@@ -148,7 +214,7 @@ class TextTokenizer:
         num_tokens = len(encoding)
         if cut.max_tokens is not None and num_tokens > cut.max_tokens:
             encoding = self._truncate(text, cut, cut.max_tokens)
-        self._check_length(len(encoding), suffix)
+        self.check_length(len(encoding), suffix)
         kept = len(encoding)
         return EncodedText(
             input_ids=np.array(encoding.ids, dtype=np.int64),
@@ -157,20 +223,62 @@ class TextTokenizer:
             prompt_length=min(prompt_length, kept),
         )
 
-    def _truncate(self, text: str, cut: _Cut, max_tokens: int) -> Encoding:
+    def _finish_windows(
+        self, text: str, encoding: Encoding, cut: _Cut, stride: int | None, suffix: str
+    ) -> list[LocatedText]:
+        num_tokens = len(encoding)
+        if cut.max_tokens is not None and num_tokens > cut.max_tokens:
+            encoding = self._truncate(text, cut, cut.max_tokens, stride=stride or 0)
+        self.check_length(len(encoding), suffix)
+        num_cut = num_tokens - len(encoding) if stride is None else 0
+        windows = [encoding] if stride is None else [encoding, *encoding.overflowing]
+        return [
+            LocatedText(
+                input_ids=np.array(window.ids, dtype=np.int64),
+                token_type_ids=np.array(window.type_ids, dtype=np.int64) if self._with_types else None,
+                num_truncated_tokens=num_cut,
+                offsets=tuple(window.offsets),
+                is_special=tuple(bool(mark) for mark in window.special_tokens_mask),
+            )
+            for window in windows
+        ]
+
+    def _truncate(self, text: str, cut: _Cut, max_tokens: int, *, stride: int = 0) -> Encoding:
         """Cut before the special tokens are added, as the tokenizer's own truncation does, without its shared state."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         num_special = self._num_special_tokens if cut.add_special_tokens else 0
-        encoding.truncate(max(0, max_tokens - num_special), direction=cut.side)
+        encoding.truncate(max(0, max_tokens - num_special), stride=stride, direction=cut.side)
         return self._tokenizer.post_process(encoding, add_special_tokens=cut.add_special_tokens)
 
     def _resolve_cut(self, truncate_to: int | None, side: str | None, *, add_special_tokens: bool) -> _Cut:
+        chosen = self.resolve_side(side)
+        least = self._num_special_tokens if add_special_tokens else 0
+        max_tokens = self.resolve_limit(truncate_to, least=least)
+        return _Cut(max_tokens=max_tokens, side=chosen, add_special_tokens=add_special_tokens)
+
+    def resolve_side(self, side: str | None) -> str:
+        """Return where tokens are cut off, ``left`` or ``right``; None is the model's own side.
+
+        Raises:
+            InputError: any other side.
+        """
         if side is not None and side not in _SIDES:
             raise InputError(
                 "`truncation_side` must be either 'left' or 'right'.", parameter="truncation_side", value=side
             )
+        return side or self._side
+
+    def resolve_limit(self, truncate_to: int | None, *, least: int) -> int | None:
+        """Return how many tokens are kept, None for all of them.
+
+        Args:
+            truncate_to: As for ``encode``.
+            least: The special tokens, which are always kept.
+
+        Raises:
+            InputError: more than the model's limit, or fewer than ``least``.
+        """
         max_tokens = self._max_model_len if truncate_to == -1 else truncate_to
-        least = self._num_special_tokens if add_special_tokens else 0
         problem = None
         if max_tokens is None:
             pass
@@ -186,9 +294,24 @@ class TextTokenizer:
             )
         if problem is not None:
             raise InputError(problem, parameter="truncate_prompt_tokens", value=truncate_to)
-        return _Cut(max_tokens=max_tokens, side=side or self._side, add_special_tokens=add_special_tokens)
+        return max_tokens
 
-    def _check_length(self, num_tokens: int, suffix: str) -> None:
+    def _check_stride(self, stride: int | None) -> None:
+        most = self._max_model_len - self._num_special_tokens - 1
+        if stride is not None and (type(stride) is not int or not 0 <= stride <= most):
+            raise InputError(
+                f"stride must be an int from 0 to {most}: a window has {self._max_model_len} tokens, "
+                f"{self._num_special_tokens} of them special",
+                parameter="stride",
+                value=stride,
+            )
+
+    def check_length(self, num_tokens: int, suffix: str) -> None:
+        """Check that there are tokens, and no more than the model takes; ``suffix`` ends the message.
+
+        Raises:
+            InputError: none, or too many.
+        """
         if num_tokens == 0:
             raise InputError(
                 f"The prompt cannot be empty: it has no token{suffix or '.'}", parameter="input_tokens", value=0
@@ -217,7 +340,7 @@ class TextTokenizer:
 
     def _measure_prompt(self, prompt: str, cut: _Cut) -> int:
         """Count the prompt's tokens as when it is tokenized and cut alone, less a special token at its end."""
-        encoding = self._encode_batch([prompt], add_special_tokens=cut.add_special_tokens, first_index=0)[0]
+        encoding = self.encode_batch([prompt], add_special_tokens=cut.add_special_tokens, first_index=0)[0]
         limit = self._max_model_len if cut.max_tokens is None else cut.max_tokens
         ids = (self._truncate(prompt, cut, limit) if len(encoding) > limit else encoding).ids
         return len(ids) - 1 if ids and ids[-1] in self._special_ids else len(ids)

@@ -18,7 +18,8 @@ from poolgraph.graphs.manifest import CheckRow, Manifest, Report
 from poolgraph.graphs.probe_files import StoredProbes, load_probes
 from poolgraph.runtime.compare import THRESHOLDS, Comparison, Threshold, compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
-from poolgraph.runtime.model import TO_MODEL_LIMIT, PoolingModel
+from poolgraph.runtime.loaded import TO_MODEL_LIMIT
+from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.tokenizer import EncodedText
 
 OnRow: TypeAlias = Callable[[CheckRow], None]

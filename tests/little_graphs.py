@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -38,18 +40,43 @@ class Attention(OpRun):
 
     op_domain = "poolgraph"
 
-    def _run(self, query, key, value, mask=None, bias=None, num_heads=None, scale=None, **_others):
-        def heads(rows):
-            return rows.reshape(*rows.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
+    def _run(
+        self,
+        query,
+        key,
+        value,
+        mask=None,
+        bias=None,
+        num_heads=None,
+        num_kv_heads=None,
+        scale=None,
+        causal=0,
+        left_window=-1,
+        right_window=-1,
+        softcap=0.0,
+        **_others,
+    ):
+        num_kv_heads = num_kv_heads or num_heads
 
-        scores = heads(query) @ heads(key).transpose(0, 1, 3, 2) * scale
+        def heads(rows, count):
+            split = rows.astype(np.float64).reshape(*rows.shape[:2], count, -1).transpose(0, 2, 1, 3)
+            return split.repeat(num_heads // count, axis=1)
+
+        scores = heads(query, num_heads) @ heads(key, num_kv_heads).transpose(0, 1, 3, 2) * scale
+        if softcap:
+            scores = softcap * np.tanh(scores / softcap)
         if bias is not None:
             scores = scores + bias
+        for row, column in np.ndindex(scores.shape[2:]):
+            ahead = column - row
+            too_late = ahead > 0 if causal else -1 < right_window < ahead
+            if too_late or -1 < left_window < -ahead:
+                scores[:, :, row, column] = LOWEST
         if mask is not None:
             scores = np.where(mask[:, None, None, :], scores, LOWEST)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
-        rows = (weights @ heads(value)).transpose(0, 2, 1, 3)
+        rows = (weights @ heads(value, num_kv_heads)).transpose(0, 2, 1, 3)
         return (rows.reshape(query.shape).astype(np.float32),)
 
 
@@ -57,12 +84,16 @@ def run_semantic(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
     return ReferenceEvaluator(ir.to_proto(model), new_ops=[Attention]).run(None, feeds)
 
 
-def run(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
+def session(model: ir.Model) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     data = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def run(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
+    return session(model).run(None, feeds)
 
 
 def assert_close(expected: list[np.ndarray], found: list[np.ndarray]) -> None:
@@ -95,3 +126,34 @@ def attention_model(*, inputs: str = "", more: str = "", replace: tuple[str, str
 X = random(3, 5, SIZE)
 MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=bool)
 BIAS = random(1, HEADS, 5, 5, seed=30)
+
+
+def bare_attention(
+    attributes: str, *, num_heads: int, num_kv_heads: int, head_dim: int, inputs: Sequence[str] = (), layers: int = 1
+) -> ir.Model:
+    """A chain of attentions over the graph's own query, key and value; ``inputs`` names mask and bias where given."""
+    rows = [f"float[batch_size,sequence_length,{count * head_dim}]" for count in (num_heads, num_kv_heads)]
+    types = {
+        "mask": "bool[batch_size,sequence_length] mask",
+        "bias": f"float[1,{num_heads},sequence_length,sequence_length] bias",
+    }
+    given = ", ".join([f"{rows[0]} q, {rows[1]} k, {rows[1]} v", *(types[name] for name in inputs)])
+    more = {"": "", "mask": ", mask", "bias": ", , bias", "mask bias": ", mask, bias"}[" ".join(inputs)]
+    heads = f"num_heads={num_heads}, num_kv_heads={num_kv_heads}"
+    lines = [
+        f"y{layer + 1} = poolgraph.Attention<{heads}, scale=0.7{attributes}>({'q' if layer == 0 else f'y{layer}'}, k, v"
+        f"{more})"
+        for layer in range(layers)
+    ]
+    values = ", ".join(f"{rows[0]} y{layer + 1}" for layer in range(layers))
+    return build(f"g ({given}) => ({rows[0]} z) <{values}> {{ {'  '.join(lines)}  z = Neg(y{layers}) }}")
+
+
+def attention_feeds(
+    batch_size: int, length: int, *, num_heads: int, num_kv_heads: int, head_dim: int
+) -> dict[str, np.ndarray]:
+    """Query, key and value of ``bare_attention``."""
+    widths = {"q": num_heads * head_dim, "k": num_kv_heads * head_dim, "v": num_kv_heads * head_dim}
+    return {
+        name: random(batch_size, length, width, seed=seed + length) for seed, (name, width) in enumerate(widths.items())
+    }

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import InitVar, dataclass, fields
+from copy import deepcopy
+from dataclasses import InitVar, dataclass, field, fields
 from difflib import get_close_matches
+from enum import Enum
 from typing import Any, Final, cast, get_args
 
 from poolgraph.errors import InputError
@@ -18,15 +20,36 @@ from poolgraph.tasks import POOLING_TASKS, PoolingTask, SequencePoolingType, Tok
 SEQUENCE_POOLING_TYPES: Final[tuple[str, ...]] = get_args(SequencePoolingType)
 TOKEN_POOLING_TYPES: Final[tuple[str, ...]] = get_args(TokenPoolingType)
 
-TASK_PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
-    "embed": ("dimensions", "use_activation"),
-    "classify": ("use_activation",),
-    "token_embed": ("dimensions", "use_activation"),
-    "token_classify": ("use_activation",),
-}
-"""The parameters that mean something to each task."""
+_MAX_CHUNK_SIZE: Final = 2**63
 
-_STEP_PARAMETERS: Final = ("step_tag_id", "returned_token_ids")
+
+class RequestOutputKind(Enum):
+    """When a request's output is handed over; pooling has only the final one."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LateChunkingParams:
+    """Token embeddings averaged over chunks, each of which has seen the whole text.
+
+    Attributes:
+        chunk_size: Tokens of a chunk, special tokens counted; the last chunk of a text may be shorter.
+
+    Raises:
+        InputError: not a positive int below 2**63.
+    """
+
+    chunk_size: int
+
+    def __post_init__(self) -> None:
+        size = self.chunk_size
+        if type(size) is not int or not 0 < size < _MAX_CHUNK_SIZE:
+            raise InputError(
+                "chunk_size must be a positive integer less than 2**63", parameter="chunk_size", value=self.chunk_size
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +64,18 @@ class PoolingParams:
         returned_token_ids: Columns that a STEP pooler returns.
         truncate_prompt_tokens: Keep that many tokens of a longer prompt, -1 for the model's limit; older spelling of
             ``tokenization_kwargs={"truncate_prompt_tokens": N}``.
+        late_chunking_params: Average token embeddings over chunks of that many tokens (``token_embed``).
+        extra_kwargs: Options of ``LLM.score`` and ``LLM.rerank``: ``max_tokens_per_query``, ``max_tokens_per_doc``,
+            ``chat_template_kwargs`` and ``plain_late_interaction``. Copied.
+        requires_token_ids: Of no effect, like ``skip_reading_prefix_cache``: vLLM's engine sets them.
+        skip_reading_prefix_cache: Of no effect.
+        late_interaction_params: None; vLLM's engine sets it.
+        output_kind: ``FINAL_ONLY``.
 
     ``normalize``, ``softmax`` and ``activation`` are older spellings of ``use_activation``.
 
     Raises:
-        InputError: a wrong type, or spellings that contradict each other.
+        InputError: a wrong type, spellings that contradict each other, or an output kind that pooling does not have.
     """
 
     task: PoolingTask | None = None
@@ -54,6 +84,12 @@ class PoolingParams:
     step_tag_id: int | None = None
     returned_token_ids: Sequence[int] | None = None
     truncate_prompt_tokens: int | None = None
+    late_chunking_params: LateChunkingParams | None = None
+    extra_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
+    requires_token_ids: bool = False
+    skip_reading_prefix_cache: bool | None = None
+    late_interaction_params: None = None
+    output_kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY
     normalize: InitVar[bool | None] = None
     softmax: InitVar[bool | None] = None
     activation: InitVar[bool | None] = None
@@ -65,6 +101,10 @@ class PoolingParams:
             _check_integer(name, getattr(self, name))
         _freeze_token_ids(self)
         check_truncation(self.truncate_prompt_tokens)
+        _check_engine_fields(self)
+        _check_instance("late_chunking_params", self.late_chunking_params, LateChunkingParams)
+        _check_instance("extra_kwargs", self.extra_kwargs, Mapping)
+        object.__setattr__(self, "extra_kwargs", deepcopy(self.extra_kwargs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +126,9 @@ class PoolerConfig:
         logit_sigma: The logits are divided by it after ``logit_mean`` is subtracted.
         step_tag_id: Token id whose rows a STEP pooler returns.
         returned_token_ids: Columns that a STEP pooler returns.
+        enable_flash_late_interaction: Of no effect: one implementation of MaxSim serves all.
+        enable_chunked_processing: Of no effect on ``LLM``, as in vLLM, where it belongs to the server.
+        max_embed_len: Of no effect on ``LLM``; longest text that the server embeds in chunks.
 
     Raises:
         InputError: a wrong type, an unknown pooling type or spellings that contradict each other.
@@ -101,6 +144,9 @@ class PoolerConfig:
     logit_sigma: float | None = None
     step_tag_id: int | None = None
     returned_token_ids: Sequence[int] | None = None
+    enable_flash_late_interaction: bool | None = None
+    enable_chunked_processing: bool | None = None
+    max_embed_len: int | None = None
     normalize: InitVar[bool | None] = None
     softmax: InitVar[bool | None] = None
     activation: InitVar[bool | None] = None
@@ -111,8 +157,10 @@ class PoolerConfig:
         _fold_pooling_type(self)
         _check_choice("seq_pooling_type", self.seq_pooling_type, SEQUENCE_POOLING_TYPES)
         _check_choice("tok_pooling_type", self.tok_pooling_type, TOKEN_POOLING_TYPES)
-        for name in ("dimensions", "step_tag_id"):
+        for name in ("dimensions", "step_tag_id", "max_embed_len"):
             _check_integer(name, getattr(self, name))
+        for name in ("enable_flash_late_interaction", "enable_chunked_processing"):
+            _check_instance(name, getattr(self, name), bool)
         for name in ("logit_mean", "logit_sigma"):
             _check_number(name, getattr(self, name))
         _freeze_token_ids(self)
@@ -148,28 +196,6 @@ def parse_pooler_config(value: PoolerConfig | Mapping[str, Any] | str | None) ->
     return _from_mapping(value)
 
 
-def verify_pooling_params(params: PoolingParams, task: str, *, tok_pooling_type: str | None = None) -> None:
-    """Check that every parameter that is set means something to the task.
-
-    Args:
-        params: The request's parameters.
-        task: The task they are used for.
-        tok_pooling_type: The pooler's token pooling; only STEP takes ``step_tag_id`` and ``returned_token_ids``.
-
-    Raises:
-        InputError: another task is named in ``params``, or a parameter is set that the task does not take.
-    """
-    if params.task is not None and params.task != task:
-        raise InputError(f"You cannot overwrite pooling_params.task={params.task!r} with pooling_task={task!r}!")
-    allowed = TASK_PARAMETERS[task]
-    if refused := _set_parameters(params, ("dimensions", "use_activation"), allowed):
-        raise InputError(_refusal(repr(task), allowed, refused))
-    if tok_pooling_type == "STEP" and task == "token_classify":
-        return
-    if refused := _set_parameters(params, _STEP_PARAMETERS, allowed):
-        raise InputError(_refusal(task, allowed, refused))
-
-
 def check_truncation(truncate_prompt_tokens: int | None) -> None:
     """Refuse a truncation that keeps nothing; -1 stands for the model's limit."""
     if truncate_prompt_tokens is not None and (truncate_prompt_tokens < -1 or truncate_prompt_tokens == 0):
@@ -178,14 +204,6 @@ def check_truncation(truncate_prompt_tokens: int | None) -> None:
             parameter="truncate_prompt_tokens",
             value=truncate_prompt_tokens,
         )
-
-
-def _set_parameters(params: PoolingParams, names: Sequence[str], allowed: Sequence[str]) -> list[str]:
-    return [name for name in names if name not in allowed and getattr(params, name) is not None]
-
-
-def _refusal(task: str, allowed: Sequence[str], refused: Sequence[str]) -> str:
-    return f"Task {task} only supports {list(allowed)} parameters, does not support {list(refused)} parameters"
 
 
 def _from_mapping(value: object) -> PoolerConfig:
@@ -208,8 +226,7 @@ def _fold_activation(config: PoolingParams | PoolerConfig, **older: object) -> N
     spelled = {"use_activation": config.use_activation, **older}
     given = {name: value for name, value in spelled.items() if value is not None}
     for name, value in given.items():
-        if not isinstance(value, bool):
-            raise InputError(f"{name} must be a bool, not {type(value).__name__}", parameter=name, value=value)
+        _check_instance(name, value, bool)
     if len(set(given.values())) > 1:
         raise InputError(f"{given} contradict each other: all of them mean use_activation; set that one alone")
     if given:
@@ -242,6 +259,31 @@ def _freeze_token_ids(config: PoolingParams | PoolerConfig) -> None:
     for token_id in ids:
         _check_integer("returned_token_ids", token_id)
     object.__setattr__(config, "returned_token_ids", tuple(ids))
+
+
+def _check_engine_fields(params: PoolingParams) -> None:
+    """Check the fields that vLLM keeps for its engine; the messages are vLLM's where it has one."""
+    kind = params.output_kind
+    if kind is not RequestOutputKind.FINAL_ONLY:
+        raise InputError(
+            f"For pooling output_kind has to be FINAL_ONLY, got {kind}", parameter="output_kind", value=kind
+        )
+    _check_instance("requires_token_ids", params.requires_token_ids, bool)
+    _check_instance("skip_reading_prefix_cache", params.skip_reading_prefix_cache, bool)
+    if params.late_interaction_params is not None:
+        raise InputError(
+            "late_interaction_params is set by vLLM's engine and must be None; LLM.score does late interaction",
+            parameter="late_interaction_params",
+            value=params.late_interaction_params,
+        )
+
+
+def _check_instance(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "aeiou" else "a"
+        raise InputError(
+            f"{name} must be {article} {kind.__name__}, not {type(value).__name__}", parameter=name, value=value
+        )
 
 
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

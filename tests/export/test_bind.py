@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from poolgraph.errors import ExportError
 from poolgraph.export.bind import bind_weights
 from poolgraph.export.checkpoint import WeightFolder
+from poolgraph.export.head import StoredTensor, describe_modules
+from poolgraph.export.sentence_transformers import HeadModule
 
 GRAPH = """g (float[n,2] x) => (float[n,2] y)
 { a = MatMul(x, backbone__dense__weight)  b = Mul(a, backbone__layer__LayerNorm__weight)
@@ -47,8 +50,9 @@ def folder(path: Path, tensors: dict[str, torch.Tensor]) -> WeightFolder:
 
 def bind(path: Path, tensors: dict[str, torch.Tensor], head: dict[str, torch.Tensor] | None = None) -> ir.Model:
     graph = model()
-    head_tensors = {"linear.bias": torch.tensor([5.0, 6.0])} if head is None else head
-    heads = {1: folder(path / "head", head_tensors)}
+    head_folder = folder(path / "head", {"linear.bias": torch.tensor([5.0, 6.0])} if head is None else head).folder
+    stored = StoredTensor(folder=head_folder, name="linear.bias")
+    heads = {"head.chain.1.linear.bias": stored} if head is None or "linear.bias" in head else {}
     assert bind_weights(graph, folder(path / "backbone", tensors), "bert", heads) == 4
     return graph
 
@@ -77,9 +81,34 @@ def test_every_spelling(tmp_path: Path, prefix: str, old: bool) -> None:
     assert values(bind(tmp_path, {spell(name): tensor for name, tensor in PLAIN.items()})) == EXPECTED
 
 
-@pytest.mark.parametrize("name", ["linear.bias", "bias", "dense.bias"])
-def test_every_spelling_of_a_head(tmp_path: Path, name: str) -> None:
-    assert values(bind(tmp_path, PLAIN, {name: torch.tensor([5.0, 6.0])})) == EXPECTED
+@pytest.mark.parametrize(
+    ("weight", "bias"), [("linear.weight", "linear.bias"), ("weight", "bias"), ("dense.weight",) * 2]
+)
+def test_every_spelling_of_a_head(tmp_path: Path, weight: str, bias: str) -> None:
+    bias = bias.replace("weight", "bias")
+    folder(tmp_path / "2_Dense", {weight: torch.ones(3, 2), bias: torch.ones(3)})
+    module = HeadModule(kind="Dense", path="2_Dense", config={"in_features": 2, "out_features": 3})
+    (step,) = describe_modules([module], tmp_path)
+    assert {name: stored.name for name, stored in step.tensors.items()} == {
+        "linear.weight": weight,
+        "linear.bias": bias,
+    }
+
+
+def test_head_module_without_a_tensor(tmp_path: Path) -> None:
+    folder(tmp_path / "2_Dense", {"linear.weight": torch.ones(3, 2)})
+    module = HeadModule(kind="Dense", path="2_Dense", config={"in_features": 2, "out_features": 3})
+    with pytest.raises(
+        ExportError, match=r"Dense at '2_Dense' lacks the tensor linear\.bias; it has \['linear\.weight'\]"
+    ):
+        describe_modules([module], tmp_path)
+
+
+def test_rows_and_their_difference(tmp_path: Path) -> None:
+    weights = folder(tmp_path / "lm", {"lm_head.weight": torch.arange(8.0).reshape(4, 2)})
+    stored = StoredTensor(folder=weights.folder, name="lm_head.weight", rows=(3, 1))
+    assert stored.load(weights).tolist() == [[6, 7], [2, 3]]
+    assert replace(stored, difference=True).load(weights).tolist() == [[-4, -4]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerBase
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import open_checkpoint
+from poolgraph.export.options import ExportOptions
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.resolve import ExportPlan, resolve_plan
 from poolgraph.export.tokenizer import load_tokenizer, save_tokenizer
@@ -30,12 +31,14 @@ def write(folder: Path, tokenizer: PreTrainedTokenizerBase | None, *, do_lower_c
 
 def make_plan(folder: Path) -> ExportPlan:
     checkpoint = open_checkpoint(folder)
-    return resolve_plan(checkpoint, task="auto", precisions=["fp32"], targets=["cpu"], trust_remote_code=False)
+    return resolve_plan(
+        checkpoint, options=ExportOptions(), precisions=["fp32"], targets=["cpu"], trust_remote_code=False
+    )
 
 
 def convert(folder: Path, target: Path) -> tuple[Tokenizer, PreTrainedTokenizerBase]:
     target.mkdir()
-    reference = load_tokenizer(make_plan(folder), trust_remote_code=False)
+    reference = make_plan(folder).tokenizer
     save_tokenizer(reference, folder, target, list(PROBE_SENTENCES))
     return Tokenizer.from_file(str(target / "tokenizer.json")), reference
 

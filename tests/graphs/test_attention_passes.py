@@ -14,15 +14,17 @@ from little_graphs import (
     SIZE,
     X,
     assert_close,
+    attention_feeds,
     attention_model,
+    bare_attention,
     build,
     ops,
     random,
     run,
     run_semantic,
+    session,
 )
 
-from poolgraph.errors import ExportError
 from poolgraph.graphs.cleanup import remove_dead_nodes
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
 from poolgraph.graphs.merge_projections import merge_projections
@@ -216,7 +218,183 @@ def test_cpu_attention_with_a_bias_is_standard_operators() -> None:
     assert_close(expected, run(model, x=X, bias=BIAS))
 
 
-def test_cpu_attention_refuses_a_mask() -> None:
+@pytest.mark.parametrize("merged", [True, False])
+def test_cpu_attention_takes_keys_that_no_query_sees(merged: bool) -> None:
     model = attention_model(inputs=", bool[batch_size,sequence_length] mask", more=", mask")
-    with pytest.raises(ExportError, match="has a mask"):
-        lower_attention_to_cpu(model)
+    mask = np.vstack([MASK[:2], [[False] * 5]])  # the last text has not one
+    expected = run_semantic(model, x=X, mask=mask)
+    assert not merged or merge_projections(model) == 1
+    lower_attention_to_cpu(model)
+    remove_dead_nodes(model)
+    assert ops(model)[-2:] == ["Attention" if merged else "MultiHeadAttention", "Neg"]
+    assert "Softmax" not in ops(model)
+    assert_close(expected, run(model, x=X, mask=mask))
+    disturbed = np.where(mask[:, :, None] | ~mask.any(1)[:, None, None], X, 50 * X)
+    before, after = (run(model, x=x, mask=mask)[0][mask] for x in (X, disturbed))
+    np.testing.assert_array_equal(before, after)
+
+
+SHAPES = {
+    "one head": {"num_heads": 1, "num_kv_heads": 1, "head_dim": 8},
+    "equal heads": {"num_heads": 4, "num_kv_heads": 4, "head_dim": 8},
+    "shared heads": {"num_heads": 6, "num_kv_heads": 2, "head_dim": 8},
+    "all share one": {"num_heads": 3, "num_kv_heads": 1, "head_dim": 16},
+    "odd size": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6},
+}
+KINDS = {
+    "bidirectional": "",
+    "causal": ", causal=1, right_window=0",
+    "causal window": ", causal=1, left_window=4, right_window=0",
+    "itself alone": ", causal=1, left_window=0, right_window=0",
+    "symmetric window": ", left_window=3, right_window=3",
+    "lopsided window": ", left_window=-1, right_window=2",
+    "softcap": ", causal=1, right_window=0, softcap=1.5",
+    "softcap window": ", causal=1, left_window=4, right_window=0, softcap=1.5",
+}
+EXTRAS = ((), ("mask",), ("bias",), ("mask", "bias"))
+
+
+@pytest.mark.parametrize("lower", [lower_attention_to_standard, lower_attention_to_cpu])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("inputs", EXTRAS, ids="-".join)
+def test_every_kind_of_attention_equals_the_semantic_op(lower, kind: str, shape: str, inputs: tuple[str, ...]) -> None:
+    """Every row is compared, those of padding and those that see no key too."""
+    for length in (1, 3, 11):
+        model = bare_attention(KINDS[kind], inputs=inputs, **SHAPES[shape])
+        feeds = attention_feeds(4, length, **SHAPES[shape])
+        mask = np.ones((4, length), dtype=bool)  # whole, padded on the right, padded on the left, nothing
+        mask[1, length // 2 + 1 :] = mask[2, : length // 2] = mask[3] = False
+        bias = random(1, SHAPES[shape]["num_heads"], length, length, seed=40)
+        feeds |= {name: {"mask": mask, "bias": bias}[name] for name in inputs}
+        expected = run_semantic(model, **feeds)
+        assert lower(model) == 1
+        assert lower(model) == 0
+        if lower is lower_attention_to_standard:
+            assert {node.domain for node in model.graph} == {""}
+        found = run(model, **feeds)
+        assert np.isfinite(found[0]).all()
+        assert_close(expected, found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "inputs", "kernel"),
+    [
+        ("equal heads", "bidirectional", (), "MultiHeadAttention"),
+        ("equal heads", "bidirectional", ("mask",), "MultiHeadAttention"),
+        ("equal heads", "causal", (), "GroupQueryAttention"),
+        ("shared heads", "causal", (), "GroupQueryAttention"),
+        ("shared heads", "causal window", (), "GroupQueryAttention"),
+        ("odd size", "causal", (), "Softmax"),
+        ("equal heads", "causal", ("mask",), "Softmax"),
+        ("equal heads", "causal", ("bias",), "Softmax"),
+        ("equal heads", "symmetric window", (), "Softmax"),
+        ("shared heads", "softcap", (), "Softmax"),
+        ("shared heads", "bidirectional", (), "Softmax"),
+    ],
+)
+def test_cpu_attention_takes_the_kernel_that_was_measured(shape, kind, inputs, kernel) -> None:
+    model = bare_attention(KINDS[kind], inputs=inputs, **SHAPES[shape])
+    lower_attention_to_cpu(model)
+    found = set(ops(model)) & {"MultiHeadAttention", "GroupQueryAttention", "Softmax"}
+    assert found == {kernel}
+
+
+@pytest.mark.parametrize("lower", [lower_attention_to_standard, lower_attention_to_cpu])
+@pytest.mark.parametrize("kind", ["causal", "causal window", "symmetric window"])
+def test_layers_share_what_depends_on_the_length_alone(lower, kind: str) -> None:
+    shape = SHAPES["shared heads"]
+    models = [bare_attention(KINDS[kind], layers=layers, **shape) for layers in (1, 2, 3)]
+    feeds = attention_feeds(2, 9, **shape)
+    expected = run_semantic(models[2], **feeds)
+    for model in models:
+        lower(model)
+        remove_dead_nodes(model)
+    sizes = [Counter(ops(model)) for model in models]
+    assert not {"Shape", "Range", "Where", "Expand", "Cast"} & set(sizes[2] - sizes[1])
+    assert not {"Shape", "Range", "Where", "Expand", "Cast"} & set(sizes[1] - sizes[0])
+    assert_close(expected, run(models[2], **feeds))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", ["equal heads", "shared heads"])
+def test_standard_attention_under_padding_equals_the_text_alone(side: str, kind: str, shape: str) -> None:
+    model = bare_attention(KINDS[kind], inputs=("mask",), **SHAPES[shape])
+    lower_attention_to_standard(model)
+    feeds = attention_feeds(3, 12, **SHAPES[shape])
+    lengths = (12, 1, 7)
+    at = [slice(12 - n, 12) if side == "left" else slice(0, n) for n in lengths]
+    mask = np.zeros((3, 12), dtype=bool)
+    for row, tokens in zip(mask, at, strict=True):
+        row[tokens] = True
+    together = run(model, mask=mask, **feeds)[0]
+    for index, tokens in enumerate(at):
+        alone = {name: rows[index : index + 1, tokens] for name, rows in feeds.items()}
+        found = run(model, mask=np.ones((1, lengths[index]), dtype=bool), **alone)[0]
+        np.testing.assert_allclose(together[index, tokens], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("inputs", [(), ("mask",)], ids="-".join)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", ["equal heads", "shared heads"])
+def test_cpu_attention_gives_the_same_bits_in_every_batch(shape: str, kind: str, inputs: tuple[str, ...]) -> None:
+    model = bare_attention(KINDS[kind], inputs=inputs, **SHAPES[shape])
+    lower_attention_to_cpu(model)
+    infer = session(model)
+    for length in range(1, 131):
+        feeds = attention_feeds(7, length, **SHAPES[shape])
+        if inputs:
+            feeds["mask"] = random(7, length, seed=length) > -0.5
+        alone = np.concatenate(
+            [infer.run(None, {name: rows[i : i + 1] for name, rows in feeds.items()})[0] for i in range(7)]
+        )
+        for batch_size in (2, 3, 7):
+            found = infer.run(None, {name: rows[:batch_size] for name, rows in feeds.items()})[0]
+            np.testing.assert_array_equal(found, alone[:batch_size], err_msg=f"{batch_size} texts of {length}")
+
+
+GROUPED = """g (float[batch_size,sequence_length,8] x) => (float[batch_size,sequence_length,8] y)
+<float[batch_size,sequence_length,8] q, float[batch_size,sequence_length,4] k, float[batch_size,sequence_length,4] v,
+ float[batch_size,sequence_length,4] p, float[batch_size,sequence_length,8] rows>
+{
+  q = MatMul(x, wq)  PRODUCTS
+  rows = poolgraph.Attention<num_heads=4, num_kv_heads=2, scale=0.7, causal=1, right_window=0>(q, k, v)
+  y = Neg(rows)
+}"""
+
+
+def grouped_model(products: str) -> ir.Model:
+    weights = {name: random(8, width, seed=width + ord(name[1])) for name, width in {"wq": 8, "wk": 4, "wv": 4}.items()}
+    return build(GROUPED.replace("PRODUCTS", products), **weights)
+
+
+def test_merge_projections_of_different_widths() -> None:
+    model = grouped_model("k = MatMul(x, wk)  v = MatMul(x, wv)")
+    expected = run_semantic(model, x=X)
+    assert merge_projections(model) == 1
+    remove_dead_nodes(model)
+    assert ops(model) == ["MatMul", "Split", "Attention", "Neg"]
+    assert_close(expected, run_semantic(model, x=X))
+    lower_attention_to_cpu(model)
+    assert_close(expected, run(model, x=X))
+
+
+def test_merge_projections_leaves_what_is_turned_before_the_attention() -> None:
+    """As rotary positions and norms of the heads do."""
+    model = grouped_model("p = MatMul(x, wk)  k = Sin(p)  v = MatMul(x, wv)")
+    before, expected = ops(model), run_semantic(model, x=X)
+    assert merge_projections(model) == 0
+    assert ops(model) == before
+    assert_close(expected, run_semantic(model, x=X))
+
+
+def test_merge_projections_leaves_a_bias_that_is_no_row() -> None:
+    model = attention_model()
+    for name in ("query", "key", "value"):
+        replaced = model.graph.initializers[f"layer.{name}.bias"]
+        replaced.const_value = ir.tensor(random(1, seed=3), name=replaced.name)
+        replaced.shape = ir.Shape([1])
+    expected = run_semantic(model, x=X)
+    assert merge_projections(model) == 0
+    assert_close(expected, run_semantic(model, x=X))
