@@ -187,7 +187,7 @@ def _verify(
     with stages.stage("answer the probes with the reference"):
         probes = build_probes(TextTokenizer(staging, manifest), manifest)
         reference = compute_reference(plan, probes.encoded)
-        save_probes(staging, probes.texts, probes.prompt, reference.sequence, reference.token)
+        save_probes(staging, probes.texts, probes.prompt, reference.sequence, reference.token, probes.pairs)
     with stages.stage("verify"):
         _save(manifest, staging)
         rows = [check_tokenizer(probes, plan.tokenizer, plan.limits.max_model_len)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from poolgraph.graphs.manifest import CheckRow, Manifest, Tensor
 
@@ -16,7 +16,7 @@ TEMPLATE = """\
 | source | {model}{revision} |
 | tasks | {tasks} |
 | pooling | {pooling}{normalize} |
-| embedding size | {size} |
+| {width} | {size} |
 | longest text | {limit} tokens |
 | prompts | {prompts} |
 
@@ -24,7 +24,7 @@ TEMPLATE = """\
 from poolgraph import PoolingModel
 
 model = PoolingModel.load("PATH/TO/THIS/FOLDER")
-vectors = model.embed(["a text", "another text"])  # numpy, (2, {size})
+{usage}
 ```
 
 ## Files
@@ -34,7 +34,7 @@ vectors = model.embed(["a text", "another text"])  # numpy, (2, {size})
 {graphs}
 
 `onnx/model.onnx` uses standard operators only: any ONNX runtime can load it.
-Its output `sentence_embedding` is the finished answer.
+Its output `{output}` is the {kind}.
 
 ## Verification
 
@@ -46,6 +46,15 @@ Reference: {reference}. Differences are shares of the largest absolute reference
 """
 
 
+USAGE: Mapping[str, str] = {
+    "embed": 'vectors = model.embed(["a text", "another text"])  # numpy, (2, {size})',
+    "classify": 'probabilities = model.classify(["a text", "another text"])  # numpy, (2, {size})',
+    "token_embed": 'matrices = model.token_embed(["a text", "another text"])  # a list of numpy, (num_tokens, {size})',
+    "token_classify": 'matrices = model.token_classify(["a text", "another"])  # a list of numpy, (num_rows, {size})',
+}
+"""The line of code that shows each task."""
+
+
 def render_model_card(manifest: Manifest) -> str:
     """Return the model card of an artifact with a report."""
     pooler = manifest.pooler
@@ -55,8 +64,12 @@ def render_model_card(manifest: Manifest) -> str:
         architecture=manifest.architecture,
         version=manifest.poolgraph_version,
         tasks=", ".join(manifest.tasks),
-        pooling=" + ".join(pooler.pooling),
+        pooling=" + ".join(pooler.pooling) or "every token",
         normalize=", normalized" if pooler.normalize else "",
+        width="embedding size" if pooler.activation is None else "labels",
+        usage=USAGE[manifest.tasks[0]].format(size=pooler.embedding_size),
+        output=_finished_output(manifest),
+        kind="finished answer" if pooler.activation is None else f"answer before its activation ({pooler.activation})",
         size=pooler.embedding_size,
         limit=manifest.limits.max_model_len,
         prompts=", ".join(manifest.prompts) or "none",
@@ -64,6 +77,11 @@ def render_model_card(manifest: Manifest) -> str:
         reference=manifest.report.reference,
         rows="\n".join(_check_row(row) for row in manifest.report.rows),
     )
+
+
+def _finished_output(manifest: Manifest) -> str:
+    graph = next(iter(manifest.variants[0].graphs.values()))
+    return graph.output or graph.raw_output
 
 
 def _graph_rows(manifest: Manifest) -> list[str]:

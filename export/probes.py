@@ -43,6 +43,13 @@ def build_probe_texts(count_tokens: Callable[[Sequence[str]], Sequence[int]], le
     return list(dict.fromkeys([*texts, *PROBE_SENTENCES, ""]))
 
 
+def build_probe_pairs() -> tuple[tuple[str, str], ...]:
+    """Return pairs of texts: short and long on either side, an empty one on either side, one beyond any limit."""
+    long = " ".join(PROBE_SENTENCES)
+    first, second, *_ = PROBE_SENTENCES
+    return ((first, second), (second, long), (long, first), (first, ""), ("", second), (long * 40, long * 60))
+
+
 def _text_of_length(
     count_tokens: Callable[[Sequence[str]], Sequence[int]], words: Sequence[str], length: int, start: int
 ) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from poolgraph.errors import InputError
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.options import ExportOptions
-from poolgraph.export.probes import build_probe_texts, choose_lengths
+from poolgraph.export.probes import build_probe_pairs, build_probe_texts, choose_lengths
 from poolgraph.export.reference import ReferenceAnswers, compute_reference
 from poolgraph.export.resolve import resolve_plan
 from poolgraph.graphs.artifact import open_artifact
@@ -27,7 +27,7 @@ from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import open_session, run_graph
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
-from poolgraph.runtime.verify import build_row, check_model, choose_threshold
+from poolgraph.runtime.verify import build_row, check_model, choose_threshold, encode_probes
 
 Answers = list[NDArray[np.float32]]
 
@@ -37,10 +37,11 @@ MIXED_BATCH = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """Texts, their tokens as the artifact's tokenizer gives them (cut to the limit), and the prompt before them."""
+    """Texts, the prompt before them, pairs, and the tokens of all as the artifact's tokenizer gives them."""
 
     texts: tuple[str, ...]
     prompt: str
+    pairs: tuple[tuple[str, str], ...]
     encoded: tuple[EncodedText, ...]
 
 
@@ -50,14 +51,25 @@ def build_probes(tokenizer: TextTokenizer, manifest: Manifest) -> Probes:
     prompt = manifest.prompts.get(manifest.default_prompt_name or "", "")
     texts = build_probe_texts(tokenizer.count, choose_lengths(limit))
     texts.append(" ".join(["overlong"] * (limit + 5)))
-    encoded = tokenizer.encode(texts, prompt=prompt, truncate_to=limit)
-    return Probes(texts=tuple(texts), prompt=prompt, encoded=tuple(encoded))
+    pairs = build_probe_pairs() if _takes_pairs(manifest) else ()
+    encoded = encode_probes(tokenizer, texts, prompt, pairs)
+    return Probes(texts=tuple(texts), prompt=prompt, pairs=pairs, encoded=tuple(encoded))
+
+
+def _takes_pairs(manifest: Manifest) -> bool:
+    """Whether two texts can be one input: encoders that classify, unless a score template joins the texts."""
+    pooler = manifest.pooler
+    templated = manifest.scoring is not None and manifest.scoring.template is not None
+    return pooler.activation is not None and pooler.pooling not in ((), ("lasttoken",)) and not templated
 
 
 def check_tokenizer(probes: Probes, reference: PreTrainedTokenizerBase, limit: int) -> CheckRow:
     """Compare token ids with the reference's tokenizer, exactly; the cosine column holds the share of equal texts."""
+    options = {"truncation": True, "max_length": limit, "padding": False}
     texts = [probes.prompt + text for text in probes.texts]
-    expected = reference(texts, truncation=True, max_length=limit, padding=False)["input_ids"]
+    expected = reference(texts, **options)["input_ids"]
+    if probes.pairs:
+        expected += reference(*map(list, zip(*probes.pairs, strict=True)), **options)["input_ids"]
     equal = sum(list(own.input_ids) == ids for own, ids in zip(probes.encoded, expected, strict=True))
     share = equal / len(expected)
     return CheckRow(
@@ -95,6 +107,7 @@ def store_answers(probes: Probes, reference: ReferenceAnswers) -> StoredProbes:
     return StoredProbes(
         texts=probes.texts,
         prompt=probes.prompt,
+        pairs=probes.pairs,
         sequence=np.stack(reference.sequence) if reference.sequence else np.empty((0, 0), dtype=np.float32),
         token=dict(enumerate(reference.token or ())),
     )

@@ -48,8 +48,8 @@ def lower_attention_to_cpu(model: ir.Model) -> int:
        attention, other sizes.
 
     Measured on ONNX Runtime 1.31.1, one thread, batches of 1,024 tokens, texts of 8 to 512, as a share of the time of
-    standard operators: GroupQueryAttention 0.75 to 1.05 (16 over 8 heads of 128, 14 over 2 of 64), with its softcap 1.05
-    to 1.75; MultiHeadAttention over repeated heads 1.25 at 8 tokens, 0.95 at 512; with a mask 0.9 to 1.1.
+    standard operators: GroupQueryAttention 0.75 to 1.05 (16 over 8 heads of 128, 14 over 2 of 64), with its softcap
+    1.05 to 1.75; MultiHeadAttention over repeated heads 1.25 at 8 tokens, 0.95 at 512; with a mask 0.9 to 1.1.
     MultiHeadAttention with ``unidirectional`` takes 1.05 to 1.15 of GroupQueryAttention's time, Attention the same.
     Each gives a text the same bits in every batch.
     """

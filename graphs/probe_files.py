@@ -25,6 +25,7 @@ Rows = NDArray[np.float32]
 class _ProbeTexts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     texts: tuple[str, ...]
     prompt: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +34,17 @@ class StoredProbes:
 
     Attributes:
         texts: The probe texts.
-        prompt: Put before each.
-        sequence: (num_texts, size), empty where the artifact has no sequence graph.
-        token: Text index to (num_tokens, size).
+        prompt: Put before each text.
+        sequence: (num_inputs, size), texts first, then pairs; empty where the artifact has no sequence graph.
+        token: Index of an input to (num_tokens, size).
+        pairs: Pairs of texts that are one input, for models that take them.
     """
 
     texts: tuple[str, ...]
     prompt: str
     sequence: Rows
     token: dict[int, Rows]
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 def save_probes(
@@ -50,9 +53,10 @@ def save_probes(
     prompt: str,
     sequence: Sequence[Rows] | None,
     token: Sequence[Rows] | None,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write ``probes.json`` and ``probes.npz`` into an artifact's directory."""
-    encoded = msgspec.json.encode(_ProbeTexts(texts=tuple(texts), prompt=prompt))
+    encoded = msgspec.json.encode(_ProbeTexts(texts=tuple(texts), prompt=prompt, pairs=tuple(pairs)))
     (directory / PROBES_FILE).write_bytes(msgspec.json.format(encoded, indent=1) + b"\n")
     arrays = {"sequence": np.stack(sequence).astype(np.float32) if sequence else np.empty((0, 0), dtype=np.float32)}
     for index, rows in enumerate(token or ()):
@@ -74,4 +78,4 @@ def load_probes(directory: Path) -> StoredProbes:
             sequence = arrays["sequence"]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError) as error:
         raise ArtifactError(f"the probes of {directory} cannot be read: {error}") from error
-    return StoredProbes(texts=texts.texts, prompt=texts.prompt, sequence=sequence, token=token)
+    return StoredProbes(texts=texts.texts, prompt=texts.prompt, sequence=sequence, token=token, pairs=texts.pairs)

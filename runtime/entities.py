@@ -62,11 +62,13 @@ _WORD_SCORES: Final[Mapping[str, Callable[[Scores], Scores] | None]] = MappingPr
 AGGREGATION_STRATEGIES: Final[tuple[str, ...]] = tuple(_WORD_SCORES)
 
 
-def check_strategy(strategy: str, ignore_labels: Sequence[str], stride: int | None) -> None:
-    """Check options that do not depend on the texts.
+def check_entity_options(
+    strategy: str, ignore_labels: Sequence[str], *, stride: int | None = None, truncate: bool = False
+) -> None:
+    """Check options that do not depend on the texts or the model.
 
     Raises:
-        InputError: an unknown strategy, one that cannot be joined over windows, or labels that are no list of str.
+        InputError: an unknown strategy, labels that are no list of str, or a stride where it means nothing.
     """
     if strategy not in AGGREGATION_STRATEGIES:
         raise InputError(
@@ -76,12 +78,15 @@ def check_strategy(strategy: str, ignore_labels: Sequence[str], stride: int | No
         )
     if isinstance(ignore_labels, str) or not all(isinstance(label, str) for label in ignore_labels):
         raise InputError("ignore_labels must be a list of str", parameter="ignore_labels", value=ignore_labels)
-    if stride is not None and strategy == "none":
-        raise InputError(
-            f"stride needs a strategy that groups tokens, one of {list(AGGREGATION_STRATEGIES[1:])}, not 'none'",
-            parameter="stride",
-            value=stride,
-        )
+    if stride is None:
+        return
+    problem = None
+    if strategy == "none":
+        problem = f"stride needs a strategy that groups tokens, one of {list(AGGREGATION_STRATEGIES[1:])}, not 'none'"
+    elif truncate:
+        problem = "stride reads long texts whole and truncate=True cuts them; leave one of them out"
+    if problem is not None:
+        raise InputError(problem, parameter="stride", value=stride)
 
 
 def uses_words(strategy: str) -> bool:

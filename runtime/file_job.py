@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from poolgraph.runtime.file_state import (
 )
 from poolgraph.runtime.file_tasks import FileTask
 from poolgraph.runtime.file_writers import AnswerWriter, PartialWriter, check_output_format, open_writer
-from poolgraph.runtime.texts import warn_of_cuts
 
 if TYPE_CHECKING:
     from poolgraph.runtime.model import PoolingModel
@@ -124,7 +124,10 @@ def answer_items(
         num_cut += num_cut_here
         if on_chunk is not None:
             on_chunk(done)
-    warn_of_cuts(num_cut, done - first_index, model.manifest)
+    if num_cut:
+        limit = model.manifest.limits.max_model_len
+        message = task.cut_warning.format(num_cut=num_cut, num_items=done - first_index, limit=limit)
+        warnings.warn(message, UserWarning, stacklevel=2)
     return done
 
 

@@ -52,7 +52,9 @@ def _check_column(path: str, schema: pyarrow.Schema, field: Field) -> None:
         raise InputError(f"{path}: field {field.key!r} is {kind}, not a list of strings")
     item = item.value_type if types.is_dictionary(item) else item
     if item not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
-        raise InputError(f"{path}: field {field.key!r} is {kind}, not a {'list of strings' * field.is_list or 'string'}")
+        raise InputError(
+            f"{path}: field {field.key!r} is {kind}, not a {'list of strings' * field.is_list or 'string'}"
+        )
 
 
 def _read_rows(path: str, file: pyarrow.parquet.ParquetFile, fields: Sequence[Field]) -> Iterator[Row]:

@@ -152,9 +152,7 @@ def _read_byte_lines(path: str) -> Iterator[tuple[int, bytes]]:
             yield number, line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
 
 
-def _read_value(
-    where: str, values: dict[str, msgspec.Raw], field: Field, decoder: msgspec.json.Decoder[Any]
-) -> Cell:
+def _read_value(where: str, values: dict[str, msgspec.Raw], field: Field, decoder: msgspec.json.Decoder[Any]) -> Cell:
     if field.key not in values:
         raise _missing_field(where, field, list(values))
     try:

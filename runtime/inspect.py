@@ -68,7 +68,8 @@ def _describe_model(manifest: Manifest, path: Path) -> list[str]:
         "pooler": _describe_pooler(manifest.pooler),
         "dimensions": _describe_dimensions(manifest.pooler),
         "limits": f"{manifest.limits.max_model_len} tokens a text, vocabulary of {manifest.limits.vocab_size}",
-        "similarity": manifest.similarity_fn_name,
+        "scoring": _describe_scoring(manifest),
+        "similarity": manifest.similarity_fn_name if manifest.pooler.activation is None else "",
         "prompts": _describe_prompts(manifest),
         "labels": ", ".join(manifest.labels),
         "made": f"{manifest.created} by poolgraph {manifest.poolgraph_version}, format {manifest.format_version}",
@@ -81,10 +82,25 @@ def _describe_tasks(manifest: Manifest) -> str:
 
 
 def _describe_pooler(pooler: Pooler) -> str:
-    parts = [" + ".join(pooler.pooling), "normalized" if pooler.normalize else "not normalized"]
+    parts = [" + ".join(pooler.pooling) or "every token", _describe_finish(pooler)]
+    if pooler.tok_pooling_type == "STEP":
+        parts.append(f"rows of token {pooler.step_tag_id}")
     if not pooler.include_prompt:
         parts.append("the prompt's tokens left out")
     return ", ".join(parts)
+
+
+def _describe_finish(pooler: Pooler) -> str:
+    if pooler.activation is None:
+        return "normalized" if pooler.normalize else "not normalized"
+    return f"activation {pooler.activation}{'' if pooler.use_activation else ' (only if asked for)'}"
+
+
+def _describe_scoring(manifest: Manifest) -> str:
+    scoring = manifest.scoring
+    if scoring is None:
+        return ""
+    return f"{scoring.kind}{'' if scoring.template is None else f' through {scoring.template}'}"
 
 
 def _describe_dimensions(pooler: Pooler) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from poolgraph.runtime.task_embed import EmbedTasks
+from poolgraph.runtime.task_entities import EntityTasks
+from poolgraph.runtime.task_reward import RewardTasks
 
 
-class PoolingModel(EmbedTasks):
+class PoolingModel(EmbedTasks, RewardTasks, EntityTasks):
     """A compiled pooling model, ready to answer; safe to use from several threads.
 
     Build one with ``PoolingModel.load``. Each task is a method: results are in input order, and a text's answer has the

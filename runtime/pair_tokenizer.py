@@ -185,7 +185,7 @@ def _choose_lengths(strategy: Strategy, first: int, second: int, room: int, suff
             ("query", "document", first) if strategy == "only_second" else ("document", "query", second)
         )
         raise InputError(
-            f"the {whole} has {length} tokens and only the {cut} may be cut, but there is room for {room} tokens beside "
+            f"the {whole} has {length} tokens and only the {cut} may be cut, but there is room for {room} beside "
             f"the special ones; shorten the {whole}, or cut the longer text first{suffix}",
             parameter="truncation",
             value=strategy,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
@@ -78,7 +78,7 @@ def run_side_by_side(items: Sequence[Item], run: Callable[[Item], None], *, runs
 
 def encode_windows(
     items: Sequence[Item], encode: EncodeWindow[Item, Encoded], *, window: int = WINDOW_TEXTS
-) -> Iterator[tuple[int, Sequence[Encoded]]]:
+) -> Generator[tuple[int, Sequence[Encoded]], None, None]:
     """Yield ``(first_index, encoded items)`` window by window; the next one is tokenized while the caller works.
 
     At most two windows are held at a time. No thread is started for a single window.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -12,8 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from poolgraph.errors import InputError
 from poolgraph.runtime.embeddings import MIN_NORM
+from poolgraph.runtime.maxsim import maxsim, maxsim_pairs
 
 Array: TypeAlias = NDArray[Any]
+Matrices: TypeAlias = Array | Sequence[Array]
 
 _TILE_ROWS, _TILE_COLUMNS = 512, 2048
 _TILE_ELEMENTS: Final = 1 << 18
@@ -72,6 +74,9 @@ SIMILARITY_FUNCTIONS: Final[Mapping[str, _Similarity]] = MappingProxyType(
     }
 )
 """Similarity of single vectors; distances are negative."""
+
+LATE_INTERACTION_FUNCTIONS: Final[Mapping[str, bool]] = MappingProxyType({"maxsim": False, "meanmaxsim": True})
+"""Similarity of matrices of token vectors, and whether it is divided by the number of the query's vectors."""
 
 
 def similarity_matrix(first: ArrayLike, second: ArrayLike, name: str = "cosine") -> Array:
@@ -138,6 +143,56 @@ def similarity_pairs(first: ArrayLike, second: ArrayLike, name: str = "cosine") 
     return _check_result(answers.reshape(left.shape[:-1]))
 
 
+def maxsim_matrix(queries: Matrices, documents: Matrices, name: str) -> Array:
+    """Score each query's token vectors against each document's.
+
+    Args:
+        queries: One matrix (num_vectors, size) a query; a lone one; or (n, num_vectors, size), where rows of zeros are
+            padding.
+        documents: As ``queries``.
+        name: A key of LATE_INTERACTION_FUNCTIONS.
+
+    Returns:
+        (n, m) float32.
+
+    Raises:
+        InputError: arrays of other shapes, NaN or infinity.
+    """
+    left, right = _split_matrices(queries), _split_matrices(documents)
+    scores = np.zeros((len(left), len(right)), dtype=np.float32)
+    for row, query in zip(scores, left, strict=True):
+        row[:] = maxsim(query, right, mean=LATE_INTERACTION_FUNCTIONS[name])
+    return _check_result(scores)
+
+
+def maxsim_of_pairs(queries: Matrices, documents: Matrices, name: str) -> Array:
+    """Score query i against document i; arguments and errors as of ``maxsim_matrix``.
+
+    Returns:
+        (n,) float32.
+
+    Raises:
+        InputError: also where there are more of the ones than of the others.
+    """
+    left, right = _split_matrices(queries), _split_matrices(documents)
+    if len(left) != len(right):
+        raise InputError(
+            f"pairs need as many queries as documents, got {len(left)} and {len(right)}; "
+            "similarity() compares each with each",
+            parameter="embeddings2",
+            value=len(right),
+        )
+    pairs = [(index, index) for index in range(len(left))]
+    return _check_result(maxsim_pairs(left, right, pairs, mean=LATE_INTERACTION_FUNCTIONS[name]))
+
+
+def _split_matrices(embeddings: Any) -> list[Any]:
+    ndim = getattr(embeddings, "ndim", None)
+    if ndim == 3:
+        return [matrix[matrix.any(axis=-1)] for matrix in np.asarray(embeddings)]
+    return [embeddings] if ndim == 2 else list(embeddings)
+
+
 def _find_function(name: str) -> _Similarity:
     if not isinstance(name, str) or name not in SIMILARITY_FUNCTIONS:
         raise InputError(
@@ -171,7 +226,7 @@ def _check_vectors(embeddings: ArrayLike, parameter: str) -> Array:
 
 def _check_result(values: Array) -> Array:
     if not np.isfinite(values).all():
-        raise InputError("the embeddings hold values too large to be compared; scale them down")
+        raise InputError("the embeddings hold NaN, infinity or values too large to be compared")
     return values
 
 

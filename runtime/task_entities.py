@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from poolgraph.errors import TaskNotSupported
 from poolgraph.runtime.entities import (
     Entity,
-    check_options,
+    check_entity_options,
     find_entities,
     merge_windows,
     score_tokens,
@@ -111,26 +111,65 @@ class EntityTasks(LoadedModel):
             The entities of each text, and how many texts were cut.
         """
         self._check_entity_options(aggregation_strategy, ignore_labels, stride, truncate=truncate)
+        truncate_to = TO_MODEL_LIMIT if truncate else None
+        offset = first_index
         answers: list[list[Entity]] = []
         num_cut = 0
 
         def encode(window: Sequence[str], *, first_index: int) -> list[list[LocatedText]]:
-            truncate_to = TO_MODEL_LIMIT if truncate else None
-            return self.tokenizer.locate(window, truncate_to=truncate_to, stride=stride, first_index=first_index)
+            return self.tokenizer.locate(
+                window, truncate_to=truncate_to, stride=stride, first_index=offset + first_index
+            )
 
-        for text, located, logits in self._score_windows(texts, encode, first_index, on_progress):
-            found = [
-                entity
-                for window, rows in zip(located, logits, strict=True)
-                for entity in find_entities(
-                    self._words.locate(text, window),
-                    score_tokens(rows),
-                    self.manifest.labels,
-                    strategy=aggregation_strategy,
-                    ignore_labels=ignore_labels,
-                    join=self._words.join,
-                )
-            ]
-            answers.append(merge_windows(found) if len(located) > 1 else found)
-            num_cut += located[0].num_truncated_tokens > 0
+        def find(text: str, located: LocatedText, logits: NDArray[np.float32]) -> list[Entity]:
+            return find_entities(
+                self._words.locate(text, located),
+                score_tokens(logits),
+                self.manifest.labels,
+                strategy=aggregation_strategy,
+                ignore_labels=ignore_labels,
+                join=self._words.join,
+            )
+
+        with closing(encode_windows(texts, encode)) as windows:
+            for first, window in windows:
+                answers_of = self._score_window(window, first_index + first, on_progress)
+                for text, parts in zip(texts[first:], answers_of, strict=False):
+                    found = [entity for located, logits in parts for entity in find(text, located, logits)]
+                    answers.append(merge_windows(found) if len(parts) > 1 else found)
+                num_cut += sum(parts[0].num_truncated_tokens > 0 for parts in window)
         return answers, num_cut
+
+    def _score_window(
+        self, window: Sequence[Sequence[LocatedText]], first_index: int, on_progress: Progress | None
+    ) -> Iterator[list[tuple[LocatedText, NDArray[np.float32]]]]:
+        """Run the token graph; yield each text's parts with their logits."""
+        flat = [part for parts in window for part in parts]
+        # Only where every text is one part do finished parts count texts.
+        whole = len(flat) == len(window)
+        logits = iter(
+            self._executor.run_token(flat, on_progress=on_progress if whole else None, first_index=first_index)
+        )
+        if on_progress is not None and not whole:
+            on_progress(len(window))
+        for parts in window:
+            yield [(part, next(logits)) for part in parts]
+
+    @cached_property
+    def _words(self) -> WordReader:
+        return read_words(self.tokenizer.backend, self.path)
+
+    def _check_entity_options(
+        self, strategy: str, ignore_labels: Sequence[str], stride: int | None, *, truncate: bool
+    ) -> None:
+        self.check_task("token_classify")
+        manifest, model = self.manifest, self.manifest.source.model
+        if manifest.pooler.tok_pooling_type == "STEP":
+            raise TaskNotSupported(f"{model!r} scores steps, not words; call reward or token_classify")
+        width = manifest.pooler.token_embedding_size or manifest.pooler.embedding_size
+        if len(manifest.labels) != width:
+            raise TaskNotSupported(
+                f"{model!r} has {width} scores a token and {len(manifest.labels)} labels; entities need a label for "
+                "each (id2label in config.json); call token_classify for the scores"
+            )
+        check_entity_options(strategy, ignore_labels, stride=stride, truncate=truncate)

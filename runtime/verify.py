@@ -20,7 +20,8 @@ from poolgraph.runtime.compare import THRESHOLDS, Comparison, Threshold, compare
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.loaded import TO_MODEL_LIMIT
 from poolgraph.runtime.model import PoolingModel
-from poolgraph.runtime.tokenizer import EncodedText
+from poolgraph.runtime.pair_tokenizer import encode_pairs
+from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
 OnRow: TypeAlias = Callable[[CheckRow], None]
 Answers: TypeAlias = Sequence[NDArray[np.float32]] | NDArray[np.float32]
@@ -69,7 +70,7 @@ def check_model(model: PoolingModel, probes: StoredProbes) -> Iterator[CheckRow]
         model: The model, on one variant.
         probes: Texts and reference answers.
     """
-    encoded = model.tokenizer.encode(probes.texts, prompt=probes.prompt, truncate_to=TO_MODEL_LIMIT)
+    encoded = encode_probes(model.tokenizer, probes.texts, probes.prompt, probes.pairs)
     required = choose_threshold(model.variant.precision, model.manifest.options.get("min_cosine"))
     stored = {"sequence": dict(enumerate(probes.sequence)), "token": probes.token}
     runs: dict[str, Run] = {"sequence": model.run_sequence, "token": model.run_token}
@@ -84,6 +85,14 @@ def check_model(model: PoolingModel, probes: StoredProbes) -> Iterator[CheckRow]
         for check, reference, answers, threshold in checks:
             found = compare_answers(reference, answers, threshold)
             yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
+
+
+def encode_probes(
+    tokenizer: TextTokenizer, texts: Sequence[str], prompt: str, pairs: Sequence[tuple[str, str]]
+) -> list[EncodedText]:
+    """Tokenize probes, the texts first, then the pairs, all cut to the model's limit."""
+    encoded = tokenizer.encode(texts, prompt=prompt, truncate_to=TO_MODEL_LIMIT)
+    return [*encoded, *(encode_pairs(tokenizer, pairs, truncate_to=TO_MODEL_LIMIT) if pairs else ())]
 
 
 def build_report(reference: str, rows: Sequence[CheckRow]) -> Report:

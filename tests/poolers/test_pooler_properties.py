@@ -188,11 +188,12 @@ def test_step_pooling_returns_the_rows_of_the_tag_and_the_columns_asked_for(
 @pytest.mark.parametrize("layout", RUNNERS)
 @given(data=st.data())
 @quickly
-def test_padding_holds_no_token_of_the_text(layout: str, data: st.DataObject) -> None:
-    """The ids that a runner feeds are the texts' own, in place, and its pad token elsewhere."""
+def test_runners_feed_each_text_its_own_ids_and_pad_on_their_side(layout: str, data: st.DataObject) -> None:
     batch = data.draw(batches_for(layout))
     tagged = replace(batch, texts=tuple(replace(text, input_ids=text.input_ids + 1) for text in batch.texts))
     inputs = feed(tagged, layout)
+    if layout != "uniform":
+        assert inputs["attention_mask"][:, -1 if layout == "padded_left" else 0].all()
     for index, text in enumerate(tagged.texts):
         kept = inputs["input_ids"][index][inputs["input_ids"][index] > 0]
         assert kept.tolist() == text.input_ids.tolist()

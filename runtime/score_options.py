@@ -1,0 +1,118 @@
+"""What a call of ``score`` asks for, and whether and how the model can answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.graphs.manifest import Manifest, Scoring
+from poolgraph.runtime.score_template import TEMPLATES
+from poolgraph.runtime.text_cuts import check_max_tokens
+from poolgraph.runtime.texts import resolve_texts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOptions:
+    """How queries and documents become inputs of a model that scores.
+
+    Attributes:
+        instruction: What is asked of the model; takes the place of the template's own default.
+        template: Name of a shipped template, a file, or a template's text; None is the artifact's own.
+        template_kwargs: Further variables of the template, vLLM's ``chat_template_kwargs``.
+        max_tokens_per_query: Tokens kept of a query; None and 0 keep all.
+        max_tokens_per_doc: Tokens kept of a document; None and 0 keep all.
+        truncate_to: Tokens kept of a longer input, special tokens included; -1 means the model's limit, None refuses
+            longer ones. Of a pair the longer text is cut, of a template only the document.
+        truncation_side: Where tokens are cut off, ``left`` or ``right``; None is the model's own side.
+        plain: Take every token of a late-interaction model as it is.
+    """
+
+    instruction: str | None = None
+    template: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens_per_query: int | None = None
+    max_tokens_per_doc: int | None = None
+    truncate_to: int | None = None
+    truncation_side: str | None = None
+    plain: bool = False
+
+
+def resolve_scoring(manifest: Manifest, *, template: str | None = None) -> Scoring:
+    """Return how an artifact scores.
+
+    Args:
+        manifest: The artifact's.
+        template: The score template that the caller gives, if any: it makes a cross-encoder of a classifier with one
+            label that was exported without.
+
+    Raises:
+        TaskNotSupported: it does not score.
+    """
+    if manifest.scoring is not None:
+        return manifest.scoring
+    if "embed" in manifest.tasks:
+        return Scoring(kind="bi_encoder")
+    if "classify" not in manifest.tasks:
+        raise TaskNotSupported(
+            f"This model does not support the Scoring API. Its tasks are {list(manifest.tasks)}; scoring takes a model "
+            "that embeds, or one that classifies with one label"
+        )
+    if manifest.pooler.embedding_size != 1:
+        raise TaskNotSupported(
+            f"Scoring API is only enabled for num_labels == 1. This model has {manifest.pooler.embedding_size} labels; "
+            "classify gives their probabilities"
+        )
+    if template is None:
+        raise TaskNotSupported(
+            "This model does not support the Scoring API. It was exported without a form for a query and a document; "
+            "give template= a file or one of "
+            f"{', '.join(sorted(TEMPLATES))}, or export it again with --score-template"
+        )
+    return Scoring(kind="cross_encoder")
+
+
+def check_options(scoring: Scoring, options: ScoreOptions, max_model_len: int) -> None:
+    """Check the options that do not depend on the texts.
+
+    Raises:
+        InputError: a limit that the model does not have, or an option that this way of scoring has no place for.
+    """
+    check_max_tokens("max_tokens_per_query", options.max_tokens_per_query, max_model_len)
+    check_max_tokens("max_tokens_per_doc", options.max_tokens_per_doc, max_model_len)
+    kind = scoring.kind.replace("_", "-")
+    if scoring.kind != "cross_encoder":
+        for name in ("instruction", "template", "template_kwargs"):
+            if getattr(options, name):
+                raise InputError(
+                    f"{name} is for a cross-encoder that reads both texts in a score template; this model is a {kind}",
+                    parameter=name,
+                )
+    if options.plain and scoring.kind != "late_interaction":
+        raise InputError(f"plain is for late interaction; this model is a {kind}", parameter="plain")
+
+
+def resolve_side(texts: str | Sequence[str]) -> list[str]:
+    """Return the texts of one side as a list, also when there are none, which ``plan_pairs`` refuses.
+
+    Raises:
+        InputError: something that is not a text.
+    """
+    if isinstance(texts, Sized) and not isinstance(texts, str | Mapping) and len(texts) == 0:
+        return []
+    return resolve_texts(texts)
+
+
+def check_top_n(top_n: int | None) -> None:
+    """Check how many documents are asked for; None and 0 stand for all.
+
+    Raises:
+        InputError: no count.
+    """
+    if top_n is not None and (type(top_n) is not int or top_n < 0):
+        raise InputError(
+            f"top_n must be a number of documents, or None or 0 for all of them, not {top_n!r}",
+            parameter="top_n",
+            value=top_n,
+        )

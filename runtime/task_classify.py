@@ -1,0 +1,180 @@
+"""The tasks ``classify`` and ``token_classify`` of a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.config import PoolingParams
+from poolgraph.runtime.executor import Progress
+from poolgraph.runtime.finish import Finish, finish_rows, finish_tokens, plan_finish
+from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
+from poolgraph.runtime.texts import resolve_texts, warn_of_cuts
+
+
+class ClassifyTasks(LoadedModel):
+    """Texts to the scores of labels, one row a text or one a token."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the columns of ``classify`` and ``token_classify``, empty where the checkpoint has none."""
+        return self.manifest.labels
+
+    def classify(
+        self,
+        texts: str | Sequence[str],
+        *,
+        use_activation: bool | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """Score the labels of texts; ``model.labels[row.argmax()]`` names the likeliest.
+
+        Args:
+            texts: A text or several.
+            use_activation: Apply the model's activation, as the softmax; None does as the model says.
+            truncate: Cut longer texts to the model's limit, with one warning, instead of refusing them.
+            progress: Show a progress bar.
+
+        Returns:
+            (num_texts, num_labels), one row a text, also for a lone one.
+
+        Raises:
+            TaskNotSupported: the model cannot classify.
+            InputError: a text is not acceptable.
+        """
+        self.check_classify_options(use_activation=use_activation)
+        resolved = resolve_texts(texts)
+        with progress_bar(len(resolved), shown=progress) as on_progress:
+            answers, num_cut = self.classify_chunk(
+                resolved, use_activation=use_activation, truncate=truncate, on_progress=on_progress
+            )
+        warn_of_cuts(num_cut, len(resolved), self.manifest)
+        return answers
+
+    def classify_chunk(
+        self,
+        texts: Sequence[str],
+        *,
+        first_index: int = 0,
+        use_activation: bool | None = None,
+        truncate: bool = False,
+        on_progress: Progress | None = None,
+    ) -> tuple[NDArray[np.float32], int]:
+        """Score the labels of a part of a longer list, without a warning.
+
+        Args:
+            texts: The part.
+            first_index: Index in the whole list of its first text, for messages.
+            use_activation: As for ``classify``.
+            truncate: Cut longer texts.
+            on_progress: Called with the number of texts that each finished batch adds.
+
+        Returns:
+            The rows (num_texts, num_labels), and how many texts were cut.
+        """
+        finish = self.check_classify_options(use_activation=use_activation)
+        answers = np.empty((len(texts), self.manifest.pooler.embedding_size), dtype=np.float32)
+        num_cut = 0
+        with closing(self._encode_windows(texts, "", truncate=truncate, first_index=first_index)) as windows:
+            for first, window in windows:
+                raw = self._executor.run_sequence(window, on_progress=on_progress, first_index=first_index + first)
+                answers[first : first + len(window)] = finish_rows(raw, finish)
+                num_cut += count_cut(window)
+        return answers, num_cut
+
+    def check_classify_options(self, *, use_activation: bool | None = None) -> Finish:
+        """Check options of ``classify`` that do not depend on the texts; return what is done to raw answers.
+
+        Raises:
+            TaskNotSupported: the model cannot classify.
+            InputError: an option of a wrong type.
+        """
+        self.check_task("classify")
+        return self._plan("classify", PoolingParams(use_activation=use_activation))
+
+    def token_classify(
+        self,
+        texts: str | Sequence[str],
+        *,
+        use_activation: bool | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[NDArray[np.float32]]:
+        """Score the labels of every token of texts, or of their step tags where the model's pooler is STEP.
+
+        The options and errors are those of ``classify``.
+
+        Returns:
+            One array (num_rows, num_labels) a text. Rows are all tokens, special ones included, or the step tags.
+        """
+        self.check_token_options(use_activation=use_activation)
+        resolved = resolve_texts(texts)
+        with progress_bar(len(resolved), shown=progress) as on_progress:
+            answers, num_cut = self.token_classify_chunk(
+                resolved, use_activation=use_activation, truncate=truncate, on_progress=on_progress
+            )
+        warn_of_cuts(num_cut, len(resolved), self.manifest)
+        return answers
+
+    def token_classify_chunk(
+        self,
+        texts: Sequence[str],
+        *,
+        first_index: int = 0,
+        use_activation: bool | None = None,
+        step_tag_id: int | None = None,
+        returned_token_ids: Sequence[int] | None = None,
+        truncate: bool = False,
+        on_progress: Progress | None = None,
+    ) -> tuple[list[NDArray[np.float32]], int]:
+        """Score tokens of a part of a longer list, without a warning.
+
+        Args:
+            texts: The part.
+            first_index: Index in the whole list of its first text, for messages.
+            use_activation: As for ``token_classify``.
+            step_tag_id: As for ``reward``.
+            returned_token_ids: As for ``reward``.
+            truncate: Cut longer texts.
+            on_progress: Called with the number of texts that each finished batch adds.
+
+        Returns:
+            One array (num_rows, num_columns) a text, and how many texts were cut.
+        """
+        finish = self.check_token_options(
+            use_activation=use_activation, step_tag_id=step_tag_id, returned_token_ids=returned_token_ids
+        )
+        answers: list[NDArray[np.float32]] = []
+        num_cut = 0
+        with closing(self._encode_windows(texts, "", truncate=truncate, first_index=first_index)) as windows:
+            for first, window in windows:
+                raw = self._executor.run_token(window, on_progress=on_progress, first_index=first_index + first)
+                answers += [finish_tokens(rows, text, finish) for rows, text in zip(raw, window, strict=True)]
+                num_cut += count_cut(window)
+        return answers, num_cut
+
+    def check_token_options(
+        self,
+        *,
+        use_activation: bool | None = None,
+        step_tag_id: int | None = None,
+        returned_token_ids: Sequence[int] | None = None,
+    ) -> Finish:
+        """Check options of token scores that do not depend on the texts; return what is done to raw answers.
+
+        Raises:
+            TaskNotSupported: the model does not score tokens.
+            InputError: an option of a wrong type, or one that the model's pooler does not take.
+        """
+        self.check_task("token_classify")
+        params = PoolingParams(
+            use_activation=use_activation, step_tag_id=step_tag_id, returned_token_ids=returned_token_ids
+        )
+        return self._plan("token_classify", params)
+
+    def _plan(self, task: str, params: PoolingParams) -> Finish:
+        return plan_finish(params, task, manifest=self.manifest, model=self.manifest.source.model)

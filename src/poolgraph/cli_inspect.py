@@ -1,0 +1,89 @@
+"""The commands that show: inspect, verify, doctor."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from poolgraph.cli_command import DONE, JSON, Argument, Command, add_arguments, print_json, require_output
+from poolgraph.errors import VerificationError
+
+if TYPE_CHECKING:
+    from poolgraph.graphs.manifest import Report
+
+_ARTIFACT: Final = Argument("artifact", metavar="DIR", type=Path, help="an artifact")
+
+
+def print_verification(report: Report, *, as_json: bool) -> None:
+    """Print a report of verification."""
+    from poolgraph.runtime.inspect import format_report
+
+    if as_json:
+        print_json(report)
+        return
+    print(f"Compared with {report.reference}:")
+    print(format_report(report))
+
+
+def _run_inspect(args: argparse.Namespace) -> int:
+    from poolgraph.graphs.artifact import open_artifact
+    from poolgraph.graphs.manifest import encode_manifest
+    from poolgraph.runtime.inspect import describe
+
+    require_output()
+    manifest = open_artifact(args.artifact)
+    print(encode_manifest(manifest).decode().rstrip() if args.json else describe(manifest, args.artifact))
+    return DONE
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from poolgraph.graphs.manifest import CheckRow, Report
+    from poolgraph.runtime.verify import verify_artifact
+
+    rows: list[CheckRow] = []
+    try:
+        report = verify_artifact(args.artifact, checkpoint=args.checkpoint, on_row=rows.append)
+    except VerificationError:
+        print_verification(Report(reference="the reference", rows=tuple(rows)), as_json=args.json)
+        raise
+    print_verification(report, as_json=args.json)
+    return DONE
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    from poolgraph.runtime.doctor import examine, format_doctor
+
+    require_output()
+    report = examine()
+    if args.json:
+        print_json(report)
+    else:
+        print(format_doctor(report))
+    return DONE
+
+
+INSPECT_COMMANDS: Final = (
+    Command(
+        name="inspect",
+        help="show what an artifact is and what was verified",
+        add_arguments=add_arguments(_ARTIFACT, JSON),
+        run=_run_inspect,
+    ),
+    Command(
+        name="verify",
+        help="run an artifact on this machine and compare it with the reference",
+        add_arguments=add_arguments(
+            _ARTIFACT,
+            Argument("--checkpoint", metavar="PATH", help="compare with this checkpoint, not with stored answers"),
+            JSON,
+        ),
+        run=_run_verify,
+    ),
+    Command(
+        name="doctor",
+        help="show what this machine offers and what would be picked",
+        add_arguments=add_arguments(JSON),
+        run=_run_doctor,
+    ),
+)

@@ -1,0 +1,248 @@
+"""The semantic attention in torch against transformers' own eager attention and against numpy; what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from little_graphs import attention_feeds, bare_attention, random, run_semantic
+from tiny_decoders import LAYER_TYPES, TINY_DECODERS, VOCAB_SIZE, WINDOW, build_decoder
+from tiny_models import SIZES, TINY_MODELS
+from torch import Tensor
+from transformers.masking_utils import (
+    causal_mask_function,
+    chunked_causal_mask_function,
+    sliding_window_bidirectional_mask_function,
+    sliding_window_causal_mask_function,
+)
+
+from poolgraph.errors import ExportError
+from poolgraph.export.arch_interface import build_backbone
+from poolgraph.export.semantic import _interface_attention, _interface_mask, _read_window, attention
+
+LENGTH = 40
+LENGTHS = (40, 1, 9, 25)
+
+
+def wide(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights drawn wide, so that attention is far from uniform."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight) * (0.3 if weight.dim() > 1 else 0.2) + (weight.dim() == 1))
+    return model.eval()
+
+
+def padded(side: str) -> Tensor:
+    mask = torch.zeros(len(LENGTHS), LENGTH, dtype=torch.int64)
+    for row, length in zip(mask, LENGTHS, strict=True):
+        row[LENGTH - length if side == "left" else 0 : LENGTH if side == "left" else length] = 1
+    return mask
+
+
+def assert_same_rows(reference: Any, *, with_positions: bool = True) -> None:
+    """The same weights give the same rows over padding on either side, and over texts of one length without a mask."""
+    ours = build_backbone(type(reference), reference.config)
+    ours.load_state_dict(reference.state_dict())
+    ids = torch.randint(2, VOCAB_SIZE, (len(LENGTHS), LENGTH), generator=torch.Generator().manual_seed(1))
+    for side in ("right", "left", None):
+        mask = padded(side) if side else None
+        positions = torch.arange(LENGTH)[None] if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
+        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if with_positions:
+            arguments["position_ids"] = positions
+        with torch.no_grad():
+            expected, found = (model(**arguments).last_hidden_state for model in (reference, ours.eval()))
+        tokens = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        assert found.isfinite().all()
+        assert (expected - found)[tokens].abs().max() <= 1e-5 * expected[tokens].abs().max()
+
+
+@pytest.mark.parametrize("name", TINY_DECODERS)
+def test_decoders_equal_transformers(name: str) -> None:
+    assert_same_rows(build_decoder(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("Qwen2Model", {"is_causal": False}),
+        ("LlamaModel", {"is_causal": False}),
+        ("MistralModel", {"is_causal": False}),  # its window then holds one token more on either side
+        ("MistralModel", {"sliding_window": None}),
+        ("MistralModel", {"sliding_window": 1}),
+        ("Gemma2Model", {"is_causal": False}),
+        ("Qwen2Model", {"layer_types": LAYER_TYPES, "sliding_window": WINDOW, "use_sliding_window": True}),
+        ("Gemma3TextModel", {"use_bidirectional_attention": False}),
+    ],
+    ids=str,
+)
+def test_decoders_configured_otherwise_equal_transformers(name: str, changes: dict[str, Any]) -> None:
+    assert_same_rows(build_decoder(name, **changes))
+
+
+@pytest.mark.parametrize("name", [name for name in TINY_MODELS if name in dir(transformers) and "MPNet" not in name])
+def test_encoders_equal_transformers(name: str) -> None:
+    tiny = TINY_MODELS[name]
+    model_class = getattr(transformers, tiny.architecture)
+    if not model_class._supports_attention_backend:
+        pytest.skip("has attention of its own")
+    assert_same_rows(wide(model_class._from_config(tiny.config(), attn_implementation="eager")), with_positions=False)
+
+
+@pytest.mark.parametrize("family", ["Electra", "Albert"])
+def test_further_encoders_see_both_sides(family: str) -> None:
+    config = getattr(transformers, f"{family}Config")(vocab_size=VOCAB_SIZE, embedding_size=16, **SIZES)
+    model_class = getattr(transformers, f"{family}Model")
+    assert_same_rows(wide(model_class._from_config(config, attn_implementation="eager")))
+
+
+@pytest.mark.parametrize("inputs", [(), ("mask",), ("bias",), ("mask", "bias")], ids="-".join)
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, ""),
+        ({"causal": True}, ", causal=1"),
+        ({"left_window": 2, "right_window": 1}, ", left_window=2, right_window=1"),
+        ({"causal": True, "left_window": 3, "softcap": 1.5}, ", causal=1, left_window=3, softcap=1.5"),
+    ],
+)
+def test_eager_attention_equals_numpy(options: dict[str, Any], text: str, inputs: tuple[str, ...]) -> None:
+    shape = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 4}
+    feeds = attention_feeds(3, 9, **shape)
+    mask = np.ones((3, 9), dtype=bool)
+    mask[0, 5:] = mask[1, :4] = mask[2] = False
+    given = {name: {"mask": mask, "bias": random(1, 6, 9, 9, seed=5)}[name] for name in inputs}
+    expected = -run_semantic(bare_attention(text, inputs=inputs, **shape), **feeds, **given)[0]
+    query, key, value = (torch.tensor(feeds[name]) for name in "qkv")
+    extra = {f"attention_{name}": torch.tensor(array) for name, array in given.items()}
+    found = attention(query, key, value, num_heads=6, num_kv_heads=2, scale=0.7, **options, **extra)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Qwen3Model", [(4, 2, 1, -1, 0, 0.0)] * 2),
+        ("Gemma2Model", [(4, 2, 1, WINDOW - 1, 0, 5.0), (4, 2, 1, -1, 0, 5.0)]),
+        ("Gemma3TextModel", [(4, 1, 0, 4, 4, 0.0), (4, 1, 0, -1, -1, 0.0)]),  # half of it, on each side
+        ("ModernBertModel", [(4, 4, 0, -1, -1, 0.0), (4, 4, 0, 4, 4, 0.0)]),
+        ("GPT2Model", [(4, 4, 1, -1, 0, 0.0)] * 2),
+    ],
+)
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_a_layer_traces_to_one_node(name: str, expected: list[tuple[Any, ...]], with_mask: bool) -> None:
+    model = build_backbone(getattr(transformers, TINY_DECODERS[name].architecture), TINY_DECODERS[name].config()).eval()
+    axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length", max=128)}
+    ids = torch.ones(2, 7, dtype=torch.int64)
+    arguments = {"input_ids": ids, **({"attention_mask": ids} if with_mask else {})}
+
+    class Rows(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            if attention_mask is None:
+                positions = torch.arange(input_ids.shape[1])[None]
+            else:
+                positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+            return self.model(**inputs).last_hidden_state
+
+    program = torch.export.export(
+        Rows(), (), kwargs=arguments, dynamic_shapes=dict.fromkeys(arguments, axes), strict=False
+    )
+    nodes = [node for node in program.graph.nodes if "symbolic" in str(node.target)]
+    keys = ("num_heads", "num_kv_heads", "causal", "left_window", "right_window", "softcap")
+    found = []
+    for node in nodes:
+        named = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))
+        values = iter_attributes({**named, **node.kwargs})
+        found.append(tuple(values[key] for key in keys))
+    assert found == expected
+    assert not [node for node in program.graph.nodes if "softmax" in str(node.target)]
+
+
+def iter_attributes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a ``torch.onnx.ops.symbolic`` call, which packs them into three lists of numbers."""
+    result = {}
+    kinds = {"i": arguments["attr_ints"], "f": arguments["attr_floats"]}
+    for key, kind, (start, _end) in zip(
+        arguments["attr_keys"],
+        arguments["attr_types"],
+        zip(arguments["attr_pos"][::2], arguments["attr_pos"][1::2], strict=True),
+        strict=True,
+    ):
+        result[key] = kinds[kind][start]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("mask_function", "window"),
+    [
+        (causal_mask_function, (-1, 0)),
+        (sliding_window_causal_mask_function(5), (4, 0)),
+        (sliding_window_causal_mask_function(1), (0, 0)),
+        (sliding_window_bidirectional_mask_function(5), (5, 5)),
+        (lambda batch, head, query, key: query >= 0, (-1, -1)),
+    ],
+)
+def test_a_mask_says_its_window(mask_function: Any, window: tuple[int, int]) -> None:
+    assert _read_window(mask_function, 10) == window
+
+
+def test_a_mask_that_is_no_window_is_refused() -> None:
+    with pytest.raises(ExportError, match="no window around each token"):
+        _read_window(lambda batch, head, query, key: (key // 4 == query // 4) & (key <= query), 10)
+    with pytest.raises(ExportError, match="depends on more than distances"):
+        _read_window(chunked_causal_mask_function(4, torch.zeros(0, dtype=torch.int64)), 10)
+
+
+@pytest.mark.parametrize("name", ["GemmaModel", "Gemma2Model"])
+def test_a_layer_and_its_mask_that_differ_are_refused(name: str) -> None:
+    """transformers' own implementations differ here: its eager masks stay causal, flash attention is told otherwise."""
+    config = TINY_DECODERS[name].config()
+    config.use_bidirectional_attention = True
+    model = build_backbone(getattr(transformers, name), config)
+    with pytest.raises(ExportError, match=r"Attention asks for attention within .* its mask for"):
+        model(input_ids=torch.ones(2, 5, dtype=torch.int64), attention_mask=torch.ones(2, 5, dtype=torch.int64))
+
+
+def call(*, mask: Tensor | None = None, value_dim: int = 4, key_length: int = 3, **options: Any) -> None:
+    query, key = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, key_length, 4)
+    _interface_attention(torch.nn.Identity(), query, key, torch.zeros(1, 2, key_length, value_dim), mask, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"s_aux": torch.zeros(2)}, "Identity hands s_aux to its attention"),
+        ({"head_mask": torch.zeros(2), "indices": [1]}, "hands head_mask, indices to"),
+        ({"cu_seq_lens_q": torch.zeros(2)}, "hands cu_seq_lens_q to"),
+        ({"mask": torch.zeros(1, 1, 3, 3)}, "masks attention with 4 axes"),
+        ({"value_dim": 8}, "query, key and value heads of 4, 4 and 8 numbers"),
+        ({"key_length": 5}, "attends to another sequence"),
+        ({"sliding_window": 0}, "sliding_window of 0; it is 1 or more"),
+    ],
+)
+def test_what_the_op_lacks_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        call(**arguments)
+
+
+def test_what_changes_no_answer_is_accepted() -> None:
+    call(dropout=0.0, output_attentions=True, position_ids=torch.zeros(1), s_aux=None, softcap=None)
+
+
+def test_masks_of_several_kinds_keep_their_notes_apart() -> None:
+    shared = torch.ones(1, 4, dtype=torch.bool)
+    masks = [
+        _interface_mask(attention_mask=shared, mask_function=function)
+        for function in (causal_mask_function, sliding_window_causal_mask_function(2))
+    ]
+    assert [vars(mask)["poolgraph_window"] for mask in masks] == [(-1, 0), (1, 0)]
+    assert _interface_mask(attention_mask=None, mask_function=causal_mask_function) is None
