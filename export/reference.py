@@ -135,8 +135,8 @@ def _run(model: Any, text: EncodedText) -> tuple[Rows, Rows | None]:
 def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
     """Load the unpatched model, without a progress bar and remarks that would run into ours.
 
-    Without a padding token transformers takes a text's last token for a decoder's answer, as vLLM does, and not the last
-    that is no padding token, which differs for texts that end with it.
+    Without a padding token transformers takes a text's last token for a decoder's answer, as vLLM does, and not the
+    last that is no padding token, which differs for texts that end with it.
     """
     config = copy.deepcopy(plan.config)
     if plan.head.kind == "logits" and plan.head.pooling == ("lasttoken",):

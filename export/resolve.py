@@ -14,7 +14,8 @@ from poolgraph.export.backbone import Backbone, find_backbone
 from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.cross_encoder import CrossEncoder, parse_cross_encoder
 from poolgraph.export.head import HeadPlan
-from poolgraph.export.late_interaction import LateInteractionPlan, parse_late_interaction
+from poolgraph.export.late_interaction import parse_late_interaction
+from poolgraph.export.late_interaction_plan import LateInteractionPlan
 from poolgraph.export.late_interaction_tokens import describe_late_interaction, register_markers
 from poolgraph.export.options import ExportOptions
 from poolgraph.export.resolve_head import STEP_TAGS, HeadSource, plan_head

@@ -68,7 +68,7 @@ class FileSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         wanted = ", ".join(field.key for field in self.fields)
         where = f"{name_input(self.path)} is read as {chosen.name}"
         if len(self.fields) > 1:
-            raise InputError(f"{where}, which has one text a line, not {wanted}; give jsonl, csv or parquet")
+            raise InputError(f"{where}, which has one text a line, not {wanted}; give jsonl, csv or parquet (--format)")
         if named is not None:
             raise InputError(f"{where}, which has no fields", parameter="field", value=named)
 

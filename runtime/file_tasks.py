@@ -1,43 +1,29 @@
-"""What each command over files asks of a model: one row a task, from items to columns of answers."""
+"""The tasks over files: one row a task, with its options, its check and what it asks of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Final
 
 from poolgraph.errors import InputError
-from poolgraph.runtime.file_columns import Answers, Column, Numbers, Ragged, Records, Texts
-from poolgraph.runtime.file_cuts import call_counting_cuts
-from poolgraph.runtime.file_readers import Row
+from poolgraph.runtime.file_answers import (
+    Answer,
+    Options,
+    ask_chunk,
+    classify,
+    embed_tokens,
+    find_entities,
+    rerank,
+    score,
+    with_activation,
+)
 
 if TYPE_CHECKING:
     from poolgraph.runtime.model import PoolingModel
 
-Options: TypeAlias = Mapping[str, Any]
-Answer: TypeAlias = Callable[["PoolingModel", Sequence[Row], Options, int], tuple[Answers, int]]
-"""Of a model, a chunk of items, the task's options and the index of the chunk's first item: the answers, and how many
-texts were cut."""
-
-EMBED_OPTIONS: Final = ("prompt_name", "prompt", "dimensions", "normalize", "truncate")
-SCORE_OPTIONS: Final = (
-    "instruction",
-    "template",
-    "use_activation",
-    "max_tokens_per_query",
-    "max_tokens_per_doc",
-    "truncate",
-)
-
-_VECTOR_OPTIONS: Final = ("prompt_name", "prompt", "dimensions", "use_activation", "truncate")
-
-_RANKED: Final = {"index": "int64", "score": "float32", "text": "string"}
-_SPAN: Final = {"word": "string", "start": "int64", "end": "int64"}
-_ENTITY: Final = {"entity_group": "string", "score": "float32", **_SPAN}
-_TOKEN: Final = {"entity": "string", "score": "float32", "index": "int64", **_SPAN}
+_TEXTS_CUT: Final = "{num_cut} of {num_items} texts were longer than {limit} tokens and were cut"
+_INPUTS_CUT: Final = "{num_cut} inputs were longer than the model takes and were cut"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +31,10 @@ class FileTask:
     """How items become columns of answers.
 
     Attributes:
-        name: Its name in the record of a job.
-        needs: The pooling tasks of which the artifact must have one; empty for those that score.
+        name: Its name in messages and in the record of a job.
         options: The keywords that ``answer`` takes.
+        check_model: Raises what is wrong with the model or with options, whatever the items; takes ``checked`` options.
+        checked: The options that ``check_model`` takes.
         answer: What is asked of the model.
         array: The column that an npy file holds; None where no column is one array.
         cut_warning: What is said of texts that were cut, with places for ``num_cut``, ``num_items`` and ``limit``.
@@ -57,11 +44,12 @@ class FileTask:
     """
 
     name: str
-    needs: tuple[str, ...] = ()
     options: tuple[str, ...]
+    check_model: Callable[..., object]
+    checked: tuple[str, ...] = ()
     answer: Answer
     array: str | None = None
-    cut_warning: str = "{num_cut} of {num_items} texts were longer than {limit} tokens and were cut"
+    cut_warning: str = _TEXTS_CUT
     chunk_items: int = 2048
     chunk_characters: int = 1_000_000
 
@@ -72,161 +60,164 @@ class FileTask:
             TaskNotSupported: the model cannot do this.
             InputError: an option that the task does not take, or a value that the model does not.
         """
-        for name, value in options.items():
-            if name not in self.options and value not in (None, False):
-                raise InputError(f"{self.name} takes no {name}; its options are {', '.join(self.options)}")
-        if not self.needs:
-            model.check_scoring()
-        elif not any(task in model.manifest.tasks for task in self.needs):
-            model.check_task(self.needs[0])
-        if self.needs == ("embed",):
-            names = ("prompt_name", "prompt", "dimensions")
-            model.check_embed_options(**{name: options.get(name) for name in names})
+        self.select(options)
+        self.check_model(model, **{name: options[name] for name in self.checked if name in options})
 
     def select(self, options: Options) -> dict[str, Any]:
-        """Return the options that ``answer`` takes."""
+        """Return the options that the task takes.
+
+        Raises:
+            InputError: another one is given, not None or False.
+        """
+        for name, value in options.items():
+            if name not in self.options and value is not None and value is not False:
+                raise InputError(
+                    f"{self.name} takes no such option; it takes {', '.join(self.options)}",
+                    parameter=name,
+                    value=value,
+                )
         return {name: value for name, value in options.items() if name in self.options}
 
 
-def choose_encode_task(model: PoolingModel, name: str | None) -> FileTask:
-    """Return the row of ``encode`` for a task, None for the artifact's default.
+def choose_encode_task(name: str | None, *, entities: bool = False, model: PoolingModel | None = None) -> FileTask:
+    """Return the row of ``encode``.
+
+    Args:
+        name: A key of ``ENCODE_TASKS``; None is the model's default task.
+        entities: Whether token labels are wanted as entities.
+        model: The model; None while it is not known, and then a row that promises no less than the final one.
 
     Raises:
-        InputError: the artifact has no default task, or no row has that name.
+        InputError: the model has no default task, or ``entities`` of another task.
     """
-    name = name or model.manifest.default_task
-    if name not in ENCODE_TASKS:
-        raise InputError(
-            f"name the task of {model.manifest.source.model!r}; its tasks are {list(model.manifest.tasks)}",
-            parameter="task",
-            value=name,
-        )
-    if name == "reward" and "classify" not in model.manifest.tasks:
-        return TOKEN_REWARD
-    return ENCODE_TASKS[name]
+    if entities and name not in (None, "token_classify"):
+        raise InputError("entities are found by token_classify", parameter="task", value=name)
+    if entities:
+        return ENTITIES
+    chosen = name or (model.manifest.default_task if model is not None else "embed")
+    if chosen is None or chosen not in ENCODE_TASKS:
+        assert model is not None
+        source, tasks = model.manifest.source.model, list(model.manifest.tasks)
+        raise InputError(f"{source!r} has no default task; name one of {tasks}", parameter="task", value=name)
+    return ENCODE_TASKS[chosen]
 
 
-def _as_activation(answer: Answer) -> Answer:
-    """Take ``use_activation``, which for embeddings is ``normalize``."""
-
-    def renamed(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:
-        names = {"use_activation": "normalize"}
-        return answer(model, items, {names.get(name, name): value for name, value in options.items()}, first_index)
-
-    return renamed
+def fit_task(task: FileTask, model: PoolingModel) -> FileTask:
+    """Return the task as this model answers it: rewards are one array only of models that reward whole texts."""
+    if task in (FILE_TASKS["reward"], ENCODE_TASKS["reward"]) and "classify" not in model.manifest.tasks:
+        return _by_token(task)
+    return task
 
 
-def _chunk(method: str, column: str) -> Answer:
-    """Ask a method that is made for parts of a longer list."""
-
-    def answer(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:
-        values, num_cut = getattr(model, method)(_texts(items), first_index=first_index, **options)
-        return {column: _as_column(values)}, num_cut
-
-    return answer
+def _by_token(task: FileTask) -> FileTask:
+    """Return a task in chunks for answers that are as many rows as the texts have tokens."""
+    return replace(task, array=None, chunk_items=256, chunk_characters=100_000)
 
 
-def _token_embed(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:
-    rows, num_cut = call_counting_cuts(partial(model.token_embed, _texts(items), **options), first_index)
-    return {"data": Ragged(rows)}, num_cut
+def _check_token_embed(model: PoolingModel, **_options: object) -> None:
+    model.check_task("token_embed")
 
 
-def _classify(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:
-    probs, num_cut = model.classify_chunk(_texts(items), first_index=first_index, **options)
-    best = probs.argmax(axis=1)
-    labels = model.manifest.labels
-    answers = {
-        "label": Texts([labels[index] if labels else None for index in best]),
-        "score": Numbers(probs[np.arange(len(best)), best]),
-        "probs": Numbers(probs),
-    }
-    return answers, num_cut
+def _check_entities(model: PoolingModel, **_options: object) -> None:
+    model.check_task("token_classify")
 
 
-def _score(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:
-    queries, documents = zip(*items, strict=True)
-    scores, num_cut = call_counting_cuts(partial(model.score, list(queries), list(documents), **options), first_index)
-    return {"score": Numbers(scores)}, num_cut
-
-
-def _rerank(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:
-    keywords = {name: value for name, value in options.items() if name != "omit_texts"}
-    kinds = {name: kind for name, kind in _RANKED.items() if name != "text" or not options.get("omit_texts")}
-    results: list[list[dict[str, Any]]] = []
-    total_cut = 0
-    for index, (query, documents) in enumerate(items, first_index):
-        ranked, num_cut = call_counting_cuts(partial(model.rerank, query, documents, **keywords), index)
-        results.append([{name: getattr(row, name) for name in kinds} for row in ranked])
-        total_cut += num_cut
-    texts = {} if options.get("omit_texts") else {"query": Texts([str(query) for query, _ in items])}
-    return {**texts, "results": Records(results, kinds)}, total_cut
-
-
-def _texts(items: Sequence[Row]) -> list[str]:
-    return [str(text) for (text,) in items]
-
-
-def _as_column(values: Any) -> Column:
-    return Numbers(values) if isinstance(values, np.ndarray) else Ragged(values)
-
-
-def _entities(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:
-    found, num_cut = model.entities_chunk(_texts(items), first_index=first_index, **options)
-    kinds = _TOKEN if options.get("aggregation_strategy") == "none" else _ENTITY
-    return {"entities": Records([[entity.to_dict() for entity in entities] for entities in found], kinds)}, num_cut
-
-
-_INPUTS_CUT: Final = "{num_cut} inputs were longer than the model takes and were cut"
-
-EMBED: Final = FileTask(
-    name="embed", needs=("embed",), options=EMBED_OPTIONS, answer=_chunk("embed_chunk", "embedding"), array="embedding"
+_PROMPT_OPTIONS: Final = ("prompt_name", "prompt", "dimensions")
+_SCORE_OPTIONS: Final = (
+    "instruction",
+    "template",
+    "use_activation",
+    "max_tokens_per_query",
+    "max_tokens_per_doc",
+    "plain",
+    "truncate",
 )
-CLASSIFY: Final = FileTask(
-    name="classify", needs=("classify",), options=("use_activation", "truncate"), answer=_classify, array="probs"
-)
-SCORE: Final = FileTask(name="score", options=SCORE_OPTIONS, answer=_score, array="score", cut_warning=_INPUTS_CUT)
-RERANK: Final = FileTask(
-    name="rerank", options=(*SCORE_OPTIONS, "top_n", "omit_texts"), answer=_rerank, cut_warning=_INPUTS_CUT
-)
-REWARD: Final = FileTask(
-    name="reward",
-    needs=("classify", "token_classify"),
-    options=("use_activation", "step_tag_id", "returned_token_ids", "truncate"),
-    answer=_chunk("reward_chunk", "data"),
-    array="data",
-)
+_STEP_OPTIONS: Final = ("use_activation", "step_tag_id", "returned_token_ids")
 
-_TOKEN_CHUNK: Final = {"chunk_items": 256, "chunk_characters": 100_000}
-"""Answers of token tasks are as many rows as the texts have tokens."""
+FILE_TASKS: Final[Mapping[str, FileTask]] = {
+    "embed": FileTask(
+        name="embed",
+        options=(*_PROMPT_OPTIONS, "normalize", "truncate"),
+        check_model=lambda model, **options: model.check_embed_options(**options),
+        checked=_PROMPT_OPTIONS,
+        answer=ask_chunk("embed_chunk", "embedding"),
+        array="embedding",
+    ),
+    "classify": FileTask(
+        name="classify",
+        options=("use_activation", "truncate"),
+        check_model=lambda model, **options: model.check_classify_options(**options),
+        checked=("use_activation",),
+        answer=classify,
+        array="probs",
+    ),
+    "score": FileTask(
+        name="score",
+        options=_SCORE_OPTIONS,
+        check_model=lambda model, **options: model.check_scoring(**options),
+        checked=("template",),
+        answer=score,
+        array="score",
+        cut_warning=_INPUTS_CUT,
+    ),
+    "rerank": FileTask(
+        name="rerank",
+        options=(*_SCORE_OPTIONS, "top_n", "omit_texts"),
+        check_model=lambda model, **options: model.check_scoring(**options),
+        checked=("template",),
+        answer=rerank,
+        cut_warning=_INPUTS_CUT,
+    ),
+    "reward": FileTask(
+        name="reward",
+        options=(*_STEP_OPTIONS, "truncate"),
+        check_model=lambda model, **options: model.check_reward_options(**options),
+        checked=_STEP_OPTIONS,
+        answer=ask_chunk("reward_chunk", "reward"),
+        array="reward",
+    ),
+}
+"""The commands over files that have one task, by name."""
 
-TOKEN_REWARD: Final = replace(REWARD, array=None, **_TOKEN_CHUNK)
-ENTITIES: Final = FileTask(
-    name="entities",
-    needs=("token_classify",),
-    options=("aggregation_strategy", "stride", "truncate"),
-    answer=_entities,
-    **_TOKEN_CHUNK,
+ENTITIES: Final = _by_token(
+    FileTask(
+        name="entities",
+        options=("aggregation_strategy", "stride", "truncate"),
+        check_model=_check_entities,
+        answer=find_entities,
+    )
 )
 
 ENCODE_TASKS: Final[Mapping[str, FileTask]] = {
     "embed": replace(
-        EMBED, options=_VECTOR_OPTIONS, answer=_as_activation(_chunk("embed_chunk", "data")), array="data"
+        FILE_TASKS["embed"],
+        name="encode embed",
+        options=(*_PROMPT_OPTIONS, "use_activation", "truncate"),
+        answer=with_activation(ask_chunk("embed_chunk", "data")),
+        array="data",
     ),
-    "classify": replace(CLASSIFY, answer=_chunk("classify_chunk", "data"), array="data"),
-    "token_embed": FileTask(
-        name="token_embed",
-        needs=("token_embed",),
-        options=_VECTOR_OPTIONS,
-        answer=_as_activation(_token_embed),
-        **_TOKEN_CHUNK,
+    "classify": replace(
+        FILE_TASKS["classify"], name="encode classify", answer=ask_chunk("classify_chunk", "data"), array="data"
     ),
-    "token_classify": FileTask(
-        name="token_classify",
-        needs=("token_classify",),
-        options=("use_activation", "truncate"),
-        answer=_chunk("token_classify_chunk", "data"),
-        **_TOKEN_CHUNK,
+    "token_embed": _by_token(
+        FileTask(
+            name="token_embed",
+            options=(*_PROMPT_OPTIONS, "use_activation", "truncate"),
+            check_model=_check_token_embed,
+            answer=with_activation(embed_tokens),
+        )
     ),
-    "reward": REWARD,
+    "token_classify": _by_token(
+        FileTask(
+            name="token_classify",
+            options=("use_activation", "truncate"),
+            check_model=lambda model, **options: model.check_token_options(**options),
+            checked=("use_activation",),
+            answer=ask_chunk("token_classify_chunk", "data"),
+        )
+    ),
+    "reward": replace(
+        FILE_TASKS["reward"], name="encode reward", answer=ask_chunk("reward_chunk", "data"), array="data"
+    ),
 }
 """The rows of ``encode``, whose answers are one column ``data``, by the task's name."""

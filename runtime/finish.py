@@ -166,12 +166,13 @@ def _check_late_chunking(params: PoolingParams, task: str, *, is_step: bool) -> 
 
 
 def _check_parameters(params: PoolingParams, task: str) -> None:
-    if refused := _set_parameters(params, set(TASK_PARAMETERS["token_embed"]) - set(TASK_PARAMETERS[task])):
+    names = [name for name in TASK_PARAMETERS["token_embed"] if name not in TASK_PARAMETERS[task]]
+    if refused := _set_parameters(params, names):
         raise InputError(_refusal(repr(task), task, refused), parameter=refused[0], value=getattr(params, refused[0]))
 
 
-def _set_parameters(params: PoolingParams, names: Sequence[str] | set[str]) -> list[str]:
-    return [name for name in sorted(names) if getattr(params, name) is not None]
+def _set_parameters(params: PoolingParams, names: Sequence[str]) -> list[str]:
+    return [name for name in names if getattr(params, name) is not None]
 
 
 def _refusal(shown: str, task: str, refused: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from poolgraph.runtime.outputs import (
     PoolingRequestOutput,
 )
 from poolgraph.runtime.prompts import Prompts
-from poolgraph.runtime.requests import Params, RequestOptions, UseTqdm
+from poolgraph.runtime.requests import Params, UseTqdm, read_options
 
 _TASK_REQUIRED: Final = (
     "pooling_task required for `LLM.encode`. Please use one of the more specific methods or set the pooling_task when "
@@ -87,14 +87,14 @@ class LLM(ScoreMethods):
             InputError: a prompt or parameter is not acceptable.
             TaskNotSupported: the artifact does not embed.
         """
-        options = RequestOptions(
+        options = read_options(
             pooling_params=pooling_params,
             use_tqdm=use_tqdm,
             lora_request=lora_request,
             tokenization_kwargs=tokenization_kwargs,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        if self._default_task == "token_embed":
+        if self._default_task == "token_embed" or self._runner.manifest.tasks == ("token_embed",):
             return cast("list[EmbeddingRequestOutput]", self._run(prompts, "token_embed", options))
         return [EmbeddingRequestOutput.from_base(answer) for answer in self._run(prompts, "embed", options)]
 
@@ -131,7 +131,7 @@ class LLM(ScoreMethods):
         task = pooling_task or _shared_task(pooling_params) or self._default_task
         if task is None:
             raise InputError(_TASK_REQUIRED, parameter="pooling_task")
-        options = RequestOptions(
+        options = read_options(
             pooling_params=pooling_params,
             use_tqdm=use_tqdm,
             lora_request=lora_request,
@@ -159,7 +159,7 @@ class LLM(ScoreMethods):
             InputError: a prompt or parameter is not acceptable.
             TaskNotSupported: the artifact does not classify whole texts.
         """
-        options = RequestOptions(
+        options = read_options(
             pooling_params=pooling_params,
             use_tqdm=use_tqdm,
             lora_request=lora_request,
@@ -188,7 +188,7 @@ class LLM(ScoreMethods):
             InputError: a prompt or parameter is not acceptable.
             TaskNotSupported: the artifact gives no rewards.
         """
-        options = RequestOptions(
+        options = read_options(
             pooling_params=pooling_params,
             use_tqdm=use_tqdm,
             lora_request=lora_request,

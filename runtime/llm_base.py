@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from poolgraph.config import PoolerConfig, parse_pooler_config
@@ -99,7 +101,10 @@ def keep_template(template: str | Path | None) -> str | None:
     source = resolve_template(str(template)).source.encode()
     path = cache_dir() / "templates" / f"{sha256(source).hexdigest()}.jinja"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(source)
+    # Renamed when complete: other processes may ask for the same template.
+    written = path.with_suffix(f".{os.getpid()}.{get_ident()}")
+    written.write_bytes(source)
+    written.replace(path)
     return str(path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
 from poolgraph.runtime.llm_base import LoadedLLM
 from poolgraph.runtime.outputs import ScoringRequestOutput
-from poolgraph.runtime.prompts import Prompt, ScoreData, parse_score_data
-from poolgraph.runtime.requests import RequestOptions, UseTqdm, check_no_adapter
+from poolgraph.runtime.prompts import ParsedPrompt, Prompt, ScoreData, parse_score_data
+from poolgraph.runtime.requests import RequestOptions, UseTqdm, read_options
+from poolgraph.runtime.score_options import check_top_n
 from poolgraph.runtime.score_pairs import plan_pairs
-from poolgraph.runtime.score_request import ScoreRequest, choose_scoring, parse_extra_kwargs
+from poolgraph.runtime.score_request import ScoreRequest, choose_scoring, plan_scoring
 from poolgraph.runtime.score_requests import SCORERS
 from poolgraph.runtime.task_score import RankedDocument
 
@@ -61,17 +62,14 @@ class ScoreMethods(LoadedLLM):
             InputError: lengths that do not pair, or a text or parameter that is not acceptable.
             TaskNotSupported: the model gives no scores.
         """
-        options = RequestOptions(
+        options = read_options(
             pooling_params=pooling_params,
             use_tqdm=use_tqdm,
             lora_request=lora_request,
             tokenization_kwargs=tokenization_kwargs,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        template = self._chat_template if chat_template is None else str(chat_template)
-        kind = choose_scoring(self._runner.manifest, self._default_task, has_template=template is not None)
-        request = self._parse_request(data_1, data_2, options, template)
-        return SCORERS[kind](self._runner, request, self._request_ids)
+        return self._score(self._parse_side(data_1), self._parse_side(data_2), options, chat_template)
 
     def rerank(
         self,
@@ -91,7 +89,7 @@ class ScoreMethods(LoadedLLM):
         Args:
             query: The query.
             documents: The documents.
-            top_n: How many are returned at most; None for all.
+            top_n: How many of the best are returned; None and 0 for all.
             use_tqdm: As in ``score``, like the arguments that follow.
             pooling_params: For all texts.
             lora_request: Not supported; None.
@@ -106,3 +104,52 @@ class ScoreMethods(LoadedLLM):
             InputError: more than one query, no document, or a text or parameter that is not acceptable.
             TaskNotSupported: the model gives no scores.
         """
+        check_top_n(top_n)
+        options = read_options(
+            pooling_params=pooling_params,
+            use_tqdm=use_tqdm,
+            lora_request=lora_request,
+            tokenization_kwargs=tokenization_kwargs,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+        )
+        queries, texts = self._parse_side(query), self._parse_side(documents)
+        if len(queries) > 1:
+            raise InputError(f"rerank takes one query, got {len(queries)}; score takes several", parameter="query")
+        scores = [output.outputs.score for output in self._score(queries, texts, options, chat_template)]
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])[: top_n or None]
+        return [RankedDocument(index, scores[index], self._show(texts[index])) for index in order]
+
+    def _parse_side(self, data: ScoreData) -> list[ParsedPrompt]:
+        return parse_score_data(data, architecture=self._runner.manifest.architecture)
+
+    def _show(self, prompt: ParsedPrompt) -> str:
+        return prompt if isinstance(prompt, str) else self._runner.tokenizer.decode(prompt)
+
+    def _score(
+        self,
+        queries: list[ParsedPrompt],
+        documents: list[ParsedPrompt],
+        options: RequestOptions,
+        chat_template: str | Path | None,
+    ) -> list[ScoringRequestOutput]:
+        manifest = self._runner.manifest
+        params = _check_lone(options.pooling_params)
+        called = None if chat_template is None else str(chat_template)
+        scoring = choose_scoring(manifest, self._default_task, template=called or self._chat_template)
+        # vLLM lets a chat template of the whole LLM rest where the model has no use for it.
+        template = called or (self._chat_template if scoring.kind == "cross_encoder" else None)
+        request = ScoreRequest(
+            queries=queries,
+            documents=documents,
+            pairs=plan_pairs(len(queries), len(documents)),
+            params=params,
+            scoring=plan_scoring(scoring, options, params, template, manifest.limits.max_model_len),
+            options=options,
+        )
+        return SCORERS[scoring.kind](self._runner, request, self._request_ids)
+
+
+def _check_lone(params: object) -> PoolingParams:
+    if params is not None and not isinstance(params, PoolingParams):
+        raise InputError("score takes one PoolingParams for all texts", parameter="pooling_params")
+    return params or PoolingParams()

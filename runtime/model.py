@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from poolgraph.runtime.task_embed import EmbedTasks
+from poolgraph.runtime.sentence_names import SentenceNames
 from poolgraph.runtime.task_entities import EntityTasks
 from poolgraph.runtime.task_reward import RewardTasks
+from poolgraph.runtime.task_score import ScoreTasks
 
 
-class PoolingModel(EmbedTasks, RewardTasks, EntityTasks):
+class PoolingModel(SentenceNames, ScoreTasks, RewardTasks, EntityTasks):
     """A compiled pooling model, ready to answer; safe to use from several threads.
 
     Build one with ``PoolingModel.load``. Each task is a method: results are in input order, and a text's answer has the

@@ -65,8 +65,8 @@ def parse_score_data(data: ScoreData, *, architecture: str = "this model") -> li
     """Turn one side of the pairs that are scored into texts and lists of token ids.
 
     Args:
-        data: As for ``parse_prompts``; or ``{"content": [...]}`` with parts ``{"type": "text", "text": str}``, joined by
-            newlines; or none at all, which ``plan_pairs`` refuses.
+        data: As for ``parse_prompts``; or ``{"content": [...]}`` with parts ``{"type": "text", "text": str}``, joined
+            by newlines; or none at all, which ``plan_pairs`` refuses.
         architecture: Named in the error about multimodal content.
 
     Raises:
@@ -84,7 +84,7 @@ def _join_content(item: Any, architecture: str) -> Any:
     if not isinstance(item, Mapping) or "content" not in item:
         return item
     parts = item["content"]
-    if not isinstance(parts, list | tuple) or not all(_is_text_part(part) for part in parts):
+    if not isinstance(parts, list | tuple) or not parts or not all(_is_text_part(part) for part in parts):
         raise InputError(
             f"MultiModalParam is not supported for {architecture}; its content must be parts "
             '{"type": "text", "text": str}',

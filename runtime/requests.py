@@ -44,21 +44,34 @@ _REFUSALS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """The options that every method of ``LLM`` takes, as the caller gave them."""
+    """The options that every method of ``LLM`` takes."""
 
-    pooling_params: Params = None
-    use_tqdm: UseTqdm = True
-    lora_request: object = None
-    tokenization_kwargs: Mapping[str, Any] | None = None
-    truncate_prompt_tokens: int | None = None
+    pooling_params: Params
+    use_tqdm: UseTqdm
+    tokenization: TokenizationOptions
 
-    def tokenization(self) -> TokenizationOptions:
-        """Read the two ways to say how prompts become tokens.
 
-        Raises:
-            InputError: a wrong value, or two different truncations.
-        """
-        return parse_tokenization_kwargs(self.tokenization_kwargs, truncate_prompt_tokens=self.truncate_prompt_tokens)
+def read_options(
+    *,
+    pooling_params: Params,
+    use_tqdm: UseTqdm,
+    lora_request: object,
+    tokenization_kwargs: Mapping[str, Any] | None,
+    truncate_prompt_tokens: int | None,
+) -> RequestOptions:
+    """Read the options as a method of ``LLM`` got them; its caller is warned of those without effect.
+
+    Raises:
+        InputError: an adapter, a wrong value, or two different truncations.
+    """
+    if lora_request is not None:
+        raise InputError(
+            "lora_request is not supported; merge the adapter into the checkpoint before exporting it",
+            parameter="lora_request",
+            value=lora_request,
+        )
+    tokenization = parse_tokenization_kwargs(tokenization_kwargs, truncate_prompt_tokens=truncate_prompt_tokens)
+    return RequestOptions(pooling_params=pooling_params, use_tqdm=use_tqdm, tokenization=tokenization)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +102,10 @@ class RequestRunner:
             InputError: a prompt or parameter is not acceptable.
         """
         self.check_task(task)
-        check_no_adapter(options.lora_request)
         params = match_params(options.pooling_params, len(prompts))
         finishes = self.plan_finishes(params, task)
         truncations = [one.truncate_prompt_tokens for one in params]
-        encoded = encode_prompts(self.tokenizer, prompts, options.tokenization(), truncations)
+        encoded = encode_prompts(self.tokenizer, prompts, options.tokenization, truncations)
         with request_progress(options.use_tqdm, len(encoded)) as on_progress:
             answers = self._answer(task, encoded, finishes, on_progress)
         return [
@@ -154,16 +166,6 @@ class RequestRunner:
             return None
         located = self.tokenizer.locate([prompt], truncate_to=text.num_tokens)[0][0]
         return located.offsets if np.array_equal(located.input_ids, text.input_ids) else None
-
-
-def check_no_adapter(lora_request: object) -> None:
-    """Refuse a LoRA adapter: adapters are merged before the export."""
-    if lora_request is not None:
-        raise InputError(
-            "lora_request is not supported; merge the adapter into the checkpoint before exporting it",
-            parameter="lora_request",
-            value=lora_request,
-        )
 
 
 def match_params(params: Params, num_prompts: int) -> list[PoolingParams]:

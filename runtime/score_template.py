@@ -62,14 +62,19 @@ class ScoreTemplate:
             InputError: a mistake in it, something that a template must not do, or a text that it never prints.
         """
         template = _compile(source)
-        problems = []
-        for content_parts in (False, True):
-            parsed = cls(source, content_parts, template)
-            problem = parsed._find_problem()
-            if problem is None:
-                return parsed
-            problems.append(problem)
-        raise problems[0]
+        plain, in_parts = cls(source, False, template), cls(source, True, template)
+        missing = plain._find_missing()
+        if missing == []:
+            return plain
+        if in_parts._find_missing() == []:
+            return in_parts
+        if missing is None:
+            return plain
+        raise InputError(
+            f"the score template never prints the {' and the '.join(missing)}; write {{{{ query }}}} and "
+            "{{ document }}, or read the messages whose roles these are",
+            parameter="template",
+        )
 
     def render(self, query: str, document: str, instruction: str | None = None, **variables: Any) -> str:
         """Put a query and a document into the template.
@@ -97,19 +102,13 @@ class ScoreTemplate:
         except Exception as error:
             raise InputError(f"the score template failed: {error}", parameter="template") from error
 
-    def _find_problem(self) -> InputError | None:
+    def _find_missing(self) -> list[str] | None:
+        """Return which texts are not printed; None when it cannot be told, as when a variable of a call is missing."""
         try:
             printed = self.render(*_PROBES, instruction="poolgraph instructs")
-        except InputError as error:
-            return error
-        missing = [role for role, probe in zip(("query", "document"), _PROBES, strict=True) if probe not in printed]
-        if not missing:
+        except InputError:
             return None
-        return InputError(
-            f"the score template never prints the {' and the '.join(missing)}; write {{{{ query }}}} and "
-            "{{ document }}, or read the messages whose roles these are",
-            parameter="template",
-        )
+        return [role for role, probe in zip(("query", "document"), _PROBES, strict=True) if probe not in printed]
 
 
 def check_template_kwargs(variables: Mapping[str, Any]) -> None:

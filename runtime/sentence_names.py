@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, TypeAlias, TypedDict, Unpack
+from typing import Any, Final, Literal, TypeVar, Unpack
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
 from poolgraph.runtime.embeddings import finish_embeddings
+from poolgraph.runtime.encode_request import Encoded, EncodeOptions, EncodeRequest, Texts, take_texts
 from poolgraph.runtime.loaded import progress_bar
-from poolgraph.runtime.quantization import PRECISIONS, quantize_embeddings
 from poolgraph.runtime.similarity import (
     LATE_INTERACTION_FUNCTIONS,
+    Matrices,
     maxsim_matrix,
     maxsim_of_pairs,
     similarity_matrix,
@@ -25,76 +23,301 @@ from poolgraph.runtime.similarity import (
 )
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.task_late_interaction import LateInteractionTasks
-from poolgraph.runtime.texts import resolve_texts, warn_of_cuts
+from poolgraph.runtime.texts import resolve_prompt, warn_of_cuts
 
-Texts: TypeAlias = str | Sequence[str]
-Encoded: TypeAlias = NDArray[Any] | list[NDArray[Any]]
+_T = TypeVar("_T")
 
-OUTPUT_VALUES: Final = ("sentence_embedding", "token_embeddings")
-
-_REFUSED: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "convert_to_tensor": "there is no torch at run time; call torch.from_numpy on the answer",
-        "device": "the provider is chosen when the model is loaded, by PoolingModel.load(provider=...)",
-        "pool": "there are no worker processes: one call uses all cores of this one",
-        "chunk_size": "there are no worker processes: one call uses all cores of this one",
-    }
-)
-"""Options of sentence-transformers that have no meaning here, and what to do instead."""
+SIDE_PROMPTS: Final = ("query", "document")
+"""Prompts that every model of sentence-transformers has, empty unless its checkpoint says otherwise."""
 
 
-class EncodeOptions(TypedDict, total=False):
-    """The options of ``encode`` that ``encode_query`` and ``encode_document`` take as they are."""
+class _Module(msgspec.Struct):
+    """A row of modules.json."""
 
-    batch_size: int
-    show_progress_bar: bool | None
-    output_value: str
-    precision: str
-    convert_to_numpy: bool
-    convert_to_tensor: bool
-    device: None
-    normalize_embeddings: bool
-    truncate_dim: int | None
-    pool: None
-    chunk_size: None
-    sentences: Texts | None
+    type: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """The checked options of one call; the defaults are sentence-transformers'."""
+class _Settings(msgspec.Struct):
+    """The part of config_sentence_transformers.json that is about rows."""
 
-    batch_size: int = 32
-    show_progress_bar: bool | None = None
-    output_value: str = "sentence_embedding"
-    precision: str = "float32"
-    convert_to_numpy: bool = True
-    convert_to_tensor: bool = False
-    device: None = None
-    normalize_embeddings: bool = False
     truncate_dim: int | None = None
-    pool: None = None
-    chunk_size: None = None
 
-    def __post_init__(self) -> None:
-        for name, cure in _REFUSED.items():
-            if getattr(self, name):
-                raise InputError(f"{name} has no meaning here: {cure}", parameter=name, value=getattr(self, name))
-        for name, allowed in (("output_value", OUTPUT_VALUES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"{name} {getattr(self, name)!r} is not supported; choose one of {list(allowed)}",
-                    parameter=name,
-                    value=getattr(self, name),
-                )
-        for name in ("batch_size", "truncate_dim"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a positive int, got {value!r}", parameter=name, value=value)
 
-    def convert(self, answers: NDArray[np.float32] | list[NDArray[np.float32]], *, lone: bool) -> Encoded:
-        """Quantize the answers, and unpack that of a lone text."""
-        converted: Any = answers if self.precision == "float32" else quantize_embeddings(answers, self.precision)
-        if lone:
-            return converted[0]
-        return list(converted) if not self.convert_to_numpy else converted
+class SentenceNames(LateInteractionTasks, EmbedTasks):
+    """The methods of sentence-transformers' models that are about inference, numpy arrays in place of tensors.
+
+    As there, and unlike ``embed``, these methods cut texts that are longer than the model's limit; one warning says how
+    many.
+    """
+
+    def encode(
+        self,
+        inputs: Texts | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: str = "sentence_embedding",
+        precision: str = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        *,
+        sentences: Texts | None = None,
+    ) -> Encoded:
+        """Embed texts: sentence-transformers' ``SentenceTransformer.encode``.
+
+        Args:
+            inputs: A text or several.
+            prompt_name: Name of one of ``prompts``; None takes the model's default prompt, if it has one.
+            prompt: Put before each text; wins over ``prompt_name``.
+            batch_size: Without effect: batches are cut by length.
+            show_progress_bar: Show a progress bar.
+            output_value: ``sentence_embedding``, or ``token_embeddings`` for the backbone's rows, not normalized.
+            precision: ``float32``, ``int8``, ``uint8``, ``binary`` or ``ubinary``. int8 and uint8 codes depend on all
+                texts of the call; ``quantize_embeddings`` takes ranges, with which they do not.
+            convert_to_numpy: False returns a list of arrays instead of a matrix.
+            convert_to_tensor: Refused: there is no torch at run time.
+            device: Refused, as ``pool`` and ``chunk_size`` are: ``PoolingModel.load`` decides where a model runs.
+            normalize_embeddings: Divide by the L2 norm, also where the model does not, and again after shortening.
+            truncate_dim: Leading values kept; all where there are fewer. Unlike ``embed(dimensions=...)``, which
+                normalizes again, the values are those of the whole embedding.
+            pool: Refused.
+            chunk_size: Refused.
+            sentences: Older name of ``inputs``.
+
+        Returns:
+            (num_texts, embedding_size), for binary precisions (num_texts, ceil(embedding_size / 8)); a lone text's row
+            alone; no text gives no rows. ``token_embeddings``: a list of (num_tokens, hidden_size), or one of these.
+
+        Raises:
+            TaskNotSupported: the model does not embed, or the backbone's rows cannot be had.
+            InputError: an option that is refused or unknown, or something that is not a text.
+        """
+        texts, lone = take_texts(inputs, sentences)
+        request = EncodeRequest(
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            output_value=output_value,
+            precision=precision,
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            device=device,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            pool=pool,
+            chunk_size=chunk_size,
+        )
+        if self.manifest.late_interaction is not None:
+            raise TaskNotSupported(
+                f"{self.manifest.source.model!r} encodes queries and documents differently: call encode_query or "
+                "encode_document, or token_embed for the plain token vectors"
+            )
+        answers, num_cut = self._answer(texts, prompt_name, prompt, request)
+        warn_of_cuts(num_cut, len(texts), self.manifest)
+        return request.convert(answers, lone=lone)
+
+    def encode_query(
+        self,
+        inputs: Texts | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        sentences: Texts | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> Encoded:
+        """Embed queries: ``encode`` with the prompt ``query``, none where the model has none, unless another is named.
+
+        A late-interaction model encodes them with its marker, length and expansion, to token vectors.
+
+        Returns:
+            As ``encode``; of a late-interaction model a list of (num_vectors, token_embedding_size), or one of these.
+        """
+        texts, lone = take_texts(inputs, sentences)
+        request = EncodeRequest(**options)
+        answers, num_cut = self._answer_side("query", texts, prompt_name, prompt, request)
+        warn_of_cuts(num_cut, len(texts), self.manifest)
+        return request.convert(answers, lone=lone)
+
+    def encode_document(
+        self,
+        inputs: Texts | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        sentences: Texts | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> Encoded:
+        """Embed documents: ``encode`` with the prompt ``document``, none where the model has none; as ``encode_query``.
+
+        A prompt called ``passage`` or ``corpus`` is taken only when it is named, which is what sentence-transformers 6
+        does: there, every model has a prompt ``document``.
+        """
+        texts, lone = take_texts(inputs, sentences)
+        request = EncodeRequest(**options)
+        answers, num_cut = self._answer_side("document", texts, prompt_name, prompt, request)
+        warn_of_cuts(num_cut, len(texts), self.manifest)
+        return request.convert(answers, lone=lone)
+
+    def similarity(self, embeddings1: Matrices | ArrayLike, embeddings2: Matrices | ArrayLike) -> NDArray[Any]:
+        """Compare each embedding with each of others by ``similarity_fn_name``; distances are negative.
+
+        Args:
+            embeddings1: (n, embedding_size), or one embedding; token vectors of late-interaction models as a list.
+            embeddings2: (m, embedding_size), likewise.
+
+        Returns:
+            (n, m).
+
+        Raises:
+            InputError: shapes that do not fit, NaN or infinity.
+        """
+        name = self.similarity_fn_name
+        compare: Any = maxsim_matrix if name in LATE_INTERACTION_FUNCTIONS else similarity_matrix
+        scores: NDArray[Any] = compare(embeddings1, embeddings2, name)
+        return scores
+
+    def similarity_pairwise(self, embeddings1: Matrices | ArrayLike, embeddings2: Matrices | ArrayLike) -> NDArray[Any]:
+        """Compare embedding i with embedding i of others; arguments and errors as of ``similarity``.
+
+        Returns:
+            (n,); () for two lone embeddings.
+        """
+        name = self.similarity_fn_name
+        compare: Any = maxsim_of_pairs if name in LATE_INTERACTION_FUNCTIONS else similarity_pairs
+        scores: NDArray[Any] = compare(embeddings1, embeddings2, name)
+        return scores
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """``cosine``, ``dot``, ``euclidean``, ``manhattan``, ``maxsim`` or ``meanmaxsim``: the checkpoint's."""
+        return self.manifest.similarity_fn_name
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The model's prompts by name."""
+        return {**dict.fromkeys(SIDE_PROMPTS, ""), **self.manifest.prompts}
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """Name of the prompt that ``encode`` puts before texts unless another is named."""
+        return self.manifest.default_prompt_name
+
+    @property
+    def max_seq_length(self) -> int:
+        """Longest text in tokens, special tokens included."""
+        return self.manifest.limits.max_model_len
+
+    def get_max_seq_length(self) -> int:
+        """Return ``max_seq_length``."""
+        return self.max_seq_length
+
+    def get_embedding_dimension(self) -> int:
+        """Return the width of an embedding, of late-interaction models that of a token vector.
+
+        Raises:
+            TaskNotSupported: the model does not embed.
+        """
+        pooler = self.manifest.pooler
+        if "embed" in self.manifest.tasks:
+            return pooler.embedding_size
+        self.check_task("token_embed")
+        return pooler.token_embedding_size or pooler.embedding_size
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Return ``get_embedding_dimension()``, whose older name this is."""
+        return self.get_embedding_dimension()
+
+    def _answer(
+        self, texts: list[str], prompt_name: str | None, prompt: str | None, request: EncodeRequest
+    ) -> tuple[NDArray[np.float32] | list[NDArray[np.float32]], int]:
+        """Return the embeddings in float32, and how many texts were cut without a warning so far."""
+        prefix = self._find_prompt(prompt_name, prompt)
+        shown = bool(request.show_progress_bar)
+        if request.output_value == "token_embeddings":
+            self._check_rows()
+            if not texts:
+                return [], 0
+            return self.token_embed(texts, prompt=prefix, normalize=False, truncate=True, progress=shown), 0
+        self.check_task("embed")
+        with progress_bar(len(texts), shown=shown) as on_progress:
+            answers, num_cut = self.embed_chunk(texts, prompt=prefix, truncate=True, on_progress=on_progress)
+        if request.normalize_embeddings or request.truncate_dim is not None:
+            answers = finish_embeddings(
+                answers, normalize=request.normalize_embeddings, dimensions=request.truncate_dim
+            )
+        return answers, num_cut
+
+    def _answer_side(
+        self,
+        side: Literal["query", "document"],
+        texts: list[str],
+        prompt_name: str | None,
+        prompt: str | None,
+        request: EncodeRequest,
+    ) -> tuple[NDArray[np.float32] | list[NDArray[np.float32]], int]:
+        if self.manifest.late_interaction is None:
+            name = side if prompt_name is None and prompt is None else prompt_name
+            return self._answer(texts, name, prompt, request)
+        if request.truncate_dim is not None:
+            raise InputError(
+                "truncate_dim is for sentence embeddings; embed_queries and embed_documents take dimensions",
+                parameter="truncate_dim",
+                value=request.truncate_dim,
+            )
+        embed = {"query": self.embed_queries, "document": self.embed_documents}[side]
+        answers = (
+            embed(
+                texts,
+                prompt_name=prompt_name,
+                prompt=prompt,
+                normalize=True if request.normalize_embeddings else None,
+                truncate=True,
+                progress=bool(request.show_progress_bar),
+            )
+            if texts
+            else []
+        )
+        return answers, 0
+
+    def _find_prompt(self, prompt_name: str | None, prompt: str | None) -> str:
+        if prompt is None and prompt_name in SIDE_PROMPTS and prompt_name not in self.manifest.prompts:
+            return ""
+        return resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+
+    def _check_rows(self) -> None:
+        """Check that the token graph's raw rows are the backbone's: a head between the two is compiled in."""
+        self.check_task("token_embed")
+        kinds = read_head_kinds(self.path)
+        if [kind for kind in kinds if kind != "Dropout"] not in ([], ["Normalize"]):
+            raise TaskNotSupported(
+                f"output_value='token_embeddings' means the backbone's rows, and the token graph of "
+                f"{self.manifest.source.model!r} has the head {kinds} compiled in; call token_embed for its rows"
+            )
+
+
+def read_head_kinds(directory: Path) -> list[str]:
+    """Return the kinds of the modules behind the pooling, as an artifact's copies of the checkpoint's files name them.
+
+    Raises:
+        ArtifactError: a file is not what sentence-transformers writes.
+    """
+    modules = _read_json(directory / "modules.json", list[_Module])
+    settings = _read_json(directory / "config_sentence_transformers.json", _Settings)
+    kinds = [module.type.rpartition(".")[2] for module in modules or ()]
+    shortened = settings is not None and settings.truncate_dim is not None
+    return [kind for kind in kinds if kind not in ("Transformer", "Pooling")] + (["Truncate"] if shortened else [])
+
+
+def _read_json(path: Path, kind: type[_T]) -> _T | None:
+    """Read a file of JSON, None where there is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}; export the checkpoint again") from error

@@ -160,6 +160,8 @@ def maxsim_matrix(queries: Matrices, documents: Matrices, name: str) -> Array:
     """
     left, right = _split_matrices(queries), _split_matrices(documents)
     scores = np.zeros((len(left), len(right)), dtype=np.float32)
+    if not scores.size:
+        return scores
     for row, query in zip(scores, left, strict=True):
         row[:] = maxsim(query, right, mean=LATE_INTERACTION_FUNCTIONS[name])
     return _check_result(scores)

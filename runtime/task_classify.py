@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.config import PoolingParams
+from poolgraph.errors import InputError
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import Finish, finish_rows, finish_tokens, plan_finish
-from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
+from poolgraph.runtime.loaded import TO_MODEL_LIMIT, LoadedModel, count_cut, progress_bar
+from poolgraph.runtime.pair_tokenizer import encode_pairs
+from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.texts import resolve_texts, warn_of_cuts
+from poolgraph.runtime.tokenizer import EncodedText
 
 
 class ClassifyTasks(LoadedModel):
@@ -26,6 +30,7 @@ class ClassifyTasks(LoadedModel):
     def classify(
         self,
         texts: str | Sequence[str],
+        text_pairs: str | Sequence[str] | None = None,
         *,
         use_activation: bool | None = None,
         truncate: bool = False,
@@ -35,6 +40,7 @@ class ClassifyTasks(LoadedModel):
 
         Args:
             texts: A text or several.
+            text_pairs: The second text of each, for models of sentence pairs such as premise and hypothesis.
             use_activation: Apply the model's activation, as the softmax; None does as the model says.
             truncate: Cut longer texts to the model's limit, with one warning, instead of refusing them.
             progress: Show a progress bar.
@@ -44,13 +50,18 @@ class ClassifyTasks(LoadedModel):
 
         Raises:
             TaskNotSupported: the model cannot classify.
-            InputError: a text is not acceptable.
+            InputError: a text is not acceptable, or there are not as many second texts as first ones.
         """
         self.check_classify_options(use_activation=use_activation)
         resolved = resolve_texts(texts)
+        seconds = None if text_pairs is None else resolve_texts(text_pairs)
         with progress_bar(len(resolved), shown=progress) as on_progress:
             answers, num_cut = self.classify_chunk(
-                resolved, use_activation=use_activation, truncate=truncate, on_progress=on_progress
+                resolved,
+                text_pairs=seconds,
+                use_activation=use_activation,
+                truncate=truncate,
+                on_progress=on_progress,
             )
         warn_of_cuts(num_cut, len(resolved), self.manifest)
         return answers
@@ -59,6 +70,7 @@ class ClassifyTasks(LoadedModel):
         self,
         texts: Sequence[str],
         *,
+        text_pairs: Sequence[str] | None = None,
         first_index: int = 0,
         use_activation: bool | None = None,
         truncate: bool = False,
@@ -68,6 +80,7 @@ class ClassifyTasks(LoadedModel):
 
         Args:
             texts: The part.
+            text_pairs: The second text of each.
             first_index: Index in the whole list of its first text, for messages.
             use_activation: As for ``classify``.
             truncate: Cut longer texts.
@@ -79,12 +92,34 @@ class ClassifyTasks(LoadedModel):
         finish = self.check_classify_options(use_activation=use_activation)
         answers = np.empty((len(texts), self.manifest.pooler.embedding_size), dtype=np.float32)
         num_cut = 0
-        with closing(self._encode_windows(texts, "", truncate=truncate, first_index=first_index)) as windows:
+        windows = self._encode_first_and_second(texts, text_pairs, truncate=truncate, first_index=first_index)
+        with closing(windows):
             for first, window in windows:
                 raw = self._executor.run_sequence(window, on_progress=on_progress, first_index=first_index + first)
                 answers[first : first + len(window)] = finish_rows(raw, finish)
                 num_cut += count_cut(window)
         return answers, num_cut
+
+    def _encode_first_and_second(
+        self, texts: Sequence[str], text_pairs: Sequence[str] | None, *, truncate: bool, first_index: int
+    ) -> Generator[tuple[int, Sequence[EncodedText]], None, None]:
+        """Yield tokenized windows, of texts or of pairs."""
+        if text_pairs is None:
+            yield from self._encode_windows(texts, "", truncate=truncate, first_index=first_index)
+            return
+        if len(text_pairs) != len(texts):
+            raise InputError(
+                f"{len(texts)} texts have {len(text_pairs)} second texts; give one for each",
+                parameter="text_pairs",
+                value=len(text_pairs),
+            )
+        truncate_to = TO_MODEL_LIMIT if truncate else None
+        offset = first_index
+
+        def encode(window: Sequence[tuple[str, str]], *, first_index: int) -> list[EncodedText]:
+            return encode_pairs(self.tokenizer, window, truncate_to=truncate_to, first_index=offset + first_index)
+
+        yield from encode_windows(list(zip(texts, text_pairs, strict=True)), encode)
 
     def check_classify_options(self, *, use_activation: bool | None = None) -> Finish:
         """Check options of ``classify`` that do not depend on the texts; return what is done to raw answers.

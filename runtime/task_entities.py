@@ -133,8 +133,8 @@ class EntityTasks(LoadedModel):
 
         with closing(encode_windows(texts, encode)) as windows:
             for first, window in windows:
-                answers_of = self._score_window(window, first_index + first, on_progress)
-                for text, parts in zip(texts[first:], answers_of, strict=False):
+                scored = self._score_window(window, first_index + first, on_progress)
+                for text, parts in zip(texts[first : first + len(window)], scored, strict=True):
                     found = [entity for located, logits in parts for entity in find(text, located, logits)]
                     answers.append(merge_windows(found) if len(parts) > 1 else found)
                 num_cut += sum(parts[0].num_truncated_tokens > 0 for parts in window)

@@ -46,6 +46,7 @@ _GRAPH_FIELDS: Final = (
 )
 """Fields of a PoolerConfig that decide what is compiled."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskWish:
     """What the constructor's arguments ask of a model, None and ``auto`` where they leave it open.

@@ -31,3 +31,18 @@ def minilm_artifact(minilm_checkpoint, tmp_path_factory) -> Path:
                 ExportRequest(source=str(minilm_checkpoint), revision=None, options=(("task", "embed"),), output=output)
             )
     return output
+
+
+@pytest.fixture(scope="session")
+def task_artifacts(tmp_path_factory) -> Path:
+    """A folder with one tiny artifact a task, by the names of docs/tasks.md; read them, never write to them."""
+    from task_artifacts import ARTIFACTS, make_artifact
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tasks"
+    folder.mkdir(exist_ok=True)
+    for name in ARTIFACTS:
+        with FileLock(folder / f"{name}.lock"):
+            if not is_artifact(folder / name):
+                make_artifact(name, folder)
+    return folder

@@ -1,9 +1,10 @@
-"""A model without a graph: each text's vector is made from its hash, so it is the same in every batch."""
+"""Models without a graph: each answer is made from its text's hash, so it is the same in every batch."""
 
 from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.errors import InputError
+from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import (
     CheckRow,
     FileRecord,
@@ -25,6 +26,8 @@ from poolgraph.graphs.manifest import (
     Tokenization,
     Variant,
 )
+from poolgraph.runtime.entities import Entity
+from poolgraph.runtime.task_score import RankedDocument
 
 EMBEDDING_SIZE = 8
 
@@ -89,7 +92,9 @@ class FakeEmbedder:
         self._fail_at = fail_at
         self._seconds_per_chunk = seconds_per_chunk
 
-    def check_embed_options(self, *, prompt_name: str | None, prompt: str | None, dimensions: int | None) -> None:
+    def check_embed_options(
+        self, *, prompt_name: str | None = None, prompt: str | None = None, dimensions: int | None = None
+    ) -> None:
         if prompt_name is not None and prompt_name not in self.manifest.prompts:
             raise InputError(f"no prompt {prompt_name!r}")
 
@@ -110,6 +115,92 @@ class FakeEmbedder:
 
     def __exit__(self, *exception: object) -> None:
         return None
+
+
+LABELS = ("bad", "fair", "good")
+
+
+class FakeModel(FakeEmbedder):
+    """Does every task; ``calls`` has what each method was given."""
+
+    def __init__(self, **changes: Any) -> None:
+        tasks = ("classify", "token_classify", "embed", "token_embed")
+        super().__init__(**{"tasks": tasks, "default_task": "classify", "labels": LABELS} | changes)
+
+    def check_task(self, task: str) -> None:
+        if task not in self.manifest.tasks:
+            raise TaskNotSupported(f"'tiny' cannot {task}")
+
+    def check_scoring(self, *, template: str | None = None) -> None:
+        if self.manifest.scoring is None:
+            raise TaskNotSupported("This model does not support the Scoring API.")
+
+    def check_classify_options(self, *, use_activation: bool | None = None) -> None:
+        self.check_task("classify")
+
+    def check_token_options(self, **options: object) -> None:
+        self.check_task("token_classify")
+
+    def check_reward_options(self, **options: object) -> None:
+        if not {"classify", "token_classify"} & {*self.manifest.tasks}:
+            raise TaskNotSupported("'tiny' gives no rewards")
+
+    def classify_chunk(self, texts: Sequence[str], **options: object) -> tuple[NDArray[np.float32], int]:
+        rows, num_cut = self.embed_chunk(texts, **options)
+        return np.abs(rows[:, : len(LABELS)]), num_cut
+
+    def token_embed(self, texts: Sequence[str], **options: object) -> list[NDArray[np.float32]]:
+        _, num_cut = self.embed_chunk(texts, first_index=0, **options)
+        if num_cut:
+            message = f"{num_cut} of {len(texts)} texts were longer than 256 tokens and were cut"
+            warnings.warn(message, UserWarning, stacklevel=2)
+        return [make_rows(text) for text in texts]
+
+    def token_classify_chunk(self, texts: Sequence[str], **options: object) -> tuple[list[NDArray[np.float32]], int]:
+        _, num_cut = self.embed_chunk(texts, **options)
+        return [make_rows(text)[:, : len(LABELS)] for text in texts], num_cut
+
+    def reward_chunk(self, texts: Sequence[str], **options: object) -> tuple[Any, int]:
+        if "classify" in self.manifest.tasks:
+            rows, num_cut = self.classify_chunk(texts, **options)
+            return rows[:, 0], num_cut
+        return self.token_classify_chunk(texts, **options)
+
+    def entities_chunk(
+        self, texts: Sequence[str], *, first_index: int, **options: object
+    ) -> tuple[list[list[Entity]], int]:
+        self.calls.append((list(texts), options))
+        index = 3 if options.get("aggregation_strategy") == "none" else None
+        word = Entity(label="PER", score=0.75, word="ann", start=0, end=3, index=index)
+        return [[word] if text.startswith("Ann") else [] for text in texts], 0
+
+    def score(self, queries: Sequence[str], documents: Sequence[str], **options: object) -> NDArray[np.float32]:
+        self.calls.append((list(zip(queries, documents, strict=True)), options))
+        for index, document in enumerate(documents):
+            if document == "too long":
+                raise InputError(f"pair {index} has 999 tokens", parameter="input_tokens", value=999)
+        num_cut = sum(document.startswith("cut") for document in documents)
+        if num_cut:
+            message = f"{num_cut} of {len(documents)} pairs were longer than 256 tokens and were cut"
+            warnings.warn(message, UserWarning, stacklevel=2)
+        return np.array([make_score(*pair) for pair in zip(queries, documents, strict=True)], dtype=np.float32)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], top_n: int | None = None, **options: object
+    ) -> list[RankedDocument]:
+        scores = self.score([query] * len(documents), documents, top_n=top_n, **options)
+        order = np.argsort(-scores, kind="stable")[:top_n]
+        return [RankedDocument(int(index), float(scores[index]), documents[index]) for index in order]
+
+
+def make_rows(text: str) -> NDArray[np.float32]:
+    """Return the vectors of the words of a text, (num_words, EMBEDDING_SIZE)."""
+    return np.stack([make_vector(word) for word in text.split(" ")])
+
+
+def make_score(query: str, document: str) -> float:
+    """Return the score of a pair: how many of the query's words the document has."""
+    return float(np.float32(sum(word in document.split() for word in query.split()) + len(document) / 1000))
 
 
 def make_vector(text: str) -> NDArray[np.float32]:

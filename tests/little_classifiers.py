@@ -172,6 +172,7 @@ def build_classifier(
     labels: tuple[str, ...] | None = None,
     variants: tuple[str, ...] = ("portable_fp32", "cpu_fp32"),
     pooler: dict[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
     **changes: Any,
 ) -> Path:
     """Build a tiny artifact.
@@ -182,12 +183,13 @@ def build_classifier(
         labels: Other labels, and so another number of columns.
         variants: Variants to build, of ``portable_fp32`` (padded) and ``cpu_fp32`` (uniform).
         pooler: Fields of the pooler to replace.
+        tokenizer: Another tokenizer of no more tokens.
         changes: Fields of the manifest to replace.
     """
     row = KINDS[kind]
     labels = row.labels if labels is None else labels
     (directory / "onnx").mkdir(parents=True)
-    build_tokenizer().save(str(directory / "tokenizer.json"))
+    (tokenizer or build_tokenizer()).save(str(directory / "tokenizer.json"))
     fields: dict[str, Any] = {
         "poolgraph_version": "0",
         "created": "2026-11-23T00:00:00Z",

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -18,20 +17,13 @@ from fake_embedder import CHECK, EMBEDDING_SIZE, MANIFEST, FakeEmbedder, make_ve
 
 from poolgraph import __version__
 from poolgraph.cli import COMMANDS, main
-from poolgraph.errors import ArtifactError, ExportError, InputError, VerificationError
+from poolgraph.errors import ArtifactError, VerificationError
 from poolgraph.graphs.artifact import record_files, save_manifest
 from poolgraph.graphs.manifest import Report
-from poolgraph.runtime.embed_file import embed_file
+from poolgraph.runtime.file_job import answer_file
 from poolgraph.runtime.model import PoolingModel
 
 HEAVY = ("numpy", "msgspec", "tokenizers", "onnxruntime", "torch", "transformers", "onnx", "tqdm")
-
-
-@dataclass
-class Result:
-    path: Path
-    report: Report
-    seconds: dict[str, float]
 
 
 def install(monkeypatch, name, **attributes):
@@ -40,20 +32,6 @@ def install(monkeypatch, name, **attributes):
     for key, value in attributes.items():
         setattr(module, key, value)
     monkeypatch.setitem(sys.modules, name, module)
-
-
-def install_export(monkeypatch, outcome=None):
-    calls = []
-
-    def export_model(model, output, *, on_stage, **options):
-        calls.append((model, output, options))
-        on_stage("trace")
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return Result(path=output, report=MANIFEST.report, seconds={"trace": 1.5, "verify": 2.0})
-
-    install(monkeypatch, "poolgraph.export.exporter", export_model=export_model)
-    return calls
 
 
 @pytest.fixture
@@ -114,12 +92,6 @@ def test_help_loads_nothing_heavy():
         ["unknown"],
         ["export"],
         ["embed", "model"],
-        ["export", "model", "--task", "dance"],
-        ["export", "model", "--precision", "fp32,,int8"],
-        ["export", "model", "--min-cosine", "nan"],
-        ["export", "model", "--min-cosine", "1.01"],
-        ["export", "model", "--min-cosine=-0.1"],
-        ["export", "model", "--min-cosine", "high"],
         ["embed", "model", "in.txt", "--resume", "--force"],
         ["embed", "model", "in.txt", "--format", "xml"],
         ["embed", "model", "in.txt", "--threads", "many"],
@@ -130,108 +102,12 @@ def test_wrong_usage_is_exit_code_2(argv, capsys):
     assert "usage: poolgraph" in capsys.readouterr().err
 
 
-def test_export_passes_every_option(monkeypatch, capsys):
-    calls = install_export(monkeypatch)
-    argv = ["export", "acme/tiny", "--task", "embed", "-o", "out", "--revision", "v1", "--precision", "fp32, int8"]
-    argv += ["--target", "cpu,cuda", "--min-cosine", "0.9", "--trust-remote-code", "--force"]
-    assert main(argv) == 0
-    options = {
-        "task": "embed",
-        "revision": "v1",
-        "precisions": ("fp32", "int8"),
-        "targets": ("cpu", "cuda"),
-        "min_cosine": 0.9,
-        "trust_remote_code": True,
-        "overwrite": True,
-    }
-    assert calls == [("acme/tiny", Path("out"), options)]
-    printed = capsys.readouterr()
-    assert printed.err == "trace ...\n"
-    assert "cpu_fp32  sequence  alone     40   0.9999998   1.2e-07  yes" in printed.out
-    assert printed.out.endswith("Written to out in 3.5 s. Next:\n  poolgraph embed out texts.txt -o vectors.npy\n")
-
-
-def test_export_defaults(monkeypatch, tmp_path):
-    calls = install_export(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    for model, output in (("acme/tiny", "tiny.poolgraph"), ("./folder/", "folder.poolgraph"), (".", None)):
-        assert main(["export", model]) == 0
-        name, path, options = calls.pop()
-        assert (name, path) == (model, Path(output or f"{tmp_path.name}.poolgraph"))
-    assert options == {
-        "task": "auto",
-        "revision": None,
-        "precisions": ("fp32",),
-        "targets": ("cpu",),
-        "min_cosine": None,
-        "trust_remote_code": False,
-        "overwrite": False,
-    }
-
-
-def test_export_as_json(monkeypatch, capsys):
-    install_export(monkeypatch)
-    assert main(["export", "acme/tiny", "-o", "out", "--json"]) == 0
-    outcome = json.loads(capsys.readouterr().out)
-    assert outcome["path"] == "out"
-    assert outcome["seconds"] == {"trace": 1.5, "verify": 2.0}
-    assert outcome["report"]["rows"][0]["min_cosine"] == CHECK.min_cosine
-
-
-@pytest.mark.parametrize(
-    ("outcome", "code", "message"),
-    [
-        (VerificationError("cosine 0.5 below 0.99999"), 3, "poolgraph: error: cosine 0.5 below 0.99999\n"),
-        (ExportError("no config.json"), 2, "poolgraph: error: no config.json\n"),
-        (InputError("bad", parameter="p", value=3), 2, "poolgraph: error: bad (parameter=p, value=3)\n"),
-        (KeyboardInterrupt(), 130, "poolgraph: interrupted\n"),
-        (
-            ModuleNotFoundError("No module named 'torch'", name="torch"),
-            2,
-            "poolgraph: error: this needs torch, which is not installed; "
-            'install it with: pip install "poolgraph[export]"\n',
-        ),
-        (ModuleNotFoundError("No module named 'x'", name="onnxruntime.capi"), 2, 'pip install "poolgraph[cpu]"\n'),
-        (ModuleNotFoundError("No module named 'x'", name="pyarrow.parquet"), 2, 'pip install "poolgraph[files]"\n'),
-    ],
-)
-def test_errors_have_codes_and_no_traceback(monkeypatch, capsys, outcome, code, message):
-    install_export(monkeypatch, outcome)
-    assert main(["export", "acme/tiny"]) == code
-    printed = capsys.readouterr()
-    assert printed.err.endswith(message)
-    assert "Traceback" not in printed.err
-    assert printed.out == ""
-
-
-@pytest.mark.parametrize(
-    ("outcome", "message"),
-    [
-        (FileExistsError(17, "File exists", "out/sub"), "poolgraph: error: out/sub: File exists\n"),
-        (OSError(28, "No space left on device"), "poolgraph: error: No space left on device\n"),
-    ],
-)
-def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, outcome, message):
-    install_export(monkeypatch, outcome)
-    assert main(["export", "acme/tiny"]) == 2
-    assert capsys.readouterr().err == f"trace ...\n{message}"
-
-
 def test_an_unknown_prompt_name_is_found_before_the_texts(monkeypatch, texts, capsys):
     model = FakeEmbedder()
     monkeypatch.setattr(PoolingModel, "load", lambda path, **options: model)
     assert main(["embed", "m", str(texts), "--prompt-name", "nope"]) == 2
     assert capsys.readouterr().err == "poolgraph: error: no prompt 'nope'\n"
     assert model.calls == []
-
-
-@pytest.mark.parametrize("outcome", [ZeroDivisionError("bug"), ModuleNotFoundError("No module named 'y'", name="y")])
-def test_the_unexpected_is_exit_code_1_with_a_traceback(monkeypatch, capsys, outcome):
-    install_export(monkeypatch, outcome)
-    assert main(["export", "acme/tiny"]) == 1
-    error = capsys.readouterr().err
-    assert "Traceback" in error
-    assert str(outcome) in error
 
 
 def test_embed_to_a_file(loads, texts, tmp_path, capsys):
@@ -258,7 +134,7 @@ def test_embed_as_json(loads, texts, tmp_path, capsys):
     assert main(["embed", "m", str(texts), "-o", str(tmp_path / "out.npy"), "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["path"] == str(tmp_path / "out.npy")
-    assert (outcome["summary"]["num_texts"], outcome["summary"]["num_resumed"]) == (3, 0)
+    assert (outcome["summary"]["num_rows"], outcome["summary"]["num_resumed"]) == (3, 0)
 
 
 def test_embed_to_standard_output(loads, monkeypatch, capfdbinary):
@@ -271,7 +147,7 @@ def test_embed_to_standard_output(loads, monkeypatch, capfdbinary):
 
 
 def test_embed_resumes(monkeypatch, texts, tmp_path, capsys):
-    monkeypatch.setitem(embed_file.__kwdefaults__, "chunk_size", 1)
+    monkeypatch.setitem(answer_file.__kwdefaults__, "chunk_size", 1)
     argv = ["embed", "m", str(texts), "-o", str(tmp_path / "out.npy")]
     monkeypatch.setattr(PoolingModel, "load", lambda path, **options: FakeEmbedder(fail_at=2))
     assert main(argv) == 1
@@ -289,7 +165,7 @@ def test_embed_resumes(monkeypatch, texts, tmp_path, capsys):
     [
         (["--json"], "--json, --resume and --force need -o OUT"),
         (["--resume"], "--json, --resume and --force need -o OUT"),
-        (["-o", "out.csv"], "vectors are written as .npy, .jsonl, .parquet, not '.csv'"),
+        (["-o", "out.csv"], "answers are written as .npy, .jsonl, .parquet, not '.csv'"),
         (["--field", "text"], "is read as txt, which has no fields"),
     ],
 )

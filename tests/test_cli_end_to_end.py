@@ -93,7 +93,7 @@ def test_killed_and_resumed(minilm_artifact, tmp_path):
     resumed = run("embed", minilm_artifact, source, "-o", output, "--resume", "--json")
     assert resumed.returncode == 0, resumed.stderr
     summary = json.loads(resumed.stdout)["summary"]
-    assert summary["num_texts"] == 4200
+    assert summary["num_rows"] == 4200
     assert summary["num_resumed"] in (2048, 4096)
     assert main(["embed", str(minilm_artifact), str(source), "-o", str(whole)]) == 0
     assert output.read_bytes() == whole.read_bytes()

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from poolgraph.config import PoolerConfig, PoolingParams, parse_pooler_config, verify_pooling_params
+from poolgraph.config import LateChunkingParams, PoolerConfig, PoolingParams, RequestOutputKind, parse_pooler_config
 from poolgraph.errors import InputError
 
 
@@ -130,43 +130,54 @@ def test_parse_pooler_config_refuses(value, message):
         parse_pooler_config(value)
 
 
-@pytest.mark.parametrize("task", ["embed", "token_embed"])
-def test_embedding_tasks_take_dimensions(task):
-    verify_pooling_params(PoolingParams(dimensions=4, use_activation=True), task)
+@pytest.mark.parametrize("size", [0, -1, True, False, 1.5, "2", 2**63, None])
+def test_a_chunk_has_a_positive_number_of_tokens(size):
+    with pytest.raises(InputError, match=r"chunk_size must be a positive integer less than 2\*\*63") as caught:
+        LateChunkingParams(size)
+    assert caught.value.parameter == "chunk_size"
+    assert LateChunkingParams(chunk_size=2**63 - 1) == LateChunkingParams(2**63 - 1)
+
+
+@pytest.mark.parametrize("kind", [RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE, 2, None])
+def test_pooling_has_final_outputs_only(kind):
+    with pytest.raises(InputError, match=f"For pooling output_kind has to be FINAL_ONLY, got {kind}"):
+        PoolingParams(output_kind=kind)
+    assert PoolingParams(output_kind=RequestOutputKind.FINAL_ONLY) == PoolingParams()
 
 
 @pytest.mark.parametrize(
-    ("task", "params", "message"),
+    ("field", "value", "message"),
     [
-        (
-            "classify",
-            PoolingParams(dimensions=4),
-            "Task 'classify' only supports ['use_activation'] parameters, does not support ['dimensions'] parameters",
-        ),
-        (
-            "embed",
-            PoolingParams(step_tag_id=1, returned_token_ids=[2]),
-            "Task embed only supports ['dimensions', 'use_activation'] parameters, "
-            "does not support ['step_tag_id', 'returned_token_ids'] parameters",
-        ),
-        (
-            "embed",
-            PoolingParams(task="classify"),
-            "You cannot overwrite pooling_params.task='classify' with pooling_task='embed'!",
-        ),
+        ("late_chunking_params", {"chunk_size": 2}, "late_chunking_params must be a LateChunkingParams, not dict"),
+        ("extra_kwargs", ["max_tokens_per_doc"], "extra_kwargs must be a Mapping, not list"),
+        ("requires_token_ids", 1, "requires_token_ids must be a bool, not int"),
+        ("skip_reading_prefix_cache", "no", "skip_reading_prefix_cache must be a bool, not str"),
+        ("late_interaction_params", object(), "late_interaction_params is set by vLLM's engine and must be None"),
     ],
 )
-def test_parameters_without_meaning_are_refused(task, params, message):
-    with pytest.raises(InputError) as caught:
-        verify_pooling_params(params, task)
-    assert str(caught.value) == message
+def test_wrong_values_of_what_the_engine_of_vllm_sets(field, value, message):
+    with pytest.raises(InputError, match=message) as caught:
+        PoolingParams(**{field: value})
+    assert caught.value.parameter == field
 
 
-def test_step_parameters_belong_to_step_pooling():
-    params = PoolingParams(step_tag_id=1)
-    verify_pooling_params(params, "token_classify", tok_pooling_type="STEP")
-    with pytest.raises(InputError, match="does not support"):
-        verify_pooling_params(params, "token_classify", tok_pooling_type="ALL")
+def test_what_the_engine_of_vllm_sets_is_accepted():
+    PoolingParams(requires_token_ids=True, skip_reading_prefix_cache=False, late_interaction_params=None)
+    config = PoolerConfig(enable_flash_late_interaction=False, enable_chunked_processing=True, max_embed_len=9000)
+    assert config.max_embed_len == 9000
+    with pytest.raises(InputError, match="enable_chunked_processing must be a bool, not int"):
+        PoolerConfig(enable_chunked_processing=1)
+    with pytest.raises(InputError, match="max_embed_len must be an int, not str"):
+        PoolerConfig(max_embed_len="9000")
+
+
+def test_extra_kwargs_are_copied_compared_and_left_out_of_the_hash():
+    given = {"chat_template_kwargs": {"instruction": "find it"}}
+    params = PoolingParams(extra_kwargs=given)
+    given["chat_template_kwargs"]["instruction"] = "lose it"
+    assert params.extra_kwargs == {"chat_template_kwargs": {"instruction": "find it"}}
+    assert params != PoolingParams()
+    assert hash(params) == hash(PoolingParams(extra_kwargs={"chat_template_kwargs": {"instruction": "find it"}}))
 
 
 def test_config_loads_nothing_heavy():

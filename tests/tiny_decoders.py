@@ -139,10 +139,13 @@ def build_decoder(
     config = tiny.config()
     for key, value in config_changes.items():
         setattr(config, key, value)
+    model_class = getattr(transformers, cls or tiny.architecture)
+    return draw_wide(model_class._from_config(config, attn_implementation=attention), seed)
+
+
+def draw_wide(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Draw a model's weights wide."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = getattr(transformers, cls or tiny.architecture)._from_config(
-        config, attn_implementation=attention
-    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(

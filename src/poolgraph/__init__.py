@@ -9,22 +9,35 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "LLM": "poolgraph.runtime.llm",
+    "LateChunkingParams": "poolgraph.config",
     "PoolerConfig": "poolgraph.config",
     "PoolingModel": "poolgraph.runtime.model",
     "PoolingParams": "poolgraph.config",
     "PoolgraphError": "poolgraph.errors",
     "export_model": "poolgraph.export.exporter",
+    "quantize_embeddings": "poolgraph.runtime.quantization",
     "verify_artifact": "poolgraph.runtime.verify",
 }
 
-__all__ = ["LLM", "PoolerConfig", "PoolgraphError", "PoolingModel", "PoolingParams", "export_model", "verify_artifact"]
+__all__ = [
+    "LLM",
+    "LateChunkingParams",
+    "PoolerConfig",
+    "PoolgraphError",
+    "PoolingModel",
+    "PoolingParams",
+    "export_model",
+    "quantize_embeddings",
+    "verify_artifact",
+]
 
 if TYPE_CHECKING:
-    from poolgraph.config import PoolerConfig, PoolingParams
+    from poolgraph.config import LateChunkingParams, PoolerConfig, PoolingParams
     from poolgraph.errors import PoolgraphError
     from poolgraph.export.exporter import export_model
     from poolgraph.runtime.llm import LLM
     from poolgraph.runtime.model import PoolingModel
+    from poolgraph.runtime.quantization import quantize_embeddings
     from poolgraph.runtime.verify import verify_artifact
 
 

@@ -100,4 +100,3 @@ def parse_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is JSON, but not an object")
     return value
-

@@ -5,11 +5,11 @@ import msgspec
 import numpy as np
 import pytest
 
-import poolgraph.runtime.llm
 from poolgraph import LLM, PoolerConfig, PoolingModel, PoolingParams
-from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
+from poolgraph.config import LateChunkingParams
+from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.runtime.outputs import EmbeddingRequestOutput, PoolingRequestOutput, ScoringRequestOutput
+from poolgraph.runtime.outputs import EmbeddingRequestOutput, PoolingRequestOutput
 
 TEXTS = ["w1 w2", "w3", "w4 w5 w6", "w7 w8"]
 
@@ -178,11 +178,61 @@ def test_methods_that_the_artifact_lacks(llm, make_artifact):
     for method in (llm.classify, llm.reward):
         with pytest.raises(TaskNotSupported, match="Classification API is not supported by this model"):
             method("w1")
-    tokens = LLM(make_artifact(name="tokens", tasks=("token_embed",), default_task="token_embed"))
-    with pytest.raises(TaskNotSupported, match="Embedding API is not supported by this model"):
-        tokens.embed("w1")
-    with pytest.raises(TaskNotSupported, match="This model does not support the Scoring API"):
-        tokens.score("w1", "w2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"tasks": ("token_embed",), "default_task": "token_embed"}, {}),
+        ({"tasks": ("token_embed",), "default_task": None}, {}),
+        ({}, {"pooler_config": PoolerConfig(task="token_embed")}),
+        ({}, {"task": "token_embed"}),
+    ],
+)
+def test_embed_gives_matrices_where_the_task_is_token_embed(make_artifact, changes, options):
+    llm = LLM(make_artifact(**changes), **options)
+    outputs = llm.embed(TEXTS)
+    assert all(type(output) is PoolingRequestOutput for output in outputs)
+    expected = llm.encode(TEXTS, pooling_task="token_embed")
+    assert [output.outputs for output in outputs] == [output.outputs for output in expected]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16])
+def test_late_chunking_averages_raw_rows_before_the_norm(llm, size):
+    (raw,) = llm.encode("w1 w2 w3", PoolingParams(use_activation=False), pooling_task="token_embed")
+    params = PoolingParams(late_chunking_params=LateChunkingParams(size))
+    (output,) = llm.encode("w1 w2 w3", params, pooling_task="token_embed")
+    means = np.stack([raw.outputs.data[start : start + size].mean(0) for start in range(0, 5, size)])
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(output.outputs.data, expected, rtol=1e-5, atol=1e-6)
+    assert output.late_chunking.input_tokens == 5
+    assert len(output.late_chunking.chunks) == len(output.outputs.data)
+    assert raw.late_chunking is None
+
+
+def test_a_late_chunk_knows_its_characters(llm):
+    prompts = ["w1 w22 w3", [2, 5, 6, 3], "w1 w2 w3 w4"]
+    params = PoolingParams(late_chunking_params=LateChunkingParams(2))
+    outputs = llm.encode(prompts, params, pooling_task="token_embed", truncate_prompt_tokens=5)
+    ranges = [[chunk.char_range for chunk in output.late_chunking.chunks] for output in outputs]
+    assert ranges == [[(0, 2), (3, 9), None], [None, None], [(0, 2), (3, 8), None]]
+
+
+def test_late_chunking_behind_a_head_is_refused(make_artifact):
+    path = make_artifact()
+    modules = '[{"type": "sentence_transformers.models.Pooling"}, {"type": "sentence_transformers.models.Dense"}]'
+    (path / "modules.json").write_text(modules)
+    params = PoolingParams(late_chunking_params=LateChunkingParams(2))
+    with pytest.raises(InputError, match=r"late chunking averages the rows before the head, but Dense of modules.json"):
+        LLM(path).encode("w1", params, pooling_task="token_embed")
+
+
+def test_steps_of_an_embedder(artifact):
+    llm = LLM(artifact, pooler_config={"pooling_type": "STEP", "step_tag_id": 6}, task="token_embed")
+    (rows,) = llm.encode("w1 w2 w3 w2", PoolingParams(use_activation=False))
+    (whole,) = llm.encode("w1 w2 w3 w2", PoolingParams(use_activation=False, step_tag_id=6), pooling_task="token_embed")
+    (every,) = LLM(artifact).encode("w1 w2 w3 w2", PoolingParams(use_activation=False), pooling_task="token_embed")
+    assert rows.outputs.data.tobytes() == whole.outputs.data.tobytes() == every.outputs.data[[2, 4]].tobytes()
 
 
 def test_no_prompt_and_too_long_a_prompt(llm):
@@ -240,91 +290,6 @@ def test_progress(llm, capsys):
     assert (bars[0].options["total"], bars[0].updates, bars[0].closed) == (4, 4, True)
     llm.embed(TEXTS, use_tqdm=False)
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("data_1", "data_2", "ids"),
-    [
-        ("w1", "w2", ["0_1"]),
-        ("w1", ["w2", "w3"], ["0_1", "0_2"]),
-        (["w1"], ["w2", "w3"], ["0_1", "0_2"]),
-        (["w1", "w2"], ["w3", "w4"], ["0_2", "1_3"]),
-    ],
-)
-def test_score_is_the_cosine(llm, data_1, data_2, ids):
-    outputs = llm.score(data_1, data_2)
-    assert [output.request_id for output in outputs] == ids
-    assert all(type(output) is ScoringRequestOutput for output in outputs)
-    texts = [*([data_1] if isinstance(data_1, str) else data_1), *([data_2] if isinstance(data_2, str) else data_2)]
-    embedded = vectors(llm.embed(texts)).astype(np.float64)
-    for output in outputs:
-        query, document = map(int, output.request_id.split("_"))
-        assert output.outputs.score == pytest.approx(embedded[query] @ embedded[document], abs=1e-6)
-
-
-def test_score_is_the_cosine_whatever_the_activation(llm, artifact):
-    raw = LLM(artifact, pooler_config={"use_activation": False})
-    assert raw.score("w1", "w2")[0].outputs == llm.score("w1", "w2")[0].outputs
-
-
-def test_score_shows_both_prompts_and_what_was_cut(llm):
-    (output,) = llm.score("w1", "w2 " * 20, truncate_prompt_tokens=4)
-    assert output.prompt_token_ids == [2, 5, 3, 0, 2, 6, 6, 3]
-    assert output.num_truncated_tokens == 18
-
-
-@pytest.mark.parametrize(
-    ("data_1", "data_2", "message"),
-    [
-        (["w1", "w2"], ["w3"], "Input lengths must be either 1:1, 1:N or N:N"),
-        ([], ["w3"], "At least one text element must be given"),
-        ("w1", [], "At least one text_pair element must be given"),
-    ],
-)
-def test_score_lengths(llm, data_1, data_2, message):
-    with pytest.raises(InputError, match=message):
-        llm.score(data_1, data_2)
-
-
-def test_score_takes_one_pooling_params(llm):
-    with pytest.raises(InputError, match="score takes one PoolingParams for all texts"):
-        llm.score("w1", "w2", pooling_params=[PoolingParams()])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"runner": "generate"}, "runner 'generate' is not supported"),
-        ({"tokenizer": "other/model"}, "an artifact carries its own tokenizer"),
-        ({"pooler_config": {}, "override_pooler_config": {}}, "pooler_config and override_pooler_config mean the same"),
-        ({"gpu_memory_utilisation": 1}, "did you mean gpu_memory_utilization"),
-        ({"max_model_len": 17}, "User-specified max_model_len (17) is greater than the derived max_model_len"),
-    ],
-)
-def test_constructor_arguments_that_are_refused(artifact, options, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        LLM(artifact, **options)
-
-
-def test_constructor_takes_the_arguments_of_the_engine(artifact):
-    path = str(artifact)
-    LLM(model=path, tokenizer=path, dtype="float32", seed=3, tensor_parallel_size=1, trust_remote_code=True)
-    with pytest.raises(TaskNotSupported, match="does not support task 'classify'"):
-        LLM(path, convert="classify")
-    with pytest.raises(ArtifactError, match=r"no variant for precision .fp16."):
-        LLM(path, dtype="float16")
-
-
-def test_a_checkpoint_is_resolved_with_what_the_arguments_say(artifact, monkeypatch):
-    asked = []
-
-    def resolve(model, *, revision, options, on_line):
-        asked.append((model, revision, options))
-        return artifact
-
-    monkeypatch.setattr(poolgraph.runtime.llm, "resolve_artifact", resolve)
-    LLM("owner/name", revision="v1", task="embed", trust_remote_code=True)
-    assert asked == [("owner/name", "v1", {"task": "embed", "trust-remote-code": "true"})]
 
 
 def test_nothing_of_the_caller_is_changed(llm, artifact):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from poolgraph.runtime.late_chunking import plan_chunks
 from poolgraph.runtime.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -71,6 +72,13 @@ def test_reprs_hide_the_payload():
         "EmbeddingRequestOutput(request_id='3', outputs=EmbeddingOutput(hidden_size=2), prompt_token_ids=[2, 5, 3], "
         "num_cached_tokens=0, finished=True, num_truncated_tokens=7)"
     )
+
+
+def test_chunks_are_kept_and_there_is_never_an_error():
+    chunks = plan_chunks(3, 2)
+    base = PoolingRequestOutput("3", PoolingOutput(np.ones(2)), [2, 5, 3], late_chunking=chunks)
+    assert EmbeddingRequestOutput.from_base(base).late_chunking is chunks
+    assert (base.error, answer([1.0]).late_chunking) == (None, None)
 
 
 def test_outputs_are_equal_by_content():

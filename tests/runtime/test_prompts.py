@@ -5,7 +5,13 @@ import pytest
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.runtime.prompts import TokenizationOptions, encode_prompts, parse_prompts, parse_tokenization_kwargs
+from poolgraph.runtime.prompts import (
+    TokenizationOptions,
+    encode_prompts,
+    parse_prompts,
+    parse_score_data,
+    parse_tokenization_kwargs,
+)
 from poolgraph.runtime.tokenizer import TextTokenizer
 
 
@@ -57,6 +63,39 @@ def test_prompts_of_every_kind(prompts, parsed):
 def test_what_is_no_prompt_is_refused(prompts, message):
     with pytest.raises(InputError, match=message):
         parse_prompts(prompts, architecture="BertModel")
+
+
+def part(text) -> dict:
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize(
+    ("data", "parsed"),
+    [
+        ([], []),
+        ((), []),
+        ("a", ["a"]),
+        (["a", [1, 2]], ["a", [1, 2]]),
+        ([1, 2], [[1, 2]]),
+        ({"prompt": "a"}, ["a"]),
+        ({"content": [part("a")]}, ["a"]),
+        ({"content": (part("a"), part("b"))}, ["a\nb"]),
+        ([{"content": [part("a")]}, "b"], ["a", "b"]),
+    ],
+)
+def test_one_side_of_pairs(data, parsed):
+    before = copy.deepcopy(data)
+    assert parse_score_data(data) == parsed
+    assert data == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a", [], ["a"], [part(1)], [{"type": "image_url", "text": "a"}], [part("a"), {"type": "image_url"}], None],
+)
+def test_content_that_is_not_text(content):
+    with pytest.raises(InputError, match="MultiModalParam is not supported for BertModel"):
+        parse_score_data(["x", {"content": content}], architecture="BertModel")
 
 
 def test_tokenization_kwargs():

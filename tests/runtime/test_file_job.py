@@ -1,4 +1,4 @@
-"""Files of vectors: chunks, resuming after any kind of end, and refusing to continue something else."""
+"""Files of answers: chunks, resuming after any kind of end, and refusing to continue something else."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ from filelock import FileLock
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import FileRecord
-from poolgraph.runtime.embed_file import check_output, cut_chunks, embed_file
-from poolgraph.runtime.embed_state import EmbedOptions, TextSource, partial_path, state_path
-from poolgraph.runtime.vector_files import JsonlWriter
+from poolgraph.runtime.file_job import answer_file, check_output, cut_chunks
+from poolgraph.runtime.file_sources import FileSource
+from poolgraph.runtime.file_state import partial_path, state_path
+from poolgraph.runtime.file_tasks import FILE_TASKS
+from poolgraph.runtime.file_writers import JsonlWriter
 
 SUFFIXES = [".npy", ".jsonl", ".parquet"]
 TEXTS = [f"text {number}" for number in range(25)]
+
+
+def embed_file(model, source, output, **options):
+    return answer_file(model, FILE_TASKS["embed"], source, output, **options)
 
 
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "in.txt"
     path.write_text("\n".join(TEXTS))
-    return TextSource(path=str(path))
+    return FileSource(path=str(path))
 
 
 def run(source, output, *, model=None, **options):
@@ -50,11 +56,11 @@ def names(output):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_whole_run(tmp_path, source, suffix):
     output, model, seen = tmp_path / f"out{suffix}", FakeEmbedder(), []
-    options = EmbedOptions(prompt_name="query", dimensions=8, normalize=False, truncate=True)
+    options = {"prompt_name": "query", "dimensions": 8, "normalize": False, "truncate": True}
     summary = run(source, output, model=model, options=options, on_progress=seen.append)
-    assert (summary.num_texts, summary.num_resumed) == (25, 0)
+    assert (summary.num_rows, summary.num_resumed) == (25, 0)
     assert [texts for texts, _ in model.calls] == [TEXTS[start : start + 4] for start in range(0, 25, 4)]
-    keywords = {"prompt_name": "query", "prompt": None, "dimensions": 8, "normalize": False, "truncate": True}
+    keywords = {"prompt_name": "query", "dimensions": 8, "normalize": False, "truncate": True}
     assert all(options == keywords for _, options in model.calls)
     assert seen == [0, 4, 8, 12, 16, 20, 24, 25]
     assert names(output) == [output.name]
@@ -117,7 +123,7 @@ def test_an_interrupted_run_is_not_silently_started_over(tmp_path, source):
     with pytest.raises(InputError, match=r"out\.npy was begun and interrupted; give --resume to continue, or --force"):
         run(source, output)
     summary = run(source, output, overwrite=True)
-    assert (summary.num_resumed, summary.num_texts) == (0, 25)
+    assert (summary.num_resumed, summary.num_rows) == (0, 25)
 
 
 def test_a_finished_output_is_not_silently_replaced(tmp_path, source):
@@ -156,8 +162,8 @@ def test_starting_over_forgets_the_old_state(tmp_path, source):
             "artifact",
         ),
         ({"model": {"prompts": {"query": "other: "}}}, "artifact was"),
-        ({"options": EmbedOptions(truncate=True)}, "truncate was False and is True"),
-        ({"options": EmbedOptions(prompt="p: ", normalize=False)}, "prompt was None and is 'p: '; normalize was None"),
+        ({"options": {"truncate": True}}, "truncate was None and is True"),
+        ({"options": {"prompt": "p: ", "normalize": False}}, "prompt was None and is 'p: '; normalize was None"),
         ({"chunk_size": 5}, "chunk_size was 4 and is 5"),
         ({"source": {"file_format": "txt"}}, "file_format was None and is 'txt'"),
     ],
@@ -198,7 +204,7 @@ def test_a_damaged_state(tmp_path, source):
     state = state_path(output).read_text()
     for text, message in (
         (state[:-20], "is not readable"),
-        (state.replace('"version":1', '"version":2'), "has version 2; this poolgraph reads 1"),
+        (state.replace('"version":2', '"version":1'), "has version 1; this poolgraph reads 2"),
         (state.replace('"size_bytes":', '"size_bytes":9'), "is shorter than recorded"),
     ):
         state_path(output).write_text(text)
@@ -211,14 +217,14 @@ def test_a_partial_file_without_state_starts_at_the_beginning(tmp_path, source):
     interrupt(source, output)
     state_path(output).unlink()
     summary = run(source, output)
-    assert (summary.num_resumed, summary.num_texts) == (0, 25)
+    assert (summary.num_resumed, summary.num_rows) == (0, 25)
 
 
 def test_standard_input_cannot_be_resumed(tmp_path, source):
     output = tmp_path / "out.npy"
     interrupt(source, output)
     with pytest.raises(InputError, match="texts from standard input cannot be resumed"):
-        run(TextSource(path="-"), output, resume=True)
+        run(FileSource(path="-"), output, resume=True)
 
 
 def test_two_processes_on_one_output(tmp_path, source):
@@ -237,7 +243,7 @@ def test_a_bad_text_is_found_in_the_input(tmp_path, source):
 def test_cut_texts_are_warned_of_once_with_the_total(tmp_path, source):
     Path(source.path).write_text("\n".join(["cut 1", *TEXTS[:9], "cut 2", "cut 3"]))
     with pytest.warns(UserWarning, match=r"^3 of 12 texts were longer than 256 tokens and were cut$") as caught:
-        run(source, tmp_path / "out.npy", options=EmbedOptions(truncate=True))
+        run(source, tmp_path / "out.npy", options={"truncate": True})
     assert len(caught) == 1
 
 
@@ -246,7 +252,7 @@ def test_options_are_checked_before_anything_is_touched(tmp_path, source):
     interrupt(source, output)
     before = state_path(output).read_bytes()
     with pytest.raises(InputError, match=r"^no prompt 'nope'$"):
-        run(source, output, model=model, options=EmbedOptions(prompt_name="nope"), overwrite=True)
+        run(source, output, model=model, options={"prompt_name": "nope"}, overwrite=True)
     assert state_path(output).read_bytes() == before
     assert model.calls == []
 
@@ -255,7 +261,7 @@ def test_a_run_that_failed_before_anything_was_recorded_leaves_nothing(tmp_path,
     output = tmp_path / "out.npy"
     interrupt(source, output, fail_at=0)
     assert names(output) == []
-    assert run(source, output).num_texts == 25
+    assert run(source, output).num_rows == 25
 
 
 @pytest.mark.parametrize(
@@ -269,29 +275,33 @@ def test_a_run_that_failed_before_anything_was_recorded_leaves_nothing(tmp_path,
 def test_outputs_that_cannot_be(tmp_path, source, name, message):
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(InputError, match=message):
-        check_output(tmp_path / name)
+        check_output(tmp_path / name, array="embedding")
 
 
 def test_a_missing_input(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*absent\.txt"):
-        run(TextSource(path=str(tmp_path / "absent.txt")), tmp_path / "out.npy")
+        run(FileSource(path=str(tmp_path / "absent.txt")), tmp_path / "out.npy")
 
 
 def test_chunks_end_at_either_limit():
-    texts = ["aa", "bb", "cccccc", "d", "", "", "e"]
-    assert list(cut_chunks(texts, chunk_size=3, max_characters=6)) == [["aa", "bb", "cccccc"], ["d", "", ""], ["e"]]
-    assert list(cut_chunks(texts, chunk_size=9, max_characters=6)) == [["aa", "bb", "cccccc"], ["d", "", "", "e"]]
-    assert list(cut_chunks([], chunk_size=3)) == []
+    items = [(text,) for text in ["aa", "bb", "cccccc", "d", "", "", "e"]]
+    assert list(cut_chunks(items, chunk_size=3, max_characters=6)) == [items[:3], items[3:6], items[6:]]
+    assert list(cut_chunks(items, chunk_size=9, max_characters=6)) == [items[:3], items[3:]]
+    assert list(cut_chunks([], chunk_size=3, max_characters=6)) == []
+    pairs = [("aa", ["bb", "cc"]), ("d", ["e"]), ("f", ["g", "hhh"])]
+    assert list(cut_chunks(pairs, chunk_size=9, max_characters=6)) == [pairs[:1], pairs[1:]]
 
 
 CHILD = """
 import sys
 from pathlib import Path
 from fake_embedder import FakeEmbedder
-from poolgraph.runtime.embed_file import embed_file
-from poolgraph.runtime.embed_state import TextSource
+from poolgraph.runtime.file_job import answer_file
+from poolgraph.runtime.file_sources import FileSource
+from poolgraph.runtime.file_tasks import FILE_TASKS
 
-embed_file(FakeEmbedder(seconds_per_chunk=0.05), TextSource(path=sys.argv[1]), Path(sys.argv[2]), chunk_size=1)
+model = FakeEmbedder(seconds_per_chunk=0.05)
+answer_file(model, FILE_TASKS["embed"], FileSource(path=sys.argv[1]), Path(sys.argv[2]), chunk_size=1)
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import pyarrow as pa
@@ -10,7 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from poolgraph.errors import InputError
-from poolgraph.runtime.text_files import count_texts, read_texts
+from poolgraph.runtime.file_readers import Field
+from poolgraph.runtime.file_sources import FileSource
+
+PAIR = (Field(default="query", option="--query-field"), Field(default="document", option="--document-field"))
+RANKING = (PAIR[0], Field(default="documents", option="--document-field", is_list=True))
+
+
+def read_texts(path, *, field=None, file_format=None):
+    return (text for (text,) in FileSource(path=str(path), fields=(Field(name=field),), file_format=file_format).read())
+
+
+def count_texts(path):
+    return FileSource(path=str(path)).count()
 
 
 def write(folder, name, content):
@@ -158,6 +171,69 @@ def test_a_missing_file_and_a_folder(tmp_path):
 def test_an_unknown_format(tmp_path):
     with pytest.raises(InputError, match=r"one of txt, jsonl, csv, parquet \(parameter=format, value=xml\)"):
         read_texts(tmp_path / "in.txt", file_format="xml")
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "in.parquet"])
+def test_pairs(tmp_path, name):
+    rows = [("q1", "d1"), ("q2, quoted", ""), ("q1", "d3")]
+    if name == "in.parquet":
+        path = write_parquet(
+            tmp_path, {"document": [d for _, d in rows], "n": [1, 2, 3], "query": [q for q, _ in rows]}
+        )
+    elif name == "in.csv":
+        path = write(tmp_path, name, "document,query\n" + "".join(f'{d},"{q}"\n' for q, d in rows))
+    else:
+        path = write(tmp_path, name, "".join(json.dumps({"document": d, "query": q}) + "\n" for q, d in rows))
+    source = FileSource(path=str(path), fields=PAIR)
+    assert list(source.read()) == rows
+    assert source.count() == 3
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string())])
+def test_rankings(tmp_path, kind):
+    rows = [("q1", ["a", "", "c"]), ("q2", ["d"])]
+    lines = "".join(json.dumps({"query": query, "documents": documents}) + "\n" for query, documents in rows)
+    assert list(FileSource(path=str(write(tmp_path, "in.jsonl", lines)), fields=RANKING).read()) == rows
+    columns = {"query": [query for query, _ in rows], "documents": pa.array([texts for _, texts in rows], kind)}
+    assert list(FileSource(path=str(write_parquet(tmp_path, columns)), fields=RANKING).read()) == rows
+
+
+def test_one_query_for_a_whole_file(tmp_path):
+    path = write(tmp_path, "in.txt", "a\n\nc\n")
+    source = FileSource(path=str(path), query="q")
+    assert list(source.read()) == [("q", ["a", "", "c"])]
+    assert source.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fields", "message"),
+    [
+        ("in.txt", "a\n", PAIR, r"in\.txt is read as txt, which has one text a line, not query, document; give jsonl"),
+        ("in.jsonl", '{"query": "q"}\n', PAIR, r"line 1: no field 'document'; there are \['query'\].*--document-field"),
+        ("in.csv", "query,documents\nq,d\n", RANKING, r"in\.csv: csv has no lists, as 'documents' must be"),
+        ("in.jsonl", '{"query": "q", "documents": []}\n', RANKING, r"line 1: field 'documents' is an empty list"),
+        ("in.jsonl", '{"query": "q", "documents": "d"}\n', RANKING, r"'documents' is not a list of strings"),
+        ("in.jsonl", '{"query": "q", "documents": ["d", 1]}\n', RANKING, r"'documents' is not a list of strings"),
+    ],
+)
+def test_errors_of_several_fields(tmp_path, name, content, fields, message):
+    with pytest.raises(InputError, match=message):
+        list(FileSource(path=str(write(tmp_path, name, content)), fields=fields).read())
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        (["d"], r"field 'documents' is string, not a list of strings"),
+        ([[1]], r"field 'documents' is list<.*int64>, not a list of strings"),
+        ([["d", None]], r"row 0: field 'documents' has a null among its strings"),
+        (pa.array([[]], pa.list_(pa.string())), r"row 0: field 'documents' is an empty list"),
+    ],
+)
+def test_parquet_errors_of_lists(tmp_path, documents, message):
+    path = write_parquet(tmp_path, {"query": ["q"], "documents": documents})
+    with pytest.raises(InputError, match=message):
+        list(FileSource(path=str(path), fields=RANKING).read())
 
 
 def test_reading_is_lazy(tmp_path):

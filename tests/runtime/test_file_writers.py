@@ -12,10 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from poolgraph.errors import InputError
-from poolgraph.runtime import vector_files
-from poolgraph.runtime.vector_files import JsonlStream, encode_jsonl, open_writer
+from poolgraph.runtime import file_writers
+from poolgraph.runtime.file_columns import Numbers, Ragged, Records, Texts, encode_jsonl
+from poolgraph.runtime.file_writers import JsonlStream, check_output_format
+from poolgraph.runtime.file_writers import open_writer as open_any_writer
 
 SUFFIXES = [".npy", ".jsonl", ".parquet"]
+
+
+def open_writer(output, working_file, *, array="embedding", **state):
+    return open_any_writer(output, working_file, array=array, **state)
+
+
+def vectors(rows):
+    return {"embedding": Numbers(rows)}
 
 
 def make_rows(num_rows=37, seed=0):
@@ -40,14 +50,14 @@ def load(path):
 def write(output, pieces):
     writer = open_writer(output, output.with_suffix(".partial"))
     for piece in pieces:
-        writer.append(piece)
+        writer.append(vectors(piece))
     writer.finish(output)
     writer.close()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_same_bits_come_back(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(vector_files, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(file_writers, "ROWS_PER_GROUP", 16)
     rows, output = make_rows(), tmp_path / f"out{suffix}"
     write(output, [rows[:1], rows[1:20], rows[20:]])
     loaded = load(output)
@@ -69,15 +79,15 @@ def test_what_lies_behind_the_recorded_size_is_cut_off(tmp_path, suffix):
     write(whole, [rows])
     partial = tmp_path / "partial"
     writer = open_writer(cut, partial)
-    writer.append(rows[:20])
+    writer.append(vectors(rows[:20]))
     size_bytes = writer.sync()
     assert partial.stat().st_size == size_bytes
-    writer.append(rows[20:30])
+    writer.append(vectors(rows[20:30]))
     writer.close()
     with partial.open("ab") as file:
         file.write(b"half a ro")
     writer = open_writer(cut, partial, num_rows=20, size_bytes=size_bytes)
-    writer.append(rows[20:])
+    writer.append(vectors(rows[20:]))
     writer.finish(cut)
     assert cut.read_bytes() == whole.read_bytes()
 
@@ -86,7 +96,7 @@ def test_what_lies_behind_the_recorded_size_is_cut_off(tmp_path, suffix):
 def test_nothing_has_the_final_name_before_the_end(tmp_path, suffix):
     output = tmp_path / f"out{suffix}"
     writer = open_writer(output, tmp_path / "partial")
-    writer.append(make_rows())
+    writer.append(vectors(make_rows()))
     writer.sync()
     assert not output.exists()
     writer.finish(output)
@@ -103,9 +113,9 @@ def test_fortran_order_and_float64_are_written_as_float32_rows(tmp_path):
 
 def test_another_width_is_refused(tmp_path):
     writer = open_writer(tmp_path / "out.npy", tmp_path / "partial")
-    writer.append(make_rows())
-    with pytest.raises(InputError, match="rows of 3 values after rows of 5"):
-        writer.append(make_rows()[:, :3])
+    writer.append(vectors(make_rows()))
+    with pytest.raises(InputError, match=r"rows of shape \(3,\) after rows of \(5,\)"):
+        writer.append(vectors(make_rows()[:, :3]))
     writer.close()
 
 
@@ -114,7 +124,7 @@ def test_every_float32_survives_json():
     edges = np.array([0, 1, 0x80000000, 0x007FFFFF, 0x00800000, 0x7F7FFFFF, 0x3DCCCCCD], dtype=np.uint32)
     values = np.concatenate([bits, edges]).view(np.float32)
     values = values[np.isfinite(values)].reshape(1, -1)
-    line = json.loads(encode_jsonl(values, 7))
+    line = json.loads(next(encode_jsonl(vectors(values), 7)))
     assert line["index"] == 7
     assert np.array(line["embedding"], dtype=np.float32).tobytes() == values.tobytes()
 
@@ -122,8 +132,8 @@ def test_every_float32_survives_json():
 def test_a_stream_of_json_lines_counts_on():
     stream = io.BytesIO()
     writer = JsonlStream(stream)
-    writer.append(make_rows(2))
-    writer.append(make_rows(1))
+    writer.append(vectors(make_rows(2)))
+    writer.append(vectors(make_rows(1)))
     writer.close()
     assert [json.loads(line)["index"] for line in stream.getvalue().splitlines()] == [0, 1, 2]
 
@@ -144,3 +154,72 @@ def test_parquet_without_pyarrow_fails_before_the_work(tmp_path, monkeypatch):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"cannot write .*: No such file"):
         open_writer(tmp_path / "absent" / "out.npy", tmp_path / "absent" / "partial")
+
+
+def read_back(output):
+    if output.suffix == ".jsonl":
+        return [json.loads(line) for line in output.read_text().splitlines()]
+    return pq.read_table(output).to_pylist()
+
+
+ANSWERS = {
+    "label": Texts(["a", None, 'ü"\n']),
+    "score": Numbers(np.array([0.1, -0.0, 3e-38], dtype=np.float32)),
+    "tokens": Ragged([make_rows(2), make_rows(0), make_rows(3)]),
+    "steps": Ragged([np.zeros(0, np.float32), np.ones(2, np.float32), np.ones(1, np.float32)]),
+    "results": Records(
+        [[{"index": 1, "score": 0.5, "text": "x"}, {"index": 0, "score": 0.25, "text": ""}], [], []],
+        {"index": "int64", "score": "float32", "text": "string"},
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_every_kind_of_column_comes_back(tmp_path, suffix):
+    output = tmp_path / f"out{suffix}"
+    writer = open_writer(output, tmp_path / "partial", array=None)
+    writer.append(ANSWERS)
+    size_bytes = writer.sync()
+    writer.append(ANSWERS)
+    writer.close()
+    writer = open_writer(output, tmp_path / "partial", array=None, num_rows=3, size_bytes=size_bytes)
+    writer.append(ANSWERS)
+    writer.finish(output)
+    rows = read_back(output)
+    assert [row["index"] for row in rows] == list(range(6))
+    assert list(rows[0]) == ["index", *ANSWERS]
+    for row, again in zip(rows[:3], rows[3:], strict=True):
+        assert row | {"index": 0} == again | {"index": 0}
+    assert [row["label"] for row in rows[:3]] == ANSWERS["label"].values
+    assert [row["results"] for row in rows[:3]] == ANSWERS["results"].values
+    for name in ("score", "tokens", "steps"):
+        for row, expected in zip(rows, ANSWERS[name].values, strict=False):
+            found = np.array(row[name], dtype=np.float32)
+            assert found.tobytes() == expected.tobytes()
+
+
+def test_an_npy_file_of_one_number_a_row(tmp_path):
+    output = tmp_path / "out.npy"
+    writer = open_writer(output, tmp_path / "partial", array="score")
+    writer.append(ANSWERS)
+    size_bytes = writer.sync()
+    writer.close()
+    writer = open_writer(output, tmp_path / "partial", array="score", num_rows=3, size_bytes=size_bytes)
+    writer.append(ANSWERS)
+    writer.finish(output)
+    np.save(tmp_path / "numpy.npy", np.concatenate([ANSWERS["score"].values] * 2))
+    assert output.read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+
+
+def test_an_npy_file_needs_one_array(tmp_path):
+    with pytest.raises(InputError, match=r"an npy file is one array of numbers.*write \.jsonl or \.parquet"):
+        check_output_format(tmp_path / "out.npy", array=None)
+    check_output_format(tmp_path / "out.jsonl", array=None)
+
+
+def test_other_columns_are_refused(tmp_path):
+    writer = open_writer(tmp_path / "out.parquet", tmp_path / "partial")
+    writer.append(vectors(make_rows()))
+    with pytest.raises(InputError, match=r"has the columns"):
+        writer.append({"score": ANSWERS["score"]})
+    writer.close()

@@ -1,0 +1,114 @@
+"""What a caller of ``LLM.score`` asks for: pairs, parameters, and the options among ``extra_kwargs``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from poolgraph.config import PoolingParams
+from poolgraph.errors import InputError
+from poolgraph.graphs.manifest import Manifest, Scoring
+from poolgraph.runtime.prompts import ParsedPrompt
+from poolgraph.runtime.requests import RequestOptions
+from poolgraph.runtime.score_options import ScoreOptions, check_options, resolve_scoring
+
+_EXTRA_KWARGS: Final = ("max_tokens_per_query", "max_tokens_per_doc", "chat_template_kwargs", "plain_late_interaction")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """Pairs to score.
+
+    Attributes:
+        queries: Texts or token ids.
+        documents: Texts or token ids.
+        pairs: For each score its query and its document.
+        params: The caller's.
+        scoring: How the texts become inputs.
+        options: The options that every method of ``LLM`` takes.
+    """
+
+    queries: Sequence[ParsedPrompt]
+    documents: Sequence[ParsedPrompt]
+    pairs: Sequence[tuple[int, int]]
+    params: PoolingParams
+    scoring: ScoreOptions
+    options: RequestOptions
+
+    def texts(self, reader: str) -> tuple[list[str], list[str]]:
+        """Return both sides as texts.
+
+        Args:
+            reader: Who reads them, for the message.
+
+        Raises:
+            InputError: token ids among them.
+        """
+        return _check_texts(self.queries, "data_1", reader), _check_texts(self.documents, "data_2", reader)
+
+
+def choose_scoring(manifest: Manifest, default_task: str | None, *, template: str | None) -> Scoring:
+    """Decide how pairs are scored: by the task that the ``LLM`` is used for, as in vLLM.
+
+    Args:
+        manifest: The artifact's.
+        default_task: That task.
+        template: The caller's score template.
+
+    Raises:
+        TaskNotSupported: the model gives no scores.
+    """
+    if default_task == "token_embed" or manifest.tasks == ("token_embed",):
+        return Scoring(kind="late_interaction")
+    return resolve_scoring(manifest, template=template)
+
+
+def plan_scoring(
+    scoring: Scoring, options: RequestOptions, params: PoolingParams, template: str | None, max_model_len: int
+) -> ScoreOptions:
+    """Merge what the call says about texts and their limits.
+
+    Args:
+        scoring: How the model scores.
+        options: The call's.
+        params: Its ``extra_kwargs`` count here; a key without effect is warned about.
+        template: Score template of the call or of the ``LLM``.
+        max_model_len: The model's limit.
+
+    Raises:
+        InputError: a wrong value, or an option that this way of scoring has no place for.
+    """
+    extra = dict(params.extra_kwargs or {})
+    if unknown := sorted(name for name in extra if name not in _EXTRA_KWARGS):
+        message = f"extra_kwargs {unknown} have no effect on scores; those with one are {list(_EXTRA_KWARGS)}"
+        warnings.warn(message, UserWarning, stacklevel=4)
+    variables = _check_kind("chat_template_kwargs", extra.get("chat_template_kwargs"), Mapping)
+    plain = _check_kind("plain_late_interaction", extra.get("plain_late_interaction"), bool)
+    tokenization = options.tokenization
+    own = params.truncate_prompt_tokens
+    chosen = ScoreOptions(
+        template=template,
+        template_kwargs=variables or {},
+        max_tokens_per_query=extra.get("max_tokens_per_query"),
+        max_tokens_per_doc=extra.get("max_tokens_per_doc"),
+        truncate_to=tokenization.truncate_prompt_tokens if own is None else own,
+        truncation_side=tokenization.truncation_side,
+        plain=bool(plain),
+    )
+    check_options(scoring, chosen, max_model_len)
+    return chosen
+
+
+def _check_kind(name: str, value: Any, kind: type) -> Any:
+    if value is not None and not isinstance(value, kind):
+        raise InputError(f"{name} must be a {kind.__name__}, not {type(value).__name__}", parameter=name, value=value)
+    return value
+
+
+def _check_texts(prompts: Sequence[ParsedPrompt], name: str, reader: str) -> list[str]:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if len(texts) < len(prompts):
+        raise InputError(f"{reader} takes texts, not token ids", parameter=name)
+    return texts

@@ -1,0 +1,73 @@
+"""Artifacts of decoders and of encoders with windows against transformers: the last token's row, a text at a time."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from tiny_decoders import MAX_LENGTH, TINY_DECODERS, WINDOW, save_decoder
+from transformers import AutoModel, AutoTokenizer
+
+from poolgraph import PoolingModel, export_model
+from poolgraph.export.probes import PROBE_SENTENCES
+
+
+def mixed_texts() -> list[str]:
+    """Texts of random words, from none to past every window; each fits."""
+    source = random.Random(5)
+    words = [word for sentence in PROBE_SENTENCES for word in sentence.split()]
+    return ["", "a", *(" ".join(source.choices(words, k=source.randint(1, 14))) for _ in range(24))]
+
+
+def reference_rows(checkpoint: Path, ids: list[list[int]]) -> list[np.ndarray]:
+    """Every token's row by transformers' eager attention, a text alone."""
+    model = AutoModel.from_pretrained(checkpoint, attn_implementation="eager", dtype=torch.float32).eval()
+    with torch.no_grad():
+        return [model(input_ids=torch.tensor([text])).last_hidden_state[0].numpy() for text in ids]
+
+
+def assert_same(expected: np.ndarray, found: np.ndarray) -> None:
+    """DESIGN's fp32 threshold: cosine at least 0.99999, differences at most 1e-4 of the largest value."""
+    assert found.shape == expected.shape
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    assert ((expected * found).sum(1) / norms).min() >= 0.99999
+    assert np.abs(expected - found).max() <= 1e-4 * np.abs(expected).max()
+
+
+def run_portable(artifact: Path, ids: list[list[int]], side: str) -> np.ndarray:
+    """The portable graph over one padded batch, as other programs run it."""
+    longest = max(map(len, ids))
+    inputs = np.zeros((2, len(ids), longest), dtype=np.int64)
+    for row, text in enumerate(ids):
+        tokens = slice(longest - len(text), None) if side == "left" else slice(len(text))
+        inputs[0, row, tokens], inputs[1, row, tokens] = text, 1
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(artifact / "onnx" / "model.onnx", options)
+    feeds = {"input_ids": inputs[0], "attention_mask": inputs[1]}
+    name = "pooled" if "pooled" in [output.name for output in session.get_outputs()] else "sentence_embedding"
+    result: np.ndarray = session.run([name], feeds)[0]
+    return result
+
+
+@pytest.mark.parametrize("name", TINY_DECODERS)
+def test_a_decoder_equals_transformers(name: str, tmp_path: Path) -> None:
+    checkpoint, artifact = save_decoder(tmp_path / "checkpoint", name), tmp_path / "artifact"
+    export_model(checkpoint, artifact, task="embed", pooler_config={"pooling_type": "LAST"})
+    texts = mixed_texts()
+    ids = AutoTokenizer.from_pretrained(checkpoint)(texts)["input_ids"]
+    assert max(map(len, ids)) in range(4 * WINDOW, MAX_LENGTH + 1)
+    expected = np.stack([rows[-1] for rows in reference_rows(checkpoint, ids)])
+    with PoolingModel.load(artifact, variant="cpu_fp32") as model:
+        found = model.embed(texts, normalize=False)
+        assert np.array_equal(np.concatenate([model.embed(text, normalize=False) for text in texts]), found)
+        assert np.array_equal(model.embed(texts[::-1], normalize=False)[::-1], found)
+    assert_same(expected, found)
+    with PoolingModel.load(artifact, variant="portable_fp32") as model:
+        assert_same(expected, model.embed(texts, normalize=False))
+    for side in ("left", "right"):
+        assert_same(expected, run_portable(artifact, ids, side))

@@ -1,0 +1,234 @@
+"""``encode``, its prompts, precisions and similarity against sentence-transformers: all-MiniLM-L6-v2, tiny checkpoints."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import quantize_embeddings as reference_quantize
+from tiny_models import HeadSpec, dense, save_checkpoint
+
+from poolgraph import PoolingModel, export_model
+from poolgraph.export.probes import PROBE_SENTENCES
+from poolgraph.runtime.quantization import quantize_embeddings
+
+METHODS = ("encode", "encode_query", "encode_document")
+PROMPTS = {"query": "query: ", "document": "passage: "}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same checkpoint, compiled and in sentence-transformers."""
+
+    model: PoolingModel
+    reference: SentenceTransformer
+
+
+def load(checkpoint: Path, artifact: Path) -> Pair:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Pair(PoolingModel.load(artifact), SentenceTransformer(str(checkpoint), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_checkpoint: Path, minilm_artifact: Path) -> Pair:
+    return load(minilm_checkpoint, minilm_artifact)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[HeadSpec], Pair]:
+    """Export a tiny checkpoint with this head, once for each."""
+    pairs: dict[str, Pair] = {}
+
+    def make(head: HeadSpec) -> Pair:
+        if repr(head) not in pairs:
+            folder = tmp_path_factory.mktemp("tiny")
+            checkpoint = save_checkpoint(folder / "checkpoint", "BertModel", head)
+            export_model(checkpoint, folder / "artifact")
+            pairs[repr(head)] = load(checkpoint, folder / "artifact")
+        return pairs[repr(head)]
+
+    return make
+
+
+PROMPTED = HeadSpec(settings={"prompts": PROMPTS})
+RAW = HeadSpec(modules=(), settings={"prompts": PROMPTS, "similarity_fn_name": "euclidean"})
+
+
+@pytest.fixture(params=["minilm", "prompted", "raw"])
+def pair(request: pytest.FixtureRequest, tiny: Callable[[HeadSpec], Pair]) -> Pair:
+    if request.param == "minilm":
+        return request.getfixturevalue("minilm")
+    return tiny(PROMPTED if request.param == "prompted" else RAW)
+
+
+def mixed_texts(num_texts: int = 60, *, seed: int = 0, longest: int = 24) -> list[str]:
+    source = random.Random(seed)
+    words = [word for sentence in PROBE_SENTENCES for word in sentence.split()]
+    return [" ".join(source.choices(words, k=source.randint(0, longest))) for _ in range(num_texts)]
+
+
+TEXTS = mixed_texts()
+
+
+def quietly(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call without warnings: of texts that are cut, and of ranges of few rows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return call(*args, **options)
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    """Cosine at least 0.99999, differences at most 1e-4."""
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    rows, others = np.atleast_2d(found), np.atleast_2d(expected)
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(others, axis=1)
+    assert ((rows * others).sum(1) / norms).min() >= 0.99999
+    assert np.abs(found - expected).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"normalize_embeddings": True},
+        {"truncate_dim": 20},
+        {"truncate_dim": 20, "normalize_embeddings": True},
+        {"prompt": "another prompt: "},
+        {"prompt": ""},
+        {"prompt_name": "document"},
+        {"batch_size": 7},
+    ],
+    ids=str,
+)
+def test_embeddings(pair: Pair, name: str, options: dict[str, Any]) -> None:
+    ours, theirs = getattr(pair.model, name), getattr(pair.reference, name)
+    assert_close(ours(TEXTS, **options), theirs(TEXTS, **options))
+    assert_close(ours(TEXTS[1], **options), theirs(TEXTS[1], **options))
+
+
+def test_prompts_move_the_embeddings(tiny: Callable[[HeadSpec], Pair]) -> None:
+    """So that the comparison above could not pass without them."""
+    model = tiny(PROMPTED).model
+    answers = [getattr(model, name)(TEXTS) for name in METHODS]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(answers[first] - answers[second]).max() > 0.01
+    assert tiny(PROMPTED).model.prompts == tiny(PROMPTED).reference.prompts == PROMPTS
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompts": {"query": "query: ", "passage": "passage: "}},
+        {"prompts": {"corpus": "corpus: "}, "default_prompt_name": "corpus"},
+        {},
+    ],
+    ids=str,
+)
+def test_a_missing_side_prompt_is_empty(tiny: Callable[[HeadSpec], Pair], settings: dict[str, Any]) -> None:
+    pair = tiny(HeadSpec(settings=settings))
+    assert pair.model.prompts == pair.reference.prompts
+    assert pair.model.default_prompt_name == pair.reference.default_prompt_name
+    for name in METHODS:
+        assert_close(getattr(pair.model, name)(TEXTS[:12]), getattr(pair.reference, name)(TEXTS[:12]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_long_texts_are_cut_alike(pair: Pair, name: str) -> None:
+    long = [*mixed_texts(6, seed=1, longest=600), " ".join(["fox"] * 700), "a"]
+    with pytest.warns(UserWarning, match="of 8 texts were longer"):
+        found = getattr(pair.model, name)(long)
+    assert_close(found, getattr(pair.reference, name)(long))
+
+
+def assert_same_codes(found: np.ndarray, expected: np.ndarray, values: np.ndarray, *, own_ranges: bool) -> None:
+    """At most one step apart, and that in less than 0.1 % of the values.
+
+    Where the ranges are those of the values themselves, a dimension's greatest value is on the border between the last
+    two steps by definition, so that its last bit decides; it is left out of the count.
+    """
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    steps = np.abs(found.astype(int) - expected.astype(int))
+    assert steps.max() <= 1
+    counted = values < values.max(axis=0) if own_ranges else np.ones_like(values, dtype=bool)
+    assert (steps[counted] > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_scalar_precisions(pair: Pair, name: str, precision: str) -> None:
+    ours, theirs = getattr(pair.model, name), getattr(pair.reference, name)
+    values = theirs(TEXTS)
+    found, expected = (quietly(call, TEXTS, precision=precision) for call in (ours, theirs))
+    assert_same_codes(found, expected, values, own_ranges=True)
+    calibration = theirs(mixed_texts(150, seed=2))
+    found = quantize_embeddings(ours(TEXTS), precision, calibration_embeddings=calibration)
+    expected = reference_quantize(values, precision, calibration_embeddings=calibration)
+    assert_same_codes(found, expected, values, own_ranges=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("precision", ["binary", "ubinary"])
+def test_binary_precisions(pair: Pair, name: str, precision: str) -> None:
+    ours, theirs = getattr(pair.model, name), getattr(pair.reference, name)
+    values = theirs(TEXTS)
+    found, expected = ours(TEXTS, precision=precision), theirs(TEXTS, precision=precision)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    differ = np.unpackbits((found ^ expected).view(np.uint8), axis=1)[:, : values.shape[1]].astype(bool)
+    assert not differ[np.abs(values) >= 1e-6].any()
+    assert ours(TEXTS[0], precision=precision).shape == theirs(TEXTS[0], precision=precision).shape
+
+
+def test_precisions_are_the_same_names(pair: Pair) -> None:
+    for precision in ("int4", "float16"):
+        with pytest.raises(ValueError, match="precision") as ours:
+            pair.model.encode(TEXTS, precision=precision)
+        with pytest.raises(ValueError, match="Precision"):
+            pair.reference.encode(TEXTS, precision=precision)
+        assert "int8" in str(ours.value)
+
+
+def test_token_embeddings(pair: Pair) -> None:
+    found = pair.model.encode(TEXTS[:9], output_value="token_embeddings")
+    expected = pair.reference.encode(TEXTS[:9], output_value="token_embeddings", batch_size=1)
+    assert isinstance(found, list)
+    for rows, others in zip(found, expected, strict=True):
+        assert rows.shape == others.shape
+        assert np.abs(rows - others.numpy()).max() <= 1e-4
+    lone = pair.model.encode(TEXTS[1], output_value="token_embeddings")
+    assert np.array_equal(lone, found[1])
+
+
+def test_token_embeddings_behind_a_head_are_refused_and_their_embeddings_are_not(tiny: Callable[..., Pair]) -> None:
+    pair = tiny(HeadSpec(modules=(dense(32, 24), ("Normalize", {}, {}))))
+    assert_close(pair.model.encode(TEXTS), pair.reference.encode(TEXTS))
+    with pytest.raises(ValueError, match="token_embed"):
+        pair.model.encode(TEXTS, output_value="token_embeddings")
+
+
+def test_similarity(pair: Pair) -> None:
+    assert pair.model.similarity_fn_name == pair.reference.similarity_fn_name
+    first, second = TEXTS[:20], TEXTS[20:50]
+    found = pair.model.similarity(pair.model.encode_query(first), pair.model.encode_document(second))
+    expected = pair.reference.similarity(pair.reference.encode_query(first), pair.reference.encode_document(second))
+    assert found.shape == (20, 30)
+    assert np.abs(found - expected.numpy()).max() <= 1e-4
+    found = pair.model.similarity_pairwise(pair.model.encode_query(first), pair.model.encode_document(second[:20]))
+    assert np.abs(found - np.diagonal(expected.numpy())).max() <= 1e-4
+
+
+def test_what_a_model_says_of_itself(pair: Pair) -> None:
+    for name in ("max_seq_length", "prompts", "default_prompt_name", "similarity_fn_name"):
+        assert getattr(pair.model, name) == getattr(pair.reference, name)
+    assert pair.model.get_embedding_dimension() == pair.reference.get_embedding_dimension()
