@@ -43,11 +43,12 @@ def build_probe_texts(count_tokens: Callable[[Sequence[str]], Sequence[int]], le
     return list(dict.fromkeys([*texts, *PROBE_SENTENCES, ""]))
 
 
-def build_probe_pairs() -> tuple[tuple[str, str], ...]:
-    """Return pairs of texts: short and long on either side, an empty one on either side, one beyond any limit."""
+def build_probe_pairs(limit: int) -> tuple[tuple[str, str], ...]:
+    """Return pairs of texts: short and long and empty on either side, and one beyond ``limit`` tokens."""
     long = " ".join(PROBE_SENTENCES)
     first, second, *_ = PROBE_SENTENCES
-    return ((first, second), (second, long), (long, first), (first, ""), ("", second), (long * 40, long * 60))
+    overlong = " ".join(["overlong"] * (limit + 5))
+    return ((first, second), (second, long), (long, first), (first, ""), ("", second), (overlong, overlong + long))
 
 
 def _text_of_length(

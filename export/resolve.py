@@ -213,8 +213,8 @@ def resolve_limits(plan: ExportPlan) -> Limits:
     """
     positions = getattr(plan.config, "max_position_embeddings", None)
     declared = plan.sentence_transformer.max_seq_length or plan.tokenizer.model_max_length
-    declared = max(int(declared or 0), plan.late.longest if plan.late is not None else 0)
-    candidates = [declared] if 0 < declared < UNLIMITED else []
+    declared = int(declared or 0) if plan.late is None else max(int(declared or 0), plan.late.longest)
+    candidates = [declared] if declared and declared < UNLIMITED else []
     if positions is not None:
         candidates.append(int(positions) - (0 if plan.position_offset is None else plan.position_offset + 1))
     if not candidates:
@@ -238,16 +238,17 @@ def _sentence_files(checkpoint: Checkpoint, cross: CrossEncoder | None) -> Sente
 
 
 def _check_task(plan: ExportPlan) -> None:
-    """Check that the plan answers the task that was asked for."""
-    task = plan.options.task
+    """Check that the plan answers the task that was asked for, and the one that the pooler config names."""
     answers = {
         "score": plan.scoring is not None,
         "reward": plan.head.kind == "logits",
         "auto": True,
     }
-    if answers.get(task, task in plan.tasks):
-        return
-    why = f"; it has {plan.sequence_size} labels, and a score is one number" if task == "score" else ""
-    raise TaskNotSupported(
-        f"{plan.backbone.architecture} cannot {task}: as its checkpoint is, it answers {', '.join(plan.tasks)}{why}"
-    )
+    size = plan.sequence_size
+    for task in (plan.options.task, plan.options.pooler_config.task or "auto"):
+        if answers.get(task, task in plan.tasks):
+            continue
+        why = f"; it has {size} labels, and a score is one number" if task == "score" and size is not None else ""
+        raise TaskNotSupported(
+            f"{plan.backbone.architecture} cannot {task}: as its checkpoint is, it answers {', '.join(plan.tasks)}{why}"
+        )

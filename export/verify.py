@@ -51,7 +51,7 @@ def build_probes(tokenizer: TextTokenizer, manifest: Manifest) -> Probes:
     prompt = manifest.prompts.get(manifest.default_prompt_name or "", "")
     texts = build_probe_texts(tokenizer.count, choose_lengths(limit))
     texts.append(" ".join(["overlong"] * (limit + 5)))
-    pairs = build_probe_pairs() if _takes_pairs(manifest) else ()
+    pairs = build_probe_pairs(limit) if _takes_pairs(manifest) else ()
     encoded = encode_probes(tokenizer, texts, prompt, pairs)
     return Probes(texts=tuple(texts), prompt=prompt, pairs=pairs, encoded=tuple(encoded))
 

@@ -1,8 +1,9 @@
 """MaxSim, the score of late interaction: for each query vector its best dot product with a document's, all added up.
 
-Everything runs in blocks of document rows, side by side on all cores: matrix products, the maxima of each document's
-rows, their sum. A block is multiplied in slabs of a fixed number of rows, because BLAS may add in another order when
-shapes differ; so the bits of a pair's score do not depend on the other documents.
+Documents are scored in blocks, side by side on all cores: their vectors are copied together, multiplied with the query's,
+and the best products of each document added up. BLAS adds in an order that depends on the shapes, and on some processors
+on the place of a row in the matrix; so each document starts a slab of its own, and all slabs have one shape. A pair's
+score thus has the same bits beside any other documents.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,14 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 from poolgraph.errors import InputError
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.maxsim_documents import (
-    SLAB_ROWS,
     Documents,
     Lengths,
-    Rows,
+    Vectors,
     arrange_documents,
-    check_matrix,
     check_size,
-    pad,
+    check_vectors,
 )
 from poolgraph.runtime.pipeline import run_side_by_side
 
@@ -38,8 +37,15 @@ BUFFER_BYTES: Final = 48 * 2**20
 BLOCK_BYTES: Final = 3 * 2**19
 """Memory of one block: it stays in a core's cache."""
 
-QUERY_ROWS: Final = 16
-"""Queries are filled up to a multiple of this, so that every tile of BLAS is a whole one."""
+SLAB_ROWS: Final = 16
+"""Document vectors in one matrix product: few are computed in vain at a document's end."""
+
+FEWEST_SLAB_ROWS: Final = 4
+
+SERIAL_PRODUCTS: Final = 2**18
+"""Multiplications up to which OpenBLAS stays on the core that asks; beyond, its threads would fight with ours."""
+
+Rows: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class _Group:
 
 def maxsim(
     query: ArrayLike,
-    documents: Sequence[ArrayLike] | NDArray[np.floating],
+    documents: Sequence[ArrayLike] | Vectors,
     lengths: Lengths | None = None,
     *,
     mean: bool = False,
@@ -65,7 +71,7 @@ def maxsim(
     Args:
         query: (num_query_vectors, size).
         documents: One array (num_vectors, size) a document; or all in one array, (num_documents, num_vectors, size), or
-            with ``lengths`` one after the other, (total_vectors, size), which saves copying them block by block.
+            with ``lengths`` one after the other, (total_vectors, size).
         lengths: Vectors of each document of an array that has them one after the other.
         mean: Divide by the number of query vectors ("meanmaxsim").
 
@@ -84,7 +90,7 @@ def maxsim(
 
 def maxsim_pairs(
     queries: Sequence[ArrayLike],
-    documents: Sequence[ArrayLike] | NDArray[np.floating],
+    documents: Sequence[ArrayLike] | Vectors,
     pairs: Sequence[tuple[int, int]],
     *,
     mean: bool = False,
@@ -131,13 +137,14 @@ def _score(queries: Sequence[Rows], source: Documents, groups: Sequence[_Group],
     groups = [group for group in groups if len(queries[group.query])]
     if not groups:
         return scores
-    num_columns = max(pad(len(queries[group.query]), QUERY_ROWS) for group in groups)
+    size, num_columns = queries[0].shape[1], max(len(queries[group.query]) for group in groups)
     # A row of a block: a document's vector, its products, and their maxima, in float64 too, if it is a whole document.
-    row_bytes = 4 * (queries[0].shape[1] + 4 * num_columns)
+    row_bytes = 4 * (size + 4 * num_columns)
     block_rows = max(1, BLOCK_BYTES // row_bytes // SLAB_ROWS) * SLAB_ROWS
     scorer = _Scorer(queries, source, block_rows, num_columns, mean, scores)
     blocks = [block for group in groups for block in _cut(group, source.sizes, block_rows)]
-    runs = min(read_cpu_info().num_cores, max(1, BUFFER_BYTES // (block_rows * row_bytes)))
+    serial = _slab_rows(size, num_columns) * size * num_columns <= SERIAL_PRODUCTS
+    runs = min(read_cpu_info().num_cores, max(1, BUFFER_BYTES // (block_rows * row_bytes))) if serial else 1
     run_side_by_side(blocks, scorer.run, runs=runs)
     return scores
 
@@ -156,7 +163,7 @@ def _cut(group: _Group, sizes: NDArray[np.int64], block_rows: int) -> Iterator[_
     places: list[int] = []
     room = block_rows
     for document, place in zip(group.documents, group.places, strict=True):
-        size = int(sizes[document])
+        size = _pad(int(sizes[document]), SLAB_ROWS)
         if documents and size > room:
             yield _Group(group.query, documents, places)
             documents, places, room = [], [], block_rows
@@ -187,7 +194,8 @@ class _Scorer:
             buffers = self._buffers.pop()
         except IndexError:
             buffers = self._new_buffers()
-        maxima = self._maxima(block, _to_columns(query), buffers)[:, : len(query)]
+        documents = [self.source[index] for index in block.documents]
+        maxima = self._maxima(documents, query, *buffers)
         self._buffers.append(buffers)
         # A float64 copy first: a sum that converts on the way would cut rows at the borders of numpy's buffer.
         total = maxima.astype(np.float64).sum(axis=1)
@@ -195,38 +203,55 @@ class _Scorer:
         self.scores[block.places] = (total / len(query) if self.mean else total) + 0.0
 
     def _new_buffers(self) -> tuple[Rows, Rows]:
-        """Return room for a block's rows and for their products."""
-        rows = np.empty((self.block_rows, self.queries[0].shape[1]), dtype=np.float32)
+        """Return room for a block's vectors and for their products; zeros, since slabs are multiplied whole."""
+        rows = np.zeros((self.block_rows, self.queries[0].shape[1]), dtype=np.float32)
         return rows, np.empty(self.block_rows * self.num_columns, dtype=np.float32)
 
-    def _maxima(self, block: _Group, columns: Rows, buffers: tuple[Rows, Rows]) -> Rows:
-        """Return the best product of each query vector with each document, (num_documents, num_columns)."""
-        sizes = self.source.sizes[block.documents]
-        num_rows = int(sizes.sum())
-        if num_rows <= self.block_rows:
-            products = self._products(block, 0, num_rows, columns, buffers)
-            maxima: Rows = np.maximum.reduceat(products, np.cumsum(sizes) - sizes, axis=0)
-            return maxima
-        starts = range(0, num_rows, self.block_rows)
-        parts = ((start, min(start + self.block_rows, num_rows)) for start in starts)
-        best = [self._products(block, *part, columns, buffers).max(axis=0) for part in parts]
-        return np.maximum.reduceat(np.array(best), [0], axis=0)
-
-    def _products(self, block: _Group, start: int, stop: int, columns: Rows, buffers: tuple[Rows, Rows]) -> Rows:
-        """Multiply rows ``start`` to ``stop`` of the block with the query, slab by slab: (num_rows, num_columns)."""
-        taken = self.source.take(block.documents, start, stop, buffers[0])
-        size, num_columns = columns.shape
-        products = buffers[1][: len(taken) * num_columns].reshape(-1, SLAB_ROWS, num_columns)
-        np.matmul(taken.reshape(-1, SLAB_ROWS, size), columns, out=products)
-        return products.reshape(-1, num_columns)[: stop - start]
+    def _maxima(self, documents: Sequence[Vectors], query: Rows, rows: Rows, products: Rows) -> Rows:
+        """Return the best product of each query vector with each document, (num_documents, num_query_vectors)."""
+        if len(documents[0]) <= self.block_rows:
+            return _best_products(documents, query, rows, products)
+        starts = range(0, len(documents[0]), self.block_rows)
+        parts = (documents[0][start : start + self.block_rows] for start in starts)
+        best = [_best_products([part], query, rows, products)[0] for part in parts]
+        return np.maximum.reduceat(best, [0], axis=0)
 
 
-def _to_columns(query: Rows) -> Rows:
-    """Return the query's vectors as columns, (size, num_columns), with columns of zeros up to whole tiles."""
-    columns = np.zeros((query.shape[1], pad(len(query), QUERY_ROWS)), dtype=np.float32)
-    columns[:, : len(query)] = query.T
-    return columns
+def _best_products(documents: Sequence[Vectors], query: Rows, rows: Rows, products: Rows) -> Rows:
+    """Multiply documents with the query, slab by slab, and return the maxima (num_documents, num_query_vectors).
+
+    Args:
+        documents: Their vectors, which fit into ``rows``.
+        query: (num_query_vectors, size).
+        rows: Room for the vectors, (block_rows, size).
+        products: Room for their products, flat.
+    """
+    num_columns, size = query.shape
+    slab = _slab_rows(size, num_columns)
+    # Where each document starts and ends; reduceat's odd answers are of the filling between them.
+    bounds: list[int] = []
+    stop = 0
+    for document in documents:
+        bounds += [stop, stop + len(document)]
+        rows[stop : stop + len(document)] = document
+        stop = _pad(stop + len(document), slab)
+    out = products[: stop * num_columns].reshape(-1, slab, num_columns)
+    np.matmul(rows[:stop].reshape(-1, slab, size), np.ascontiguousarray(query.T), out=out)
+    if bounds[-1] == stop:
+        bounds.pop()
+    best: Rows = np.maximum.reduceat(out.reshape(-1, num_columns), bounds, axis=0)[::2]
+    return best
+
+
+def _slab_rows(size: int, num_columns: int) -> int:
+    """Return how many document vectors one product has: a rule of the query alone, so that all its pairs are alike."""
+    serial = SERIAL_PRODUCTS // max(1, size * num_columns)
+    return max(FEWEST_SLAB_ROWS, min(SLAB_ROWS, serial // FEWEST_SLAB_ROWS * FEWEST_SLAB_ROWS))
+
+
+def _pad(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def _check_query(query: ArrayLike, name: str) -> Rows:
-    return check_matrix(query, name).astype(np.float32, copy=False)
+    return check_vectors(query, name).astype(np.float32, copy=False)

@@ -1,20 +1,17 @@
-"""Where MaxSim takes the rows of documents from: arrays of their own, or one array for all."""
+"""Where MaxSim takes the vectors of documents from: arrays of their own, or one array for all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from poolgraph.errors import InputError
 
-SLAB_ROWS: Final = 64
-"""Document rows that one matrix product has; a product this small runs on the core that asks for it."""
-
-Rows: TypeAlias = NDArray[np.float32]
+Vectors: TypeAlias = NDArray[np.floating]
 Lengths: TypeAlias = Sequence[int] | NDArray[np.integer]
 
 
@@ -23,58 +20,38 @@ class PackedDocuments:
     """Documents that follow each other in one array.
 
     Attributes:
-        rows: (total_vectors, size), of any kind of number.
+        vectors: (total_vectors, size).
         sizes: Vectors of each document.
-        starts: First row of each document.
+        starts: First vector of each document.
     """
 
-    rows: NDArray[np.floating]
+    vectors: Vectors
     sizes: NDArray[np.int64]
     starts: NDArray[np.int64]
 
-    def take(self, indices: Sequence[int], start: int, stop: int, buffer: Rows) -> Rows:
-        """Return rows ``start`` to ``stop`` of neighbouring documents, filled up to whole slabs with any others.
-
-        They are in place where they can be, else copied into ``buffer``.
-        """
-        first = int(self.starts[indices[0]]) + start
-        count = pad(stop - start, SLAB_ROWS)
-        fits = first + count <= len(self.rows)
-        if fits and self.rows.dtype == np.float32 and self.rows.flags.c_contiguous:
-            return self.rows[first : first + count]
-        buffer[: stop - start] = self.rows[first : first + stop - start]
-        buffer[stop - start : count] = 0
-        return buffer[:count]
+    def __getitem__(self, index: int) -> Vectors:
+        """Return a document's vectors, (num_vectors, size), in place."""
+        start = self.starts[index]
+        return self.vectors[start : start + self.sizes[index]]
 
 
 @dataclass(frozen=True, slots=True)
 class ListedDocuments:
     """Documents in arrays (num_vectors, size) of their own; ``sizes`` as of PackedDocuments."""
 
-    arrays: Sequence[NDArray[np.floating]]
+    arrays: Sequence[Vectors]
     sizes: NDArray[np.int64]
 
-    def take(self, indices: Sequence[int], start: int, stop: int, buffer: Rows) -> Rows:
-        """Copy rows into ``buffer`` and return them, filled up to whole slabs with zeros.
-
-        ``start`` is 0 where there are several documents.
-        """
-        count = pad(stop - start, SLAB_ROWS)
-        if len(indices) == 1:
-            buffer[: stop - start] = self.arrays[indices[0]][start:stop]
-        else:
-            np.concatenate([self.arrays[i] for i in indices], out=buffer[: stop - start], casting="same_kind")
-        buffer[stop - start : count] = 0
-        return buffer[:count]
+    def __getitem__(self, index: int) -> Vectors:
+        """Return a document's vectors, (num_vectors, size), in place."""
+        return self.arrays[index]
 
 
 Documents: TypeAlias = PackedDocuments | ListedDocuments
 
 
-def arrange_documents(
-    documents: Sequence[ArrayLike] | NDArray[np.floating], lengths: Lengths | None, size: int
-) -> Documents:
-    """Check documents and say where their rows are; no vector is copied.
+def arrange_documents(documents: Sequence[ArrayLike] | Vectors, lengths: Lengths | None, size: int) -> Documents:
+    """Check documents and say where their vectors are; none is copied.
 
     Args:
         documents: One array a document, or (num_documents, num_vectors, size), or (total_vectors, size).
@@ -85,18 +62,15 @@ def arrange_documents(
         InputError: arrays of other shapes, or lengths that do not add up.
     """
     if lengths is not None:
-        return _pack(check_matrix(documents, "documents"), np.asarray(lengths), size)
-    if isinstance(documents, np.ndarray) and documents.ndim == 3 and documents.flags.c_contiguous:
-        rows = check_matrix(documents.reshape(-1, documents.shape[2]), "documents")
-        return _pack(rows, np.full(documents.shape[0], documents.shape[1]), size)
-    arrays = [check_matrix(document, f"document {index}") for index, document in enumerate(documents)]
+        return _pack(check_vectors(documents, "documents"), np.asarray(lengths), size)
+    arrays = [check_vectors(document, f"document {index}") for index, document in enumerate(documents)]
     for index, array in enumerate(arrays):
         check_size(array.shape[1], size, f"document {index}")
     return ListedDocuments(arrays, np.array([len(array) for array in arrays], dtype=np.int64))
 
 
-def check_matrix(value: object, name: str) -> NDArray[np.floating]:
-    """Return vectors as an array (num_vectors, size); raise InputError, with ``name``, where they are none."""
+def check_vectors(value: object, name: str) -> Vectors:
+    """Return an array (num_vectors, size); raise InputError, with ``name``, where it is none."""
     array = np.asarray(value)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise InputError(
@@ -115,17 +89,12 @@ def check_size(size: int, expected: int, name: str) -> None:
         )
 
 
-def pad(number: int, step: int) -> int:
-    """Return the next multiple of ``step``."""
-    return -(-number // step) * step
-
-
-def _pack(rows: NDArray[np.floating], lengths: NDArray[np.integer], size: int) -> PackedDocuments:
-    check_size(rows.shape[1], size, "documents")
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 0).any() or lengths.sum() != len(rows):
+def _pack(vectors: Vectors, lengths: NDArray[np.integer], size: int) -> PackedDocuments:
+    check_size(vectors.shape[1], size, "documents")
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 0).any() or lengths.sum() != len(vectors):
         raise InputError(
-            f"lengths must be a whole number a document, in all the {len(rows)} rows of documents; got {lengths}",
+            f"lengths must be a whole number a document, in all the {len(vectors)} vectors of documents; got {lengths}",
             parameter="lengths",
         )
     sizes = lengths.astype(np.int64)
-    return PackedDocuments(rows, sizes, np.cumsum(sizes) - sizes)
+    return PackedDocuments(vectors, sizes, np.cumsum(sizes) - sizes)

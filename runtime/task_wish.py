@@ -53,12 +53,10 @@ class TaskWish:
 
     Attributes:
         task: In the caller's spelling.
-        runner: ``auto`` or ``pooling``.
         convert: ``auto``, ``none``, ``embed`` or ``classify``.
     """
 
     task: str | None = None
-    runner: str = "auto"
     convert: str = "auto"
 
 
@@ -76,7 +74,7 @@ def resolve_wish(runner: str, convert: str, task: str | None, config: PoolerConf
         )
     check_choice("convert", convert, _CONVERSIONS)
     named = None if task is None or task == "auto" else check_choice("task", task, _TASKS)
-    return TaskWish(task=config.task or named, runner=runner, convert=convert)
+    return TaskWish(task=config.task or named, convert=convert)
 
 
 def plan_export_options(
@@ -89,10 +87,11 @@ def plan_export_options(
 ) -> dict[str, str]:
     """Return the options that a checkpoint is exported with when there is no artifact yet.
 
-    What takes effect at run time is left out, so that it makes no second artifact.
+    What takes effect at run time is left out, so that it makes no second artifact; so is the runner, of which there is
+    only one.
 
     Args:
-        wish: Task, runner and conversion.
+        wish: Task and conversion.
         config: Its fields that decide what is compiled are handed on.
         hf_overrides: All but ``RUNTIME_OVERRIDES`` are handed on.
         score_template: Name or file of a score template.
@@ -104,7 +103,6 @@ def plan_export_options(
     pooler = {name: getattr(config, name) for name in _GRAPH_FIELDS if getattr(config, name) is not None}
     options = {
         "task": _EXPORT_TASKS.get(wish.task or "", wish.task or ""),
-        "runner": "" if wish.runner == "auto" else wish.runner,
         "convert": "" if wish.convert == "auto" else wish.convert,
         "pooler-config": _to_json("pooler_config", pooler),
         "hf-overrides": _to_json("hf_overrides", _compiled_overrides(hf_overrides)),

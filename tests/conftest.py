@@ -1,6 +1,7 @@
 """The one real checkpoint at hand, and its artifact, exported once for all tests and all workers."""
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,15 +35,16 @@ def minilm_artifact(minilm_checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def task_artifacts(tmp_path_factory) -> Path:
-    """A folder with one tiny artifact a task, by the names of docs/tasks.md; read them, never write to them."""
-    from task_artifacts import ARTIFACTS, make_artifact
+def task_artifact(tmp_path_factory) -> Callable[[str], Path]:
+    """Return a function from a name of docs/tasks.md to a tiny artifact of that name, which is only to be read."""
+    from task_artifacts import make_artifact
 
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tasks"
     folder.mkdir(exist_ok=True)
-    for name in ARTIFACTS:
+
+    def find(name: str) -> Path:
         with FileLock(folder / f"{name}.lock"):
-            if not is_artifact(folder / name):
-                make_artifact(name, folder)
-    return folder
+            return folder / name if is_artifact(folder / name) else make_artifact(name, folder)
+
+    return find

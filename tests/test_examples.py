@@ -6,10 +6,14 @@ import contextlib
 import importlib.util
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeAlias
 
 import pytest
+
+Find: TypeAlias = Callable[[str], Path]
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/tasks.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -28,11 +32,12 @@ def load_example(name: str) -> ModuleType:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.findall(r'"([a-z-]+)"\)', block)[0])
 def test_blocks_of_the_tasks_page_print_what_they_say(
-    block: str, task_artifacts: Path, monkeypatch: pytest.MonkeyPatch
+    block: str, task_artifact: Find, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = re.findall(r"^ *print\(.*\)  # (.*)$", block, re.MULTILINE)
     assert said
-    monkeypatch.chdir(task_artifacts)
+    for name in re.findall(r'(?:load|LLM)\("([a-z-]+)"\)', block):
+        monkeypatch.chdir(task_artifact(name).parent)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(block, {})
@@ -45,11 +50,9 @@ def test_every_task_has_a_block() -> None:
 
 
 @pytest.mark.slow
-def test_two_stage_retrieval(task_artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_stage_retrieval(task_artifact: Find, capsys: pytest.CaptureFixture[str]) -> None:
     example = load_example("two_stage_retrieval")
-    example.main(
-        ["--embedder", str(task_artifacts / "embedder"), "--reranker", str(task_artifacts / "reranker"), "pan"]
-    )
+    example.main(["--embedder", str(task_artifact("embedder")), "--reranker", str(task_artifact("reranker")), "pan"])
     query, *rows = capsys.readouterr().out.splitlines()
     assert (query, len(rows)) == ("pan", 3)
     assert all(row.split(maxsplit=1)[1] in CORPUS for row in rows)
@@ -58,17 +61,17 @@ def test_two_stage_retrieval(task_artifacts: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
-def test_colbert_reranking(task_artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    load_example("colbert_reranking").main([str(task_artifacts / "colbert"), "pan"])
+def test_colbert_reranking(task_artifact: Find, capsys: pytest.CaptureFixture[str]) -> None:
+    load_example("colbert_reranking").main([str(task_artifact("colbert")), "pan"])
     summary, query, *rows = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"{len(CORPUS)} documents, \d+ vectors of 16 values", summary)
     assert (query, len(rows)) == ("pan", 3)
 
 
 @pytest.mark.slow
-def test_entity_extraction(task_artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_entity_extraction(task_artifact: Find, capsys: pytest.CaptureFixture[str]) -> None:
     text = "Ada Lovelace was born in London."
-    load_example("entity_extraction").main([str(task_artifacts / "ner"), text])
+    load_example("entity_extraction").main([str(task_artifact("ner")), text])
     printed, *rows = capsys.readouterr().out.splitlines()
     assert printed == text
     assert rows
@@ -77,9 +80,9 @@ def test_entity_extraction(task_artifacts: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["reward", "process-reward"])
-def test_reward_scoring(model: str, task_artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reward_scoring(model: str, task_artifact: Find, capsys: pytest.CaptureFixture[str]) -> None:
     example = load_example("reward_scoring")
-    example.main([str(task_artifacts / model)])
+    example.main([str(task_artifact(model))])
     rows = capsys.readouterr().out.splitlines()
     assert sorted(row.split(maxsplit=1)[1] for row in rows) == sorted(example.ANSWERS)
     grades = [float(row.split()[0]) for row in rows]

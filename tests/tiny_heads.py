@@ -15,6 +15,11 @@ from tiny_models import SIZES, TINY_MODELS, VOCAB_SIZE, TinyModel, bert_tokenize
 from tokenizers import processors
 from transformers import AlbertConfig, ElectraConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from poolgraph.config import parse_pooler_config
+from poolgraph.export.checkpoint import open_checkpoint
+from poolgraph.export.options import ExportOptions
+from poolgraph.export.resolve import ExportPlan, resolve_plan
+
 MORE_ENCODERS: Mapping[str, TinyModel] = {
     "ElectraModel": TinyModel(
         architecture="ElectraModel",
@@ -155,3 +160,14 @@ def change_json(file: Path, **changes: Any) -> None:
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     content |= changes
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
+
+
+def plan_of(folder: Path, *, pooler_config: Mapping[str, Any] | None = None, **options: Any) -> ExportPlan:
+    """Resolve a checkpoint as ``export_model`` does, for the CPU in float32."""
+    return resolve_plan(
+        open_checkpoint(folder),
+        options=ExportOptions(pooler_config=parse_pooler_config(pooler_config), **options),
+        precisions=("fp32",),
+        targets=("cpu",),
+        trust_remote_code=False,
+    )

@@ -82,7 +82,7 @@ def asked(artifact, monkeypatch) -> list[dict[str, str]]:
     [
         ({}, {}),
         ({"task": "embed", "trust_remote_code": True}, {"task": "embed", "trust-remote-code": "true"}),
-        ({"runner": "pooling", "convert": "embed"}, {"runner": "pooling", "convert": "embed"}),
+        ({"runner": "pooling", "convert": "embed"}, {"convert": "embed"}),
         (
             {"pooler_config": {"task": "token_embed", "dimensions": 4}, "hf_overrides": {"is_matryoshka": True}},
             {"task": "token_embed"},

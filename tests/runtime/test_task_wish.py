@@ -17,8 +17,8 @@ def manifest(artifact) -> Manifest:
     ("runner", "convert", "task", "config", "wish"),
     [
         ("auto", "auto", None, PoolerConfig(), TaskWish()),
-        ("pooling", "none", "auto", PoolerConfig(), TaskWish(runner="pooling", convert="none")),
-        ("pooling", "embed", None, PoolerConfig(), TaskWish(runner="pooling", convert="embed")),
+        ("pooling", "none", "auto", PoolerConfig(), TaskWish(convert="none")),
+        ("pooling", "embed", None, PoolerConfig(), TaskWish(convert="embed")),
         ("auto", "embed", "reward", PoolerConfig(), TaskWish(task="reward", convert="embed")),
         ("auto", "auto", "embed", PoolerConfig(task="token_embed"), TaskWish(task="token_embed")),
     ],
@@ -54,8 +54,8 @@ NOTHING = {
     [
         ({}, {}),
         ({"wish": TaskWish(task="embedding")}, {"task": "embed"}),
-        ({"wish": TaskWish(task="score", runner="pooling", convert="classify"), "trust_remote_code": True},
-         {"task": "score", "runner": "pooling", "convert": "classify", "trust-remote-code": "true"}),
+        ({"wish": TaskWish(task="score", convert="classify"), "trust_remote_code": True},
+         {"task": "score", "convert": "classify", "trust-remote-code": "true"}),
         ({"config": PoolerConfig(task="embed", use_activation=False, dimensions=4, max_embed_len=9)}, {}),
         ({"config": PoolerConfig(pooling_type="STEP", step_tag_id=123, returned_token_ids=[456, 789])},
          {"pooler-config": '{"returned_token_ids": [456, 789], "step_tag_id": 123, "tok_pooling_type": "STEP"}'}),
