@@ -1,9 +1,9 @@
 """MaxSim, the score of late interaction: for each query vector its best dot product with a document's, all added up.
 
-Documents are scored in blocks, side by side on all cores: their vectors are copied together, multiplied with the query's,
-and the best products of each document added up. BLAS adds in an order that depends on the shapes, and on some processors
-on the place of a row in the matrix; so each document starts a slab of its own, and all slabs have one shape. A pair's
-score thus has the same bits beside any other documents.
+Documents are scored in blocks, side by side on all cores: their vectors are copied together, multiplied with the
+query's, and the best products of each document added up. BLAS adds in an order that depends on the shapes, and on some
+processors on the place of a row in the matrix; so each document starts a slab of its own, and all slabs have one shape.
+A pair's score thus has the same bits beside any other documents.
 """
 
 from __future__ import annotations
@@ -151,28 +151,22 @@ def _score(queries: Sequence[Rows], source: Documents, groups: Sequence[_Group],
 
 def _score_empty(scores: Rows, queries: Sequence[Rows], source: Documents, group: _Group, *, mean: bool) -> int:
     """Give documents without vectors their score; return how many there are."""
-    empty = np.flatnonzero(source.sizes[group.documents] == 0)
+    empty = source.sizes[np.asarray(group.documents, dtype=np.int64)] == 0
     divisor = max(1, len(queries[group.query])) if mean else 1
-    scores[np.asarray(group.places)[empty]] = EMPTY_DOCUMENT_SCORE / divisor
-    return len(empty)
+    scores[np.asarray(group.places, dtype=np.int64)[empty]] = EMPTY_DOCUMENT_SCORE / divisor
+    return int(empty.sum())
 
 
 def _cut(group: _Group, sizes: NDArray[np.int64], block_rows: int) -> Iterator[_Group]:
-    """Cut a group, documents without vectors left out, into blocks of ``block_rows`` rows or of one document."""
-    documents: list[int] = []
-    places: list[int] = []
-    room = block_rows
-    for document, place in zip(group.documents, group.places, strict=True):
+    """Cut a group into blocks of at most ``block_rows`` rows, or of one document that has more."""
+    first, room = 0, block_rows
+    for index, document in enumerate(group.documents):
         size = _pad(int(sizes[document]), SLAB_ROWS)
-        if documents and size > room:
-            yield _Group(group.query, documents, places)
-            documents, places, room = [], [], block_rows
-        if size:
-            documents.append(document)
-            places.append(place)
-            room -= size
-    if documents:
-        yield _Group(group.query, documents, places)
+        if size > room and index > first:
+            yield _Group(group.query, group.documents[first:index], group.places[first:index])
+            first, room = index, block_rows
+        room -= size
+    yield _Group(group.query, group.documents[first:], group.places[first:])
 
 
 @dataclass(slots=True)
@@ -188,19 +182,22 @@ class _Scorer:
     _buffers: list[tuple[Rows, Rows]] = field(default_factory=list)
 
     def run(self, block: _Group) -> None:
-        """Score the documents of one block into ``scores``."""
+        """Score the documents of one block that have vectors into ``scores``."""
+        pairs = zip(block.documents, block.places, strict=True)
+        places = {place: self.source[document] for document, place in pairs if self.source.sizes[document]}
+        if not places:
+            return
         query = self.queries[block.query]
         try:
             buffers = self._buffers.pop()
         except IndexError:
             buffers = self._new_buffers()
-        documents = [self.source[index] for index in block.documents]
-        maxima = self._maxima(documents, query, *buffers)
+        maxima = self._maxima(list(places.values()), query, *buffers)
         self._buffers.append(buffers)
         # A float64 copy first: a sum that converts on the way would cut rows at the borders of numpy's buffer.
         total = maxima.astype(np.float64).sum(axis=1)
         # Adding zero turns -0.0, which depends on the order of the maxima, into 0.0.
-        self.scores[block.places] = (total / len(query) if self.mean else total) + 0.0
+        self.scores[list(places)] = (total / len(query) if self.mean else total) + 0.0
 
     def _new_buffers(self) -> tuple[Rows, Rows]:
         """Return room for a block's vectors and for their products; zeros, since slabs are multiplied whole."""

@@ -1,16 +1,14 @@
-"""What ``LLM`` accepts as prompts, and how the caller wants them tokenized."""
+"""What ``LLM`` accepts as prompts, and prompts to tokens."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from numbers import Integral
-from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeGuard
+from typing import Any, Final, TypeAlias, TypedDict, TypeGuard
 
-from poolgraph.config import check_truncation
 from poolgraph.errors import InputError
+from poolgraph.runtime.tokenization import TokenizationOptions
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
 ParsedPrompt: TypeAlias = str | list[int]
@@ -36,8 +34,6 @@ ScoreData: TypeAlias = Prompts | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 _ALLOWED: Final = 'a str, a list of token ids, {"prompt": str} or {"prompt_token_ids": [...]}'
 _MULTIMODAL_KEYS: Final = ("multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs")
 _TEXT_KEYS: Final = frozenset({"prompt", "prompt_token_ids", "cache_salt"})
-
-TruncationSide = Literal["left", "right"]
 
 
 def parse_prompts(prompts: Prompts, *, architecture: str = "this model") -> list[ParsedPrompt]:
@@ -133,74 +129,6 @@ def _describe(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return f"a {type(value).__name__} of {sorted({type(item).__name__ for item in value})}"
     return type(value).__name__
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizationOptions:
-    """How prompts become tokens: the keys of ``tokenization_kwargs`` that have an effect."""
-
-    truncate_prompt_tokens: int | None = None
-    truncation_side: TruncationSide | None = None
-    add_special_tokens: bool = True
-
-    def __post_init__(self) -> None:
-        limit = self.truncate_prompt_tokens
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-            raise InputError(
-                f"truncate_prompt_tokens must be an int, not {type(limit).__name__}",
-                parameter="truncate_prompt_tokens",
-                value=limit,
-            )
-        check_truncation(limit)
-        if self.truncation_side not in (None, "left", "right"):
-            raise InputError(
-                "`truncation_side` must be either 'left' or 'right'.",
-                parameter="truncation_side",
-                value=self.truncation_side,
-            )
-        if not isinstance(self.add_special_tokens, bool):
-            raise InputError(
-                f"add_special_tokens must be a bool, not {type(self.add_special_tokens).__name__}",
-                parameter="add_special_tokens",
-                value=self.add_special_tokens,
-            )
-
-
-_TOKENIZATION_KEYS: Final = ("truncate_prompt_tokens", "truncation_side", "add_special_tokens")
-
-
-def parse_tokenization_kwargs(
-    tokenization_kwargs: Mapping[str, Any] | None, *, truncate_prompt_tokens: int | None = None
-) -> TokenizationOptions:
-    """Read ``tokenization_kwargs``; a key without effect is warned about.
-
-    Args:
-        tokenization_kwargs: As the caller gave them; never changed.
-        truncate_prompt_tokens: The older argument of the same name.
-
-    Raises:
-        InputError: a wrong value, or two different truncations.
-    """
-    if tokenization_kwargs is not None and not isinstance(tokenization_kwargs, Mapping):
-        raise InputError(
-            f"tokenization_kwargs must be a mapping, not {type(tokenization_kwargs).__name__}",
-            parameter="tokenization_kwargs",
-            value=tokenization_kwargs,
-        )
-    given = dict(tokenization_kwargs or {})
-    known = {name: given.pop(name) for name in _TOKENIZATION_KEYS if given.get(name) is not None}
-    if unknown := sorted(name for name in given if name not in _TOKENIZATION_KEYS):
-        message = f"tokenization_kwargs {unknown} have no effect; those with one are {list(_TOKENIZATION_KEYS)}"
-        warnings.warn(message, UserWarning, stacklevel=4)
-    older = truncate_prompt_tokens
-    if older is not None and known.setdefault("truncate_prompt_tokens", older) != older:
-        raise InputError(
-            f"truncate_prompt_tokens={older} contradicts tokenization_kwargs, "
-            f"which say {known['truncate_prompt_tokens']}; give it once",
-            parameter="truncate_prompt_tokens",
-            value=older,
-        )
-    return TokenizationOptions(**known)
 
 
 def encode_prompts(

@@ -20,7 +20,8 @@ from poolgraph.runtime.finish import Finish, finish_sequences, finish_tokens, pl
 from poolgraph.runtime.late_chunking import LateChunking, check_late_chunking, plan_chunks
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.outputs import PoolingOutput, PoolingRequestOutput
-from poolgraph.runtime.prompts import ParsedPrompt, TokenizationOptions, encode_prompts, parse_tokenization_kwargs
+from poolgraph.runtime.prompts import ParsedPrompt, encode_prompts
+from poolgraph.runtime.tokenization import TokenizationOptions, parse_tokenization_kwargs
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.tasks import TASK_FAMILY
 
@@ -38,7 +39,7 @@ _REFUSALS: Final[Mapping[str, str]] = {
     "token_classify": _NO_CLASSIFICATION,
     "score": "`score` task was removed; use `classify` instead.",
     "encode": "`encode` task was removed; use `token_embed` or `token_classify` instead.",
-    "plugin": "No IOProcessor plugin installed: the 'plugin' task is not supported.",
+    "plugin": "No IOProcessor plugin installed. poolgraph has no plugins.",
 }
 
 
@@ -114,7 +115,7 @@ class RequestRunner:
                 outputs=PoolingOutput(answer),
                 prompt_token_ids=text.input_ids.tolist(),
                 num_truncated_tokens=text.num_truncated_tokens,
-                late_chunking=self._describe_chunks(prompt, text, finish),
+                late_chunking=self._describe_chunks(prompt, text, finish, options.tokenization),
             )
             for prompt, text, finish, answer in zip(prompts, encoded, finishes, answers, strict=True)
         ]
@@ -155,15 +156,17 @@ class RequestRunner:
         raw = self.model.run_token(encoded, on_progress=on_progress)
         return [finish_tokens(*row) for row in zip(raw, encoded, finishes, strict=True)]
 
-    def _describe_chunks(self, prompt: ParsedPrompt, text: EncodedText, finish: Finish) -> LateChunking | None:
+    def _describe_chunks(
+        self, prompt: ParsedPrompt, text: EncodedText, finish: Finish, tokenization: TokenizationOptions
+    ) -> LateChunking | None:
         if finish.chunk_size is None:
             return None
-        return plan_chunks(text.num_tokens, finish.chunk_size, self._find_offsets(prompt, text))
+        known = isinstance(prompt, str) and tokenization.add_special_tokens
+        offsets = self._find_offsets(str(prompt), text) if known else None
+        return plan_chunks(text.num_tokens, finish.chunk_size, offsets)
 
-    def _find_offsets(self, prompt: ParsedPrompt, text: EncodedText) -> Sequence[tuple[int, int]] | None:
-        """Return where each token lies in the prompt; None when it was given as ids or cut in an unusual way."""
-        if not isinstance(prompt, str):
-            return None
+    def _find_offsets(self, prompt: str, text: EncodedText) -> Sequence[tuple[int, int]] | None:
+        """Return where each token lies in the prompt; None where it was cut on another side than the model's own."""
         located = self.tokenizer.locate([prompt], truncate_to=text.num_tokens)[0][0]
         return located.offsets if np.array_equal(located.input_ids, text.input_ids) else None
 

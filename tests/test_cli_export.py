@@ -138,6 +138,13 @@ def test_the_choices_are_the_exporters(capsys):
             },
             "reward {path} texts.txt -o rewards.jsonl",
         ),
+        (
+            {
+                "tasks": ("classify", "token_classify"),
+                "pooler": msgspec.structs.replace(MANIFEST.pooler, embedding_size=1),
+            },
+            "reward {path} texts.txt -o rewards.jsonl",
+        ),
         ({"tasks": ("token_embed",)}, "encode {path} texts.txt --task token_embed -o tokens.parquet"),
     ],
 )

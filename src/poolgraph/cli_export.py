@@ -124,7 +124,8 @@ def suggest_command(manifest: Manifest) -> str:
     """Return the command that an artifact is most likely made for, with ``{path}`` in the artifact's place."""
     if manifest.scoring is not None and manifest.scoring.kind in _NEXT_SCORING:
         return _NEXT_SCORING[manifest.scoring.kind]
-    if manifest.pooler.tok_pooling_type == "STEP":
+    lone_label = "classify" in manifest.tasks and manifest.pooler.embedding_size == 1
+    if lone_label or manifest.pooler.tok_pooling_type == "STEP":
         return "reward {path} texts.txt -o rewards.jsonl"
     if manifest.tasks == ("token_classify",) and any(label.startswith("B-") for label in manifest.labels):
         return "encode {path} texts.txt --entities -o entities.jsonl"

@@ -33,8 +33,12 @@ def sides(request, tmp_path_factory):
     )
     balance(checkpoint, HEADS[request.param])
     exported = export_model(checkpoint, folder / "artifact")
+    threads = torch.get_num_threads()
+    # Torch's threads wait for each other by spinning, for minutes on cores that are busy.
+    torch.set_num_threads(1)
     with PoolingModel.load(exported.path) as model:
         yield pipeline("token-classification", model=str(checkpoint), device="cpu"), model
+    torch.set_num_threads(threads)
 
 
 def balance(checkpoint, cls):

@@ -216,6 +216,11 @@ def test_a_late_chunk_knows_its_characters(llm):
     outputs = llm.encode(prompts, params, pooling_task="token_embed", truncate_prompt_tokens=5)
     ranges = [[chunk.char_range for chunk in output.late_chunking.chunks] for output in outputs]
     assert ranges == [[(0, 2), (3, 9), None], [None, None], [(0, 2), (3, 8), None]]
+    for kwargs in ({"add_special_tokens": False}, {"truncation_side": "left", "truncate_prompt_tokens": 3}):
+        (output,) = llm.encode("w1", params, pooling_task="token_embed", tokenization_kwargs=kwargs)
+        assert output.late_chunking.input_tokens == len(output.prompt_token_ids)
+    (output,) = llm.encode("w1 w2", params, pooling_task="token_embed", tokenization_kwargs=kwargs)
+    assert output.late_chunking.chunks[0].char_range is None
 
 
 def test_late_chunking_behind_a_head_is_refused(make_artifact):

@@ -5,13 +5,8 @@ import pytest
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.runtime.prompts import (
-    TokenizationOptions,
-    encode_prompts,
-    parse_prompts,
-    parse_score_data,
-    parse_tokenization_kwargs,
-)
+from poolgraph.runtime.prompts import encode_prompts, parse_prompts, parse_score_data
+from poolgraph.runtime.tokenization import TokenizationOptions
 from poolgraph.runtime.tokenizer import TextTokenizer
 
 
@@ -96,39 +91,6 @@ def test_one_side_of_pairs(data, parsed):
 def test_content_that_is_not_text(content):
     with pytest.raises(InputError, match="MultiModalParam is not supported for BertModel"):
         parse_score_data(["x", {"content": content}], architecture="BertModel")
-
-
-def test_tokenization_kwargs():
-    given = {"truncate_prompt_tokens": 3, "truncation_side": "left", "add_special_tokens": False}
-    assert parse_tokenization_kwargs(given) == TokenizationOptions(**given)
-    assert parse_tokenization_kwargs(None) == TokenizationOptions()
-    assert parse_tokenization_kwargs({}, truncate_prompt_tokens=4).truncate_prompt_tokens == 4
-    assert (
-        parse_tokenization_kwargs({"truncate_prompt_tokens": 4}, truncate_prompt_tokens=4).truncate_prompt_tokens == 4
-    )
-    assert parse_tokenization_kwargs({"truncate_prompt_tokens": None}) == TokenizationOptions()
-
-
-def test_tokenization_kwargs_without_effect_are_warned_about():
-    with pytest.warns(UserWarning, match=r"tokenization_kwargs \['padding', 'stride'\] have no effect"):
-        options = parse_tokenization_kwargs({"stride": 2, "padding": True, "truncate_prompt_tokens": 2})
-    assert options == TokenizationOptions(truncate_prompt_tokens=2)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens must be -1 .* or a positive"),
-        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens must be -1 .* or a positive"),
-        ({"truncate_prompt_tokens": "3"}, "truncate_prompt_tokens must be an int, not str"),
-        ({"truncation_side": "middle"}, "`truncation_side` must be either 'left' or 'right'."),
-        ({"add_special_tokens": 1}, "add_special_tokens must be a bool, not int"),
-        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens=4 contradicts tokenization_kwargs, which say 5"),
-    ],
-)
-def test_wrong_tokenization_kwargs(given, message):
-    with pytest.raises(InputError, match=message):
-        parse_tokenization_kwargs(given, truncate_prompt_tokens=4 if given.get("truncate_prompt_tokens") == 5 else None)
 
 
 @pytest.fixture
