@@ -74,39 +74,45 @@ def attention(
     Returns:
         (batch_size, sequence_length, num_heads * head_dim); finite also where a query sees no key.
     """
-    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    right_window = 0 if causal else right_window
     attributes: dict[str, Any] = {
         "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads,
+        "num_kv_heads": num_heads if num_kv_heads is None else num_kv_heads,
         "scale": scale,
-        "causal": int(right_window == 0),
+        "causal": int(causal or right_window == 0),
         "left_window": left_window,
-        "right_window": right_window,
+        "right_window": 0 if causal else right_window,
         "softcap": softcap,
     }
-    if torch.compiler.is_exporting():
-        result: Tensor = torch.onnx.ops.symbolic(
-            f"{SEMANTIC_DOMAIN}::Attention",
-            (query, key, value, attention_mask, attention_bias),
-            attrs=attributes,
-            dtype=query.dtype,
-            shape=query.shape,
-            version=1,
-        )
-        return result
+    inputs = (query, key, value, attention_mask, attention_bias)
+    if not torch.compiler.is_exporting():
+        return _eager_attention(*inputs, attributes)
+    result: Tensor = torch.onnx.ops.symbolic(
+        f"{SEMANTIC_DOMAIN}::Attention", inputs, attrs=attributes, dtype=query.dtype, shape=query.shape, version=1
+    )
+    return result
+
+
+def _eager_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    attention_bias: Tensor | None,
+    attributes: dict[str, Any],
+) -> Tensor:
+    num_heads, num_kv_heads, softcap = (attributes[name] for name in ("num_heads", "num_kv_heads", "softcap"))
+    group = num_heads // num_kv_heads
     queries, keys, values = (
         rows.view(*rows.shape[:2], count, -1).transpose(1, 2)
         for rows, count in ((query, num_heads), (key, num_kv_heads), (value, num_kv_heads))
     )
-    group = num_heads // num_kv_heads
-    scores = queries @ keys.repeat_interleave(group, 1).transpose(-1, -2) * scale
+    scores = queries @ keys.repeat_interleave(group, 1).transpose(-1, -2) * attributes["scale"]
     if softcap:
         scores = (scores / softcap).tanh() * softcap
     if attention_bias is not None:
         scores = scores + attention_bias
     index = torch.arange(query.shape[1], device=query.device)
-    visible = _visible(index[None, :] - index[:, None], left_window, right_window)
+    visible = _visible(index[None, :] - index[:, None], attributes["left_window"], attributes["right_window"])
     if attention_mask is not None:
         visible = visible & attention_mask[:, None, None, :]
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)

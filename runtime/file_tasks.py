@@ -111,7 +111,7 @@ def fit_task(task: FileTask, model: PoolingModel) -> FileTask:
 
 def _by_token(task: FileTask) -> FileTask:
     """Return a task in chunks for answers that are as many rows as the texts have tokens."""
-    return replace(task, array=None, chunk_items=256, chunk_characters=100_000)
+    return replace(task, array=None, chunk_items=256, chunk_characters=32_768)
 
 
 def _check_token_embed(model: PoolingModel, **_options: object) -> None:

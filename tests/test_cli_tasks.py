@@ -159,6 +159,11 @@ def test_rerank_for_one_query_prints_a_table_on_a_terminal(model, tmp_path, monk
     assert len(lines) == 4
 
 
+def test_the_summary_of_one_query(model, texts, tmp_path, capsys):
+    assert main(["rerank", "m", texts, "--query", "a", "-o", str(tmp_path / "out.jsonl")]) == 0
+    assert capsys.readouterr().out.startswith("1 query in 0.")
+
+
 @pytest.mark.parametrize("json_option", [[], ["--json"]])
 def test_rerank_for_one_query_into_a_pipe_is_json(model, tmp_path, capfdbinary, json_option):
     (tmp_path / "in.csv").write_text("body\nx\na b\n")

@@ -15,12 +15,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "tests")
+from tiny_heads import save_model
 from tiny_models import save_checkpoint
 
 from poolgraph import export_model
 
 work = Path(sys.argv[1])
 export_model(save_checkpoint(work / "checkpoint", "BertModel"), work / "artifact")
+reranker = save_model(work / "reranker-checkpoint", "BertModel", "BertForSequenceClassification", num_labels=1)
+export_model(reranker, work / "reranker", score_template="plain")
 PY
 
 printf 'a first text\nand a second one\n' > "$work/texts.txt"
@@ -29,9 +32,13 @@ env/bin/poolgraph --version
 env/bin/poolgraph doctor > doctor.txt
 env/bin/poolgraph verify artifact
 env/bin/poolgraph embed artifact texts.txt -o vectors.npy
+env/bin/poolgraph encode artifact texts.txt --task token_embed -o tokens.jsonl
+env/bin/poolgraph rerank reranker texts.txt --query "a text" --score-template nemotron_rerank -o ranked.jsonl
 env/bin/python - <<'PY'
 import importlib.util
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -39,6 +46,13 @@ import poolgraph
 
 assert "site-packages" in poolgraph.__file__, poolgraph.__file__
 assert importlib.util.find_spec("torch") is None
+# Optimum is not installed here; its plugin is, and waits for it.
+packages = Path(poolgraph.__file__).parents[1]
+assert [path.name for path in packages.glob("optimum/**/*.py")] == ["poolgraph.py"]
+assert {row["text"] for row in json.loads(Path("ranked.jsonl").read_text())["results"]} == {
+    "a first text",
+    "and a second one",
+}
 vectors = np.load("vectors.npy")
 with poolgraph.PoolingModel.load("artifact") as model:
     assert np.array_equal(model.embed(["a first text", "and a second one"]), vectors)

@@ -109,12 +109,14 @@ class Input:
     """A kind of input.
 
     Attributes:
-        items: What its items are called.
+        item: What one of its items is called.
+        items: What several are called.
         help: What INPUT may be.
         fields: Per option that names a field: the field's name unless told, and whether it holds a list of texts.
         arguments: Further arguments that say how it is read.
     """
 
+    item: str
     items: str
     help: str
     fields: Mapping[str, tuple[str, bool]]
@@ -130,16 +132,19 @@ class Input:
 
 
 TEXTS: Final = Input(
+    item="text",
     items="texts",
     help="a .txt (a text a line), .jsonl, .csv or .parquet file, or - for standard input",
     fields={"--field": ("text", False)},
 )
 PAIRS: Final = Input(
+    item="pair",
     items="pairs",
     help="a .jsonl, .csv or .parquet file with a query and a document a row, or - for standard input",
     fields={"--query-field": ("query", False), "--document-field": ("document", False)},
 )
 RANKINGS: Final = Input(
+    item="query",
     items="queries",
     help="a .jsonl or .parquet file with a query and a list of documents a row, or - for standard input; "
     "with --query, the documents: a .txt (a document a line), .jsonl, .csv or .parquet file, or -",

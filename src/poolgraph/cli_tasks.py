@@ -99,7 +99,7 @@ class FileCommand:
             print_json({"path": str(args.output), "summary": summary})
             return DONE
         resumed = f" ({summary.num_resumed} of them before)" if summary.num_resumed else ""
-        items = f"{summary.num_rows} {self.input.items}"
+        items = f"{summary.num_rows} {self.input.item if summary.num_rows == 1 else self.input.items}"
         print(f"{items}{resumed} in {summary.seconds:.1f} s, written to {args.output}")
         return DONE
 

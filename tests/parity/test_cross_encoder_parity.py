@@ -12,13 +12,18 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 from tiny_heads import pair_tokenizer, save_logit_score, save_model
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from poolgraph import PoolingModel, export_model
 from poolgraph.export.probes import PROBE_SENTENCES
 
 WORDS = [word for sentence in PROBE_SENTENCES for word in sentence.split()]
 YES, NO = 42, 17
+QWEN3 = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: {asked}\n'
+    "<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
 
 
 def draw_pairs(num_pairs: int, *, seed: int = 0, longest: int = 60) -> tuple[list[str], list[str]]:
@@ -82,8 +87,7 @@ def test_a_chat_template_of_sentence_transformers_scores_as_there(tmp_path: Path
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("instruction", [None, "Find bears"])
-def test_a_published_format_scores_as_the_language_model_itself(instruction: str | None, tmp_path: Path) -> None:
+def test_a_published_format_scores_as_the_language_model_itself(tmp_path: Path) -> None:
     """The two tokens' probabilities after a prompt that is put together here, as on the model card."""
     folder = save_model(
         tmp_path / "checkpoint",
@@ -102,20 +106,20 @@ def test_a_published_format_scores_as_the_language_model_itself(instruction: str
         hf_overrides={"classifier_from_token": words, "method": "from_2_way_softmax"},
         score_template="qwen3_reranker",
     )
-    queries, documents = draw_pairs(6, longest=12)
     model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    expected = []
-    for query, document in zip(queries, documents, strict=True):
-        asked = instruction or "Given a web search query, retrieve relevant passages that answer the query"
-        prompt = (
-            "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-            'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-            f"<Instruct>: {asked}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n"
-            "<think>\n\n</think>\n\n"
-        )
-        with torch.no_grad():
-            logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1, [NO, YES]]
-        expected.append(torch.softmax(logits, dim=0)[1].item())
+    queries, documents = draw_pairs(6, longest=12)
     with PoolingModel.load(tmp_path / "artifact") as scorer:
-        found = scorer.score(queries, documents, instruction=instruction)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+        for instruction in (None, "Find bears"):
+            asked = instruction or "Given a web search query, retrieve relevant passages that answer the query"
+            expected = [
+                _yes(model, tokenizer, QWEN3.format(asked=asked, query=query, document=document))
+                for query, document in zip(queries, documents, strict=True)
+            ]
+            found = scorer.score(queries, documents, instruction=instruction)
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def _yes(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str) -> float:
+    with torch.no_grad():
+        logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1, [NO, YES]]
+    return torch.softmax(logits, dim=0)[1].item()
