@@ -42,12 +42,18 @@ def describe_late_interaction(plan: LateInteractionPlan, tokenizer: PreTrainedTo
         ExportError: the expansion's token is not in the vocabulary.
     """
     return LateInteraction(
-        query_length=plan.query_length,
-        document_length=plan.document_length,
+        query_length=_own_length(plan.query_length, plan, tokenizer),
+        document_length=_own_length(plan.document_length, plan, tokenizer),
         query_expansion=None if plan.expansion is None else _describe_expansion(plan.expansion, tokenizer),
         skip_token_ids=_skip_ids(plan.skip_words, tokenizer),
         skip_in=plan.skip_in,
     )
+
+
+def _own_length(length: int | None, plan: LateInteractionPlan, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return a side's length; the limit that the files declare, where only the other side goes beyond it."""
+    declared = plan.sentence_transformer.max_seq_length or tokenizer.model_max_length
+    return declared if length is None and declared < plan.longest else length
 
 
 def _describe_expansion(expansion: Expansion, tokenizer: PreTrainedTokenizerBase) -> QueryExpansion:

@@ -34,13 +34,16 @@ def choose_lengths(max_length: int, longest: int = 600) -> tuple[int, ...]:
 def build_probe_texts(count_tokens: Callable[[Sequence[str]], Sequence[int]], lengths: Sequence[int]) -> list[str]:
     """Return texts whose token counts are at or just below ``lengths``, then PROBE_SENTENCES and an empty text.
 
+    A text without any token is no input, so the empty one is left out where the tokenizer adds no special tokens.
+
     Args:
         count_tokens: Token counts of texts, special tokens included.
         lengths: Wanted token counts; those below what an empty text has give the empty text.
     """
     words = [word for sentence in PROBE_SENTENCES for word in sentence.split()]
     texts = [_text_of_length(count_tokens, words, length, start) for start, length in enumerate(lengths)]
-    return list(dict.fromkeys([*texts, *PROBE_SENTENCES, ""]))
+    distinct = list(dict.fromkeys([*texts, *PROBE_SENTENCES, ""]))
+    return [text for text, count in zip(distinct, count_tokens(distinct), strict=True) if count]
 
 
 def build_probe_pairs(limit: int) -> tuple[tuple[str, str], ...]:

@@ -52,19 +52,20 @@ class EmbedScorer:
             (num_pairs,), and how many distinct texts were cut.
         """
         sides: tuple[Side, Side] = ("query", "document")
+        given, distinct = (queries, documents), [(query, document) for query, document in pairs]
         if len({*queries}) > len({*documents}):
             sides = ("document", "query")
-        texts = {"query": list(dict.fromkeys(queries)), "document": list(dict.fromkeys(documents))}
-        places = {side: {text: index for index, text in enumerate(own)} for side, own in texts.items()}
-        by_side = [{"query": queries[query], "document": documents[document]} for query, document in pairs]
-        distinct = [(places[sides[0]][pair[sides[0]]], places[sides[1]][pair[sides[1]]]) for pair in by_side]
+            given, distinct = (documents, queries), [(document, query) for query, document in pairs]
+        held_places, streamed_places = (_number_texts(texts) for texts in given)
+        distinct = [(held_places[given[0][left]], streamed_places[given[1][right]]) for left, right in distinct]
+        held_texts, streamed_texts = list(held_places), list(streamed_places)
         scores = np.empty(len(pairs), dtype=np.float32)
         held: dict[int, NDArray[np.float32]] = {}
         num_cut = 0
-        for step in plan_steps(distinct, [self.cost(text) for text in texts[sides[1]]], self.budget):
-            new, new_cut = self._embed(sides[0], [texts[sides[0]][index] for index in step.held])
+        for step in plan_steps(distinct, [self.cost(text) for text in streamed_texts], self.budget):
+            new, new_cut = self._embed(sides[0], [held_texts[index] for index in step.held])
             held.update(zip(step.held, new, strict=True))
-            streamed, streamed_cut = self._embed(sides[1], texts[sides[1]][step.streamed.start : step.streamed.stop])
+            streamed, streamed_cut = self._embed(sides[1], streamed_texts[step.streamed.start : step.streamed.stop])
             num_cut += new_cut + streamed_cut
             scores[list(step.pairs)] = self._compare(sides, step, held, streamed, distinct)
             for index in step.released:
@@ -89,3 +90,8 @@ class EmbedScorer:
         if sides[0] == "query":
             return self.compare(left, streamed, pairs)
         return self.compare(streamed, left, [(streamed_row, held_row) for held_row, streamed_row in pairs])
+
+
+def _number_texts(texts: Sequence[str]) -> dict[str, int]:
+    """Return the distinct texts with their numbers, in the order of their first appearance."""
+    return {text: number for number, text in enumerate(dict.fromkeys(texts))}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,29 +47,26 @@ class EmbedStep:
     released: tuple[int, ...]
 
 
-def plan_steps(pairs: Sequence[tuple[int, int]], costs: Sequence[int], budget: int) -> list[EmbedStep]:
-    """Plan in which steps texts are embedded, each once, so that few of their embeddings are there at a time.
+def plan_steps(pairs: Sequence[tuple[int, int]], costs: Sequence[int], budget: int) -> Iterator[EmbedStep]:
+    """Yield the steps in which texts are embedded, each once, so that few of their embeddings are there at a time.
 
     Args:
         pairs: (text of the held side, text of the streamed side).
         costs: Of each text of the streamed side, in whatever unit bounds the memory of a step.
         budget: Cost of a step; a text that costs more has a step of its own.
     """
-    of_streamed: list[list[int]] = [[] for _ in costs]
-    last_use: dict[int, int] = {}
-    for index, (held, streamed) in enumerate(pairs):
-        of_streamed[streamed].append(index)
-        last_use[held] = max(streamed, last_use.get(held, 0))
-    steps: list[EmbedStep] = []
+    by_streamed = sorted(range(len(pairs)), key=lambda index: pairs[index][1])
+    last_use = {pairs[index][0]: pairs[index][1] for index in by_streamed}
     seen: set[int] = set()
-    for streamed_range in _cut_ranges(costs, budget):
-        indices = tuple(index for streamed in streamed_range for index in of_streamed[streamed])
+    start = 0
+    for streamed in _cut_ranges(costs, budget):
+        stop = bisect_left(by_streamed, streamed.stop, lo=start, key=lambda index: pairs[index][1])
+        indices = tuple(by_streamed[start:stop])
         used = dict.fromkeys(pairs[index][0] for index in indices)
         new = tuple(held for held in used if held not in seen)
         seen.update(new)
-        released = tuple(held for held in used if last_use[held] in streamed_range)
-        steps.append(EmbedStep(streamed_range, new, indices, released))
-    return steps
+        yield EmbedStep(streamed, new, indices, tuple(held for held in used if last_use[held] in streamed))
+        start = stop
 
 
 def _cut_ranges(costs: Sequence[int], budget: int) -> list[range]:

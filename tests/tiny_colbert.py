@@ -1,4 +1,4 @@
-"""Tiny seeded late-interaction checkpoints in the layouts that publishers use: Stanford's, PyLate's, sentence-transformers'."""
+"""Tiny seeded late-interaction checkpoints as publishers save them: Stanford, PyLate, sentence-transformers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import string
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def build_backbone(vocab_size: int, seed: int = 0) -> BertModel:
     return _draw(BertModel(config).eval())
 
 
-def build_modern_backbone(vocab_size: int, seed: int = 0) -> ModernBertModel:
+def build_modern_backbone(local_attention: int, vocab_size: int, seed: int = 0) -> ModernBertModel:
     """Build a ModernBERT, likewise."""
     torch.manual_seed(seed)
     config = ModernBertConfig(
@@ -58,7 +59,7 @@ def build_modern_backbone(vocab_size: int, seed: int = 0) -> ModernBertModel:
         sep_token_id=3,
         bos_token_id=2,
         eos_token_id=3,
-        local_attention=16,
+        local_attention=local_attention,
         global_attn_every_n_layers=2,
         **SIZES,
     )
@@ -88,15 +89,25 @@ def save_stanford(folder: Path, metadata: Mapping[str, Any] | None = None, *, na
 
 
 def save_pylate(
-    folder: Path, settings: Mapping[str, Any], *, transformer: Mapping[str, Any] | None = None, modern: bool = False
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    transformer: Mapping[str, Any] | None = None,
+    local_attention: int | None = None,
 ) -> Path:
-    """Save as PyLate does: markers as added tokens, options of the whole model, a Dense of its own class."""
+    """Save as PyLate does: markers as added tokens, options of the whole model, a Dense of its own class.
+
+    The backbone is a BERT, or with ``local_attention`` a ModernBERT whose local layers see so many tokens.
+    """
     tokenizer = colbert_tokenizer()
     tokenizer.add_tokens(["[Q] ", "[D] "])
     folder.mkdir(parents=True)
     tokenizer.save_pretrained(folder)
-    (build_modern_backbone if modern else build_backbone)(len(tokenizer)).save_pretrained(folder)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 39, "do_lower_case": False, **(transformer or {})})
+    build = build_backbone if local_attention is None else partial(build_modern_backbone, local_attention)
+    build(len(tokenizer)).save_pretrained(folder)
+    write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": 39, "do_lower_case": False, **(transformer or {})}
+    )
     write_json(folder / "config_sentence_transformers.json", settings)
     write_json(
         folder / "modules.json",

@@ -112,6 +112,11 @@ def pair_tokenizer(chat_template: str | None = PAIR_TEMPLATE) -> PreTrainedToken
     return tokenizer
 
 
+def yes_no_vocabulary() -> tuple[str, str]:
+    """Return two single tokens of the decoders' vocabulary, false and true."""
+    return "A", "a"
+
+
 def save_reward_model(folder: Path, architecture: str, num_labels: int, *, seed: int = 0, **changes: Any) -> Path:
     """Save a Qwen2 reward model, whose class only its publisher has: a backbone under ``model.`` and two layers."""
     save_model(folder, "Qwen2Model", "Qwen2Model", seed=seed, **changes)

@@ -167,9 +167,7 @@ SCORE = [("Dense", 32, 3, "Identity", ["score.weight"])]
         ("Gemma2Model", "Gemma2ForSequenceClassification", "score", "lasttoken", [], SCORE),
     ],
 )
-def test_sequence_layouts(
-    backbone: str, cls: str, layout: str, pooling: str, pooled: list, shared: list
-) -> None:
+def test_sequence_layouts(backbone: str, cls: str, layout: str, pooling: str, pooled: list, shared: list) -> None:
     if cls.startswith("Camembert"):
         config: PretrainedConfig = transformers.CamembertConfig(**config_of(backbone).to_dict())
     else:

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from tiny_heads import MORE_ENCODERS, plan_of, save_model, save_reward_model
 from tiny_models import HeadSpec, bert_tokenizer, save_checkpoint, save_head
-from transformers import BertConfig, DistilBertConfig, ElectraConfig, MPNetConfig, PreTrainedTokenizerBase, RobertaConfig
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    MPNetConfig,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+)
 
 from poolgraph.errors import ExportError, InputError, TaskNotSupported, UnsupportedArchitecture
 from poolgraph.export.architectures import ARCHITECTURES
@@ -199,9 +206,7 @@ def test_what_a_checkpoint_cannot_do(
         ("reward", "embed"),
     ],
 )
-def test_task_and_conversion_that_contradict_each_other(
-    folders: Mapping[str, Path], task: str, convert: str
-) -> None:
+def test_task_and_conversion_that_contradict_each_other(folders: Mapping[str, Path], task: str, convert: str) -> None:
     with pytest.raises(InputError, match=f"--task {task} and --convert {convert} contradict each other"):
         plan_of(folders["one label"], task=task, convert=convert)
 
@@ -227,9 +232,7 @@ def test_task_and_conversion_that_contradict_each_other(
         ),
     ],
 )
-def test_labels(
-    folders: Mapping[str, Path], form: str, options: dict[str, Any], labels: tuple[str, ...]
-) -> None:
+def test_labels(folders: Mapping[str, Path], form: str, options: dict[str, Any], labels: tuple[str, ...]) -> None:
     assert plan_of(folders[form], **options).labels == labels
 
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,7 @@ import numpy as np
 import pytest
 from tiny_heads import save_model, save_reward_model
 
-import poolgraph.cli
-import poolgraph.runtime.cache
 from poolgraph import LLM
-from poolgraph.errors import ExportError
-from poolgraph.runtime.cache import ExportRequest
 
 pytestmark = pytest.mark.slow
 
@@ -233,14 +227,6 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
-def export_here(request: ExportRequest, on_line: object) -> None:
-    """Run the export's command line in this process, which has torch loaded already."""
-    with redirect_stdout(StringIO()):
-        code = poolgraph.cli.main(request.command()[3:])
-    if code:
-        raise ExportError(f"exit code {code}")
-
-
 @pytest.fixture
 def place(models, monkeypatch) -> Path:
     """Stand in the folder of the checkpoints, with a cache beside it."""
@@ -250,10 +236,10 @@ def place(models, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_code_blocks_run(name, place, monkeypatch, capsys):
+def test_code_blocks_run(name, place, request, capsys):
     block = BLOCKS[name]
-    if name != "embed":
-        monkeypatch.setattr(poolgraph.runtime.cache, "run_export_process", export_here)
+    if name != "embed":  # the one that is exported as users' are, by a child process
+        request.getfixturevalue("export_here")
     found: dict[str, Any] = {} if "import" in block.code else {"LLM": LLM}
     exec(compile(block.code.replace("from vllm", "from poolgraph"), name, "exec"), found)
     block.check(found, capsys.readouterr().out.strip())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from poolgraph.poolers.head import NORMALIZE_EPSILON, Dense, Head, LayerNorm, Normalize
+from poolgraph.poolers.head import NORMALIZE_EPSILON, Dense, Head, LayerNorm, Normalize, Standardize
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +121,58 @@ def test_only_the_last_normalization_is_kept_apart() -> None:
     raw, finished = Head([Normalize(), Normalize()])(given)
     torch.testing.assert_close(raw.norm(dim=-1), torch.ones(2))
     torch.testing.assert_close(raw, finished)
+
+
+@pytest.mark.parametrize(
+    ("mean", "sigma", "formula"),
+    [
+        (0.5, 4.0, lambda logits: (logits - 0.5) / 4.0),
+        (0.5, None, lambda logits: logits - 0.5),
+        (None, 0.25, lambda logits: logits / 0.25),
+        (0.0, -2.0, lambda logits: logits / -2.0),
+        (None, None, lambda logits: logits),
+    ],
+)
+@pytest.mark.parametrize("shape", [(3, 1), (2, 5, 4)])
+def test_standardize(mean: float | None, sigma: float | None, formula, shape: tuple[int, ...]) -> None:
+    given = rows(*shape)
+    before = given.clone()
+    torch.testing.assert_close(Standardize(mean, sigma)(given), formula(given))
+    assert torch.equal(given, before)
+    assert not list(Standardize(mean, sigma).parameters())
+
+
+def test_pooled_vectors_pass_modules_of_their_own_first() -> None:
+    pooler = Dense(4, 6, bias=True, activation=nn.Tanh(), use_residual=False)
+    classifier = Dense(6, 3, bias=True, activation=nn.Identity(), use_residual=False)
+    head = Head([classifier, Standardize(0.5, 2.0)], [pooler])
+    given = rows(2, 4)
+    raw, finished = head.forward_pooled(given)
+    torch.testing.assert_close(raw, (classifier.linear(torch.tanh(pooler.linear(given))) - 0.5) / 2.0)
+    assert torch.equal(raw, finished)
+    assert sorted(head.state_dict()) == [
+        "chain.0.linear.bias",
+        "chain.0.linear.weight",
+        "pooled.0.linear.bias",
+        "pooled.0.linear.weight",
+    ]
+
+
+def test_token_rows_do_not_pass_what_is_for_pooled_vectors() -> None:
+    pooler = Dense(4, 4, bias=True, activation=nn.Tanh(), use_residual=False)
+    classifier = Dense(4, 3, bias=True, activation=nn.Identity(), use_residual=False)
+    head = Head([classifier], [pooler])
+    given = rows(2, 5, 4)
+    raw, finished = head(given)
+    torch.testing.assert_close(raw, classifier.linear(given))
+    assert torch.equal(raw, finished)
+    assert not torch.allclose(head.forward_pooled(given[:, 0])[0], raw[:, 0])
+
+
+def test_pooled_vectors_are_normalized_last() -> None:
+    norm = LayerNorm(4)
+    head = Head([Normalize()], [norm])
+    given = rows(2, 4)
+    raw, finished = head.forward_pooled(given)
+    torch.testing.assert_close(raw, norm(given))
+    torch.testing.assert_close(finished, Normalize()(norm(given)))

@@ -202,6 +202,8 @@ HOSTILE = {
     "replaced by the method": looped("{% set ns.x = ns.x.replace('a', 'aaaaaaaa') %}"),
     "joined": looped("{% set ns.x = range(1000) | join(ns.x) %}"),
     "joined by the method": looped("{% set ns.x = ns.x.join('aaaaaaaaaa') %}"),
+    "many long texts": "{% set long = range(1000) | join('a' ~ range(90) | join) %}"
+    + looped("{% set ns.x = ns.x + [long + 'b'] %}", "[]"),
     "sliced": looped("{% set ns.x = (ns.x ~ 'a' * 0)[0:] %}"),
     "mapped": "{{ range(100000) | map('string') | list | length }}",
     "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
