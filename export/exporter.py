@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import onnx_ir as ir
 
-from poolgraph.config import PoolerConfig, parse_pooler_config
+from poolgraph.config import PoolerConfig
 from poolgraph.export.build import LoweredVariant, build_module, lower_variant, trace_layout
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.describe import build_manifest
 from poolgraph.export.model_card import render_model_card
-from poolgraph.export.options import ExportOptions, parse_overrides
+from poolgraph.export.options import make_options
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.reference import compute_reference, reference_name, tool_versions
 from poolgraph.export.resolve import ExportPlan, resolve_plan
@@ -122,14 +122,7 @@ def export_model(
         VerificationError: the compiled model's answers are not the reference's.
         ArtifactError: the output directory is in use.
     """
-    options = ExportOptions(
-        task=task,
-        convert=convert,
-        runner=runner,
-        pooler_config=parse_pooler_config(pooler_config),
-        hf_overrides=parse_overrides(hf_overrides),
-        score_template=score_template,
-    )
+    options = make_options(task, convert, runner, pooler_config, hf_overrides, score_template)
     stages = _Stages(on_stage)
     with staged_directory(Path(output), overwrite=overwrite) as staging:
         with stages.stage("read the checkpoint"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from poolgraph.config import PoolerConfig
+from poolgraph.config import PoolerConfig, parse_pooler_config
 from poolgraph.errors import InputError
 
 TASKS = ("auto", "embed", "classify", "score", "reward", "token_embed", "token_classify")
@@ -88,3 +88,26 @@ def parse_overrides(value: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
     if not isinstance(parsed, Mapping):
         raise InputError("hf_overrides must be a JSON object", parameter="hf_overrides", value=value)
     return parsed
+
+
+def make_options(
+    task: str,
+    convert: str,
+    runner: str,
+    pooler_config: PoolerConfig | Mapping[str, Any] | str | None,
+    hf_overrides: Mapping[str, Any] | str | None,
+    score_template: str | None,
+) -> ExportOptions:
+    """Make options of what a caller may give as an object, a mapping or JSON text.
+
+    Raises:
+        InputError: a value that is none of these, or not allowed.
+    """
+    return ExportOptions(
+        task=task,
+        convert=convert,
+        runner=runner,
+        pooler_config=parse_pooler_config(pooler_config),
+        hf_overrides=parse_overrides(hf_overrides),
+        score_template=score_template,
+    )

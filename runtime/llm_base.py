@@ -66,20 +66,10 @@ class LoadedLLM:
         loaded = PoolingModel.load(artifact, precision=precision)
         if is_compiled:
             check_hf_overrides(hf_overrides, loaded.manifest)
-        check_pooler_config(config, loaded.manifest)
-        manifest = override_manifest(loaded.manifest, hf_overrides, max_model_len, config)
-        check_dimensions(manifest, config.dimensions, str(model))
-        same_limits = manifest.limits == loaded.manifest.limits
+        self._runner = _build_runner(str(model), loaded, config, hf_overrides, max_model_len)
+        self._default_task = resolve_default_task(self._runner.manifest, wish)
         self._chat_template = None if chat_template is None else str(chat_template)
-        self._default_task = resolve_default_task(manifest, wish)
         self._request_ids = count()
-        self._runner = RequestRunner(
-            name=str(model),
-            model=loaded,
-            manifest=manifest,
-            tokenizer=loaded.tokenizer if same_limits else TextTokenizer(loaded.path, manifest),
-            config=config,
-        )
 
     def get_tokenizer(self) -> TextTokenizer:
         """Return the tokenizer that prompts go through."""
@@ -106,6 +96,26 @@ def keep_template(template: str | Path | None) -> str | None:
     written.write_bytes(source)
     written.replace(path)
     return str(path)
+
+
+def _build_runner(
+    name: str,
+    loaded: PoolingModel,
+    config: PoolerConfig,
+    hf_overrides: Mapping[str, Any] | None,
+    max_model_len: int | None,
+) -> RequestRunner:
+    check_pooler_config(config, loaded.manifest)
+    manifest = override_manifest(loaded.manifest, hf_overrides, max_model_len, config)
+    check_dimensions(manifest, config.dimensions, name)
+    same_limits = manifest.limits == loaded.manifest.limits
+    return RequestRunner(
+        name=name,
+        model=loaded,
+        manifest=manifest,
+        tokenizer=loaded.tokenizer if same_limits else TextTokenizer(loaded.path, manifest),
+        config=config,
+    )
 
 
 def _check_tokenizer(tokenizer: str | Path | None, model: str | Path) -> None:

@@ -88,9 +88,8 @@ def encode_pairs(
     max_tokens_per_doc: int | None = None,
     first_index: int = 0,
 ) -> list[EncodedText]:
-    """Tokenize pairs of a query and a document, each distinct text once.
+    """Tokenize pairs of a query and a document, each distinct text once, to transformers' ids and token types.
 
-    Ids and token types are those of transformers' ``tokenizer(query, document, truncation=strategy, max_length=...)``;
     sentence-transformers' CrossEncoder cuts ``longest_first``.
 
     Args:
@@ -104,8 +103,7 @@ def encode_pairs(
         first_index: Index of the first pair in the caller's own list, for messages.
 
     Raises:
-        InputError: not a str, not valid Unicode, too long without ``truncate_to``, no token at all, a limit that the
-            model does not have, or a text that is not to be cut and leaves no place.
+        InputError: no valid text, too long without ``truncate_to``, or a limit or strategy that leaves no place.
     """
     if strategy not in _STRATEGIES:
         raise InputError(

@@ -78,25 +78,21 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
             batch_size: Without effect: batches are cut by length.
             show_progress_bar: Show a progress bar.
             output_value: ``sentence_embedding``, or ``token_embeddings`` for the backbone's rows, not normalized.
-            precision: ``float32``, ``int8``, ``uint8``, ``binary`` or ``ubinary``. int8 and uint8 codes depend on all
-                texts of the call; ``quantize_embeddings`` takes ranges, with which they do not.
+            precision: ``float32``, ``binary``, ``ubinary``; ``int8``, ``uint8``, whose ranges are those of the call.
             convert_to_numpy: False returns a list of arrays instead of a matrix.
             convert_to_tensor: Refused: there is no torch at run time.
-            device: Refused, as ``pool`` and ``chunk_size`` are: ``PoolingModel.load`` decides where a model runs.
-            normalize_embeddings: Divide by the L2 norm, also where the model does not, and again after shortening.
-            truncate_dim: Leading values kept; all where there are fewer. Unlike ``embed(dimensions=...)``, which
-                normalizes again, the values are those of the whole embedding.
+            device: Refused: ``PoolingModel.load`` decides where a model runs.
+            normalize_embeddings: Divide by the L2 norm, also after shortening.
+            truncate_dim: Leading values kept, not normalized again, unlike those of ``embed(dimensions=...)``.
             pool: Refused.
             chunk_size: Refused.
             sentences: Older name of ``inputs``.
 
         Returns:
-            (num_texts, embedding_size), for binary precisions (num_texts, ceil(embedding_size / 8)); a lone text's row
-            alone; no text gives no rows. ``token_embeddings``: a list of (num_tokens, hidden_size), or one of these.
+            (num_texts, embedding_size), a byte for 8 values in binary; a list of (num_tokens, size) for tokens.
 
         Raises:
-            TaskNotSupported: the model does not embed, or the backbone's rows cannot be had.
-            InputError: an option that is refused or unknown, or something that is not a text.
+            InputError: an option that is refused or unknown.
         """
         texts, lone = take_texts(inputs, sentences)
         request = EncodeRequest(
@@ -112,14 +108,17 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
             pool=pool,
             chunk_size=chunk_size,
         )
+        self._check_one_side()
+        answers, num_cut = self._answer(texts, prompt_name, prompt, request)
+        warn_of_cuts(num_cut, len(texts), self.manifest)
+        return request.convert(answers, lone=lone)
+
+    def _check_one_side(self) -> None:
         if self.manifest.late_interaction is not None:
             raise TaskNotSupported(
                 f"{self.manifest.source.model!r} encodes queries and documents differently: call encode_query or "
                 "encode_document, or token_embed for the plain token vectors"
             )
-        answers, num_cut = self._answer(texts, prompt_name, prompt, request)
-        warn_of_cuts(num_cut, len(texts), self.manifest)
-        return request.convert(answers, lone=lone)
 
     def encode_query(
         self,

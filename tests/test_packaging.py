@@ -13,6 +13,11 @@ REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 
+PLUGIN = "optimum.commands.register"
+"""Optimum's namespace package, to which the wheel adds one file."""
+
+OWN = [package for package in SETUPTOOLS["packages"] if package != PLUGIN]
+
 NOT_INSTALLED = {"tests", "benchmarks", "examples", "docs", "build", "dist"}
 
 
@@ -29,16 +34,20 @@ def test_packages_are_the_folders_that_hold_python_files() -> None:
 
 def test_every_package_has_its_folder_and_its_init_file() -> None:
     assert set(SETUPTOOLS["packages"]) == set(SETUPTOOLS["package-dir"])
-    for package in SETUPTOOLS["packages"]:
+    for package in OWN:
         assert (folder_of(package) / "__init__.py").is_file(), package
         assert package == "poolgraph" or package == f"poolgraph.{folder_of(package).name}"
 
 
 def test_every_package_is_imported_from_its_folder() -> None:
-    for package in SETUPTOOLS["packages"]:
+    for package in OWN:
         file = importlib.import_module(package).__file__
         assert file is not None
         assert Path(file).parent == folder_of(package), package
+
+
+def test_the_folder_of_optimums_plugins_stays_a_namespace() -> None:
+    assert [file.name for file in folder_of(PLUGIN).iterdir() if file.suffix == ".py"] == ["poolgraph.py"]
 
 
 def test_one_version() -> None:

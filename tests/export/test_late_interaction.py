@@ -281,7 +281,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "processing_kwargs for \\['text'\\]",
     ),
     "image tokens": ("2_MultiVectorMask/config.json", {"keep_only_token_ids": [5]}, "keeps only the tokens"),
-    "skip list": ("2_MultiVectorMask/config.json", {"skiplist_words": [5]}, "MultiVectorMask at .* is malformed"),
+    "skip list": ("2_MultiVectorMask/config.json", {"skiplist_words": [5]}, "configuration of MultiVectorMask at .* not what it should be"),
     "another feature": ("1_Dense/config.json", {"module_input_name": "hidden"}, "Dense at '1_Dense' reads 'hidden'"),
     "lengths of another kind": ("sentence_bert_config.json", {"document_length": "40"}, "document_length"),
 }
