@@ -104,7 +104,7 @@ def _choose(source: HeadSource) -> HeadPlan:
     form, wish = source.backbone.form, source.wish
     if wish == "embed" or (wish is None and source.sentence_transformer.pooling):
         return _plan_embedding(source)
-    if form == "language_model":
+    if form == "language_model" or _names_tokens(source):
         return _choose_language_model(source)
     if form in ("embedding", "late_interaction") and wish is None:
         return _plan_embedding(source)
@@ -113,6 +113,12 @@ def _choose(source: HeadSource) -> HeadPlan:
         _check_convertible(source)
     layout = find_layout(layouts, source.weights, source.config, source.base_prefix)
     return _with_activation(plan_layout(layout, source.weights, source.config, source.base_prefix), source)
+
+
+def _names_tokens(source: HeadSource) -> bool:
+    """Whether a causal checkpoint was renamed to a classifier, as vLLM's overrides do: its head is still the old one."""
+    tokens = getattr(source.config, "classifier_from_token", None)
+    return bool(tokens) and "score.weight" not in source.weights.names
 
 
 def _choose_language_model(source: HeadSource) -> HeadPlan:

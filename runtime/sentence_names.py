@@ -69,7 +69,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
         *,
         sentences: Texts | None = None,
     ) -> Encoded:
-        """Embed texts: sentence-transformers' ``SentenceTransformer.encode``.
+        """Embed texts as ``SentenceTransformer.encode`` does; InputError for options that are refused or unknown.
 
         Args:
             inputs: A text or several.
@@ -90,9 +90,6 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
 
         Returns:
             (num_texts, embedding_size), a byte for 8 values in binary; a list of (num_tokens, size) for tokens.
-
-        Raises:
-            InputError: an option that is refused or unknown.
         """
         texts, lone = take_texts(inputs, sentences)
         request = EncodeRequest(

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ClassificationRequestOutput": "poolgraph.runtime.outputs",
+    "EmbeddingRequestOutput": "poolgraph.runtime.outputs",
     "LLM": "poolgraph.runtime.llm",
     "LateChunkingParams": "poolgraph.config",
     "PoolerConfig": "poolgraph.config",
     "PoolingModel": "poolgraph.runtime.model",
     "PoolingParams": "poolgraph.config",
+    "PoolingRequestOutput": "poolgraph.runtime.outputs",
     "PoolgraphError": "poolgraph.errors",
+    "ScoringRequestOutput": "poolgraph.runtime.outputs",
     "export_model": "poolgraph.export.exporter",
     "quantize_embeddings": "poolgraph.runtime.quantization",
     "verify_artifact": "poolgraph.runtime.verify",
@@ -21,11 +25,15 @@ _PUBLIC = {
 
 __all__ = [
     "LLM",
+    "ClassificationRequestOutput",
+    "EmbeddingRequestOutput",
     "LateChunkingParams",
     "PoolerConfig",
     "PoolgraphError",
     "PoolingModel",
     "PoolingParams",
+    "PoolingRequestOutput",
+    "ScoringRequestOutput",
     "export_model",
     "quantize_embeddings",
     "verify_artifact",
@@ -37,6 +45,12 @@ if TYPE_CHECKING:
     from poolgraph.export.exporter import export_model
     from poolgraph.runtime.llm import LLM
     from poolgraph.runtime.model import PoolingModel
+    from poolgraph.runtime.outputs import (
+        ClassificationRequestOutput,
+        EmbeddingRequestOutput,
+        PoolingRequestOutput,
+        ScoringRequestOutput,
+    )
     from poolgraph.runtime.quantization import quantize_embeddings
     from poolgraph.runtime.verify import verify_artifact
 

@@ -1,0 +1,141 @@
+"""Scores through a score template: the artifact's own, a call's, and documents cut to fit."""
+
+import msgspec
+import numpy as np
+import pytest
+from little_classifiers import MAX_MODEL_LEN
+from little_scorers import TEMPLATE, build_scorer, draw_texts, prompt_logits, sigmoid
+
+from poolgraph.errors import ArtifactError, InputError
+from poolgraph.graphs.artifact import save_manifest
+from poolgraph.graphs.manifest import Scoring, parse_manifest
+from poolgraph.runtime.model import PoolingModel
+from poolgraph.runtime.score_options import ScoreOptions
+
+TOO_LONG = f"This model's maximum context length is {MAX_MODEL_LEN} tokens"
+
+
+@pytest.fixture
+def cross_encoder(tmp_path):
+    with PoolingModel.load(build_scorer(tmp_path / "pair")) as model:
+        yield model
+
+
+@pytest.fixture
+def templated(tmp_path):
+    with PoolingModel.load(build_scorer(tmp_path / "templated", template=TEMPLATE)) as model:
+        yield model
+
+
+def test_texts_are_put_into_the_artifacts_template(templated):
+    expected = [prompt_logits(templated, f"ask w9 w1 about {text} end") for text in ("w2", "")]
+    np.testing.assert_allclose(templated.score("w1", ["w2", ""]), sigmoid(expected), atol=1e-5)
+    asked = prompt_logits(templated, "ask w5 w1 about w2 end")
+    for options in ({"instruction": "w5"}, {"template_kwargs": {"instruction": "w5"}}):
+        np.testing.assert_allclose(templated.score("w1", "w2", **options), sigmoid([asked]), atol=1e-5)
+
+
+def test_a_template_of_the_call_wins(templated, cross_encoder, tmp_path):
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ document }} {{ query }}{{ more }}", encoding="utf-8")
+    expected = sigmoid([prompt_logits(templated, "w2 w1")])
+    for model in (templated, cross_encoder):
+        np.testing.assert_allclose(model.score("w1", "w2", template=str(file)), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            model.score("w1 ", "w2", template="plain"), model.score("", "w1 w2", template="plain")
+        )
+    with pytest.raises(InputError, match="names are bge_reranker_v2_gemma"):
+        templated.score("w1", "w2", template="qwen")
+
+
+def test_special_tokens_are_parsed_and_known_to_templates(tmp_path):
+    folder = build_scorer(
+        tmp_path / "model",
+        template="{{ sep_token }}{{ query }}[PAD]{{ document }}{{ missing_token }}",
+        config='{"sep_token": {"content": "[SEP]"}, "missing_token": null, "other": 3}',
+    )
+    with PoolingModel.load(folder) as model:
+        (encoded,) = model.encode_scoring_pairs(["w1"], ["w2"], [(0, 0)])
+        tokens = [model.tokenizer.backend.id_to_token(index) for index in encoded.input_ids]
+    assert tokens == ["[CLS]", "[SEP]", "w1", "[PAD]", "w2", "[SEP]"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("limit", range(15, 27))
+def test_only_the_document_of_a_template_is_cut(templated, side, limit):
+    words = [f"w{number}" for number in range(10, 40)]
+    options = ScoreOptions(truncate_to=limit, truncation_side=side)
+    (encoded,) = templated.encode_scoring_pairs(["w1"], [" ".join(words)], [(0, 0)], options)
+    room = limit - len(templated.tokenizer.backend.encode("ask w9 w1 about  end").ids)
+    kept = " ".join(words[:room] if side == "right" else words[len(words) - room :]) if room else ""
+    assert encoded.input_ids.tolist() == templated.tokenizer.backend.encode(f"ask w9 w1 about {kept} end").ids
+    assert (encoded.num_tokens, encoded.num_truncated_tokens) == (limit, len(words) - room)
+
+
+def test_a_document_printed_twice_is_cut_so_that_both_fit(cross_encoder):
+    options = ScoreOptions(template="{{ document }} {{ query }} {{ document }}", truncate_to=12)
+    (encoded,) = cross_encoder.encode_scoring_pairs(["w1"], ["w2 " * 30], [(0, 0)], options)
+    words = cross_encoder.tokenizer.decode(encoded.input_ids)
+    assert words == "w2 w2 w2 w2 w1 w2 w2 w2 w2"
+    assert encoded.num_truncated_tokens == 63 - encoded.num_tokens
+
+
+def test_a_query_that_leaves_no_room_is_named(templated):
+    with pytest.raises(
+        InputError, match=r"the query and the score template alone have 64 tokens, more than the 40 .*1\)"
+    ):
+        templated.score(["w1", "w1 " * 50], ["w2", "w2"], truncate=True)
+    with pytest.raises(InputError, match=rf"{TOO_LONG}.* \(pair 1\)"):
+        templated.score("w1", ["w2", "w3 " * 50])
+    with pytest.warns(UserWarning, match="1 of 1 pairs"):
+        templated.score("w1", "w3 " * 50, truncate=True)
+
+
+def test_limits_of_each_text_in_a_template(templated):
+    found = templated.score("w1 w2 w3", "w4 " * 60, max_tokens_per_query=2, max_tokens_per_doc=3)
+    np.testing.assert_array_equal(found, templated.score("w1 w2", "w4 w4 w4"))
+
+
+def test_all_tokens_that_were_cut_are_counted(templated):
+    options = ScoreOptions(max_tokens_per_query=1, max_tokens_per_doc=9, truncate_to=20)
+    (encoded,) = templated.encode_scoring_pairs(["w1 w2 w3"], ["w4 " * 30], [(0, 0)], options)
+    whole = templated.tokenizer.count([f"ask w9 w1 w2 w3 about {'w4 ' * 30} end"])[0]
+    assert (encoded.num_tokens, encoded.num_truncated_tokens) == (20, whole - 20)
+
+
+def test_prompts_have_the_same_score_in_any_company(templated):
+    queries, documents = draw_texts(40, seed=4, longest=8), draw_texts(40, seed=5, longest=8)
+    together = templated.score(queries, documents)
+    alone = [templated.score(query, document)[0] for query, document in zip(queries, documents, strict=True)]
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("name", ["tools", "chat_template", "tokenize"])
+def test_reserved_variables_are_refused(templated, name):
+    with pytest.raises(InputError, match=f"chat_template_kwargs cannot set {name}"):
+        templated.score("w1", "w2", template_kwargs={name: 1})
+
+
+def test_an_instruction_given_twice(templated):
+    with pytest.raises(InputError, match="contradict each other"):
+        templated.score("w1", "w2", instruction="w3", template_kwargs={"instruction": "w4"})
+
+
+@pytest.mark.parametrize(
+    ("template", "name"), [("{{ query", "score_template.jinja"), (TEMPLATE, "other.jinja"), (TEMPLATE, "../x.jinja")]
+)
+def test_a_broken_template_of_the_artifact(tmp_path, template, name):
+    folder = build_scorer(tmp_path / "model", template=template)
+    manifest = parse_manifest((folder / "poolgraph.json").read_bytes())
+    save_manifest(folder, msgspec.structs.replace(manifest, scoring=Scoring(kind="cross_encoder", template=name)))
+    with PoolingModel.load(folder) as model, pytest.raises(ArtifactError, match="score template"):
+        model.score("w1", "w2")
+
+
+def test_a_broken_tokenizer_config(tmp_path):
+    folder = build_scorer(tmp_path / "model", template=TEMPLATE, config="[]")
+    with (
+        PoolingModel.load(folder) as model,
+        pytest.raises(ArtifactError, match=r"tokenizer_config\.json is no JSON object"),
+    ):
+        model.score("w1", "w2")
