@@ -1,6 +1,6 @@
 """Two-stage retrieval: an embedding model recalls from a vector index, a cross-encoder orders what was recalled.
 
-    python examples/two_stage_retrieval.py --embedder all-MiniLM-L6-v2.poolgraph --reranker cross-encoder/ms-marco-MiniLM-L-6-v2
+    python examples/two_stage_retrieval.py --embedder all-MiniLM-L6-v2.poolgraph --reranker BAAI/bge-reranker-base
 
 Models are artifacts, checkpoint folders or hub ids; the index is faiss (pip install faiss-cpu).
 """

@@ -116,7 +116,7 @@ def _choose(source: HeadSource) -> HeadPlan:
 
 
 def _names_tokens(source: HeadSource) -> bool:
-    """Whether a causal checkpoint was renamed to a classifier, as vLLM's overrides do: its head is still the old one."""
+    """Whether a causal checkpoint was renamed to a classifier, as vLLM does; its head is still the old one."""
     tokens = getattr(source.config, "classifier_from_token", None)
     return bool(tokens) and "score.weight" not in source.weights.names
 

@@ -45,9 +45,9 @@ def build_scorer(folder: Path, *, template: str | None = None, config: str | Non
 def pair_logits(model: PoolingModel, query: str, document: str) -> float:
     """The logit of a pair that the tokenizer itself makes."""
     ids = model.tokenizer.backend.encode(query, document).ids
-    return float(reference_logits(ids, 1, "sequence")[0]
+    return float(reference_logits(ids, 1, "sequence")[0])
 
 
 def prompt_logits(model: PoolingModel, text: str) -> float:
     """The logit of a text."""
-    return reference_logits(model.tokenizer.backend.encode(text).ids, 1, "sequence")[0]
+    return float(reference_logits(model.tokenizer.backend.encode(text).ids, 1, "sequence")[0])

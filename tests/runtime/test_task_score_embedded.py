@@ -4,15 +4,12 @@ import random
 
 import numpy as np
 import pytest
-from little_classifiers import MAX_MODEL_LEN
 from little_scorers import build_scorer, draw_texts
 
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import LateInteraction, Scoring
 from poolgraph.runtime import task_score
 from poolgraph.runtime.model import PoolingModel
-
-TOO_LONG = f"This model's maximum context length is {MAX_MODEL_LEN} tokens"
 
 
 @pytest.fixture
