@@ -139,7 +139,7 @@ def expand_query(text: EncodedText, expansion: QueryExpansion, *, left: bool = F
         text,
         input_ids=join(text.input_ids, expansion.token_id),
         token_type_ids=None if text.token_type_ids is None else join(text.token_type_ids, 0),
-        attended=None if True else join(np.ones(text.num_tokens, dtype=np.int64), 0),
+        attended=None if expansion.attend else join(np.ones(text.num_tokens, dtype=np.int64), 0),
     )
 
 

@@ -23,8 +23,8 @@ from poolgraph.runtime.maxsim import maxsim_pairs
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.score_embedded import EmbedScorer, Vectors
 from poolgraph.runtime.score_inputs import encode_inputs, read_special_tokens
-from poolgraph.runtime.score_pairs import cosine_scores, plan_pairs
 from poolgraph.runtime.score_options import ScoreOptions, check_options, check_top_n, resolve_scoring, resolve_side
+from poolgraph.runtime.score_pairs import cosine_scores, plan_pairs
 from poolgraph.runtime.score_template import ScoreTemplate, read_template, resolve_template
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.task_late_interaction import LateInteractionTasks

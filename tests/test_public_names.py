@@ -33,7 +33,9 @@ def test_type_checkers_see_the_same_names() -> None:
 
 
 def test_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(AttributeError, match=r"module 'poolgraph' has no attribute 'Model'; it has \['ClassificationRequestOutput', "):
+    with pytest.raises(
+        AttributeError, match=r"module 'poolgraph' has no attribute 'Model'; it has \['ClassificationRequestOutput', "
+    ):
         poolgraph.Model  # noqa: B018
 
 

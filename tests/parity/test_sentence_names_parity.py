@@ -6,6 +6,7 @@ import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,18 @@ class Pair:
 
     model: PoolingModel
     reference: SentenceTransformer
-    _values: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    _values: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def values(self, name: str, *, seed: int = 0) -> np.ndarray:
-        """Sentence-transformers' embeddings of mixed texts, computed once."""
-        if (name, seed) not in self._values:
-            self._values[name, seed] = getattr(self.reference, name)(mixed_texts(seed=seed))
-        return self._values[name, seed]
+    def values(self, name: str) -> np.ndarray:
+        """Sentence-transformers' embeddings of TEXTS by one of METHODS, computed once."""
+        if name not in self._values:
+            self._values[name] = getattr(self.reference, name)(TEXTS)
+        return self._values[name]
+
+    @cached_property
+    def calibration(self) -> np.ndarray:
+        """Sentence-transformers' embeddings of other texts; a text of both would lie on the end of a range."""
+        return self.reference.encode(mixed_texts(seed=2, shortest=1))
 
 
 def load(checkpoint: Path, artifact: Path) -> Pair:
@@ -91,10 +97,10 @@ def pair(request: pytest.FixtureRequest, tiny: Callable[[HeadSpec], Pair]) -> Pa
     return tiny(PROMPTED if request.param == "prompted" else RAW)
 
 
-def mixed_texts(num_texts: int = 60, *, seed: int = 0, longest: int = 16) -> list[str]:
+def mixed_texts(num_texts: int = 60, *, seed: int = 0, shortest: int = 0, longest: int = 16) -> list[str]:
     source = random.Random(seed)
     words = [word for sentence in PROBE_SENTENCES for word in sentence.split()]
-    return [" ".join(source.choices(words, k=source.randint(0, longest))) for _ in range(num_texts)]
+    return [" ".join(source.choices(words, k=source.randint(shortest, longest))) for _ in range(num_texts)]
 
 
 TEXTS = mixed_texts()
@@ -182,14 +188,14 @@ def test_scalar_precisions(pair: Pair, name: str, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
 def test_scalar_precisions_of_given_ranges(pair: Pair, precision: str) -> None:
-    calibration, values = pair.values("encode", seed=2), pair.values("encode")
+    calibration, values = pair.calibration, pair.values("encode")
     found = quantize_embeddings(pair.model.encode(TEXTS), precision, calibration_embeddings=calibration)
     expected = reference_quantize(values, precision, calibration_embeddings=calibration)
     assert_same_codes(found, expected, values, calibrate_ranges(calibration))
 
 
 def test_few_codes_of_a_real_model_differ(minilm: Pair) -> None:
-    calibration, values = minilm.values("encode", seed=2), minilm.values("encode")
+    calibration, values = minilm.calibration, minilm.values("encode")
     found = quantize_embeddings(minilm.model.encode(TEXTS), "uint8", calibration_embeddings=calibration)
     expected = reference_quantize(values, "uint8", calibration_embeddings=calibration)
     assert (found != expected).mean() < 1e-3
