@@ -12,6 +12,8 @@ from poolgraph.graphs.pattern import add_constant, dimensions, is_initializer, p
 
 SEMANTIC_DOMAIN = "poolgraph"
 
+_Merged = dict[tuple[ir.Value, ...], ir.Value]
+
 
 @dataclass(frozen=True, slots=True)
 class _Projection:
@@ -33,12 +35,12 @@ def merge_projections(model: ir.Model) -> int:
     Result:  %q, %k, %v = Split(Add(MatMul(%x, [Wq|Wk|Wv]), [bq|bk|bv]));  %y = poolgraph::Attention(%q, %k, %v, ...)
     """
     graph = model.graph
-    return sum(
-        _merge(graph, node) for node in list(graph) if (node.domain, node.op_type) == (SEMANTIC_DOMAIN, "Attention")
-    )
+    attentions = [node for node in graph if (node.domain, node.op_type) == (SEMANTIC_DOMAIN, "Attention")]
+    merged: _Merged = {}
+    return sum(_merge(graph, node, merged) for node in attentions)
 
 
-def _merge(graph: ir.Graph, node: ir.Node) -> int:
+def _merge(graph: ir.Graph, node: ir.Node, merged: _Merged) -> int:
     projections = [_match_projection(value) for value in node.inputs[:3]]
     found = [p for p in projections if p is not None]
     if len(found) < 3 or len({id(p.source) for p in found}) > 1 or len({p.bias is None for p in found}) > 1:
@@ -47,7 +49,7 @@ def _merge(graph: ir.Graph, node: ir.Node) -> int:
     assert first is not None
     anchor = first.producer()
     assert anchor is not None
-    parts = _build_merged(graph, found)
+    parts = _build_merged(graph, found, merged)
     graph.insert_before(anchor, parts)
     for old, new in zip(node.inputs[:3], parts[-1].outputs, strict=True):
         assert old is not None
@@ -73,20 +75,28 @@ def _match_projection(value: ir.Value | None) -> _Projection | None:
     return _Projection(source, weight, bias)
 
 
-def _build_merged(graph: ir.Graph, projections: Sequence[_Projection]) -> list[ir.Node]:
+def _build_merged(graph: ir.Graph, projections: Sequence[_Projection], merged: _Merged) -> list[ir.Node]:
     weights = [p.weight for p in projections]
     sizes = [int(dimensions(weight)[1]) for weight in weights]  # type: ignore[index]
-    nodes = [ir.node("MatMul", [projections[0].source, _concatenated(graph, weights, axis=1)])]
+    nodes = [ir.node("MatMul", [projections[0].source, _concatenated(graph, weights, 1, merged)])]
     biases = [p.bias for p in projections if p.bias is not None]
     if biases:
-        nodes.append(ir.node("Add", [nodes[-1].outputs[0], _concatenated(graph, biases, axis=0)]))
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], _concatenated(graph, biases, 0, merged)]))
     split = add_constant(graph, "split_" + "_".join(map(str, sizes)), np.array(sizes, dtype=np.int64))
     nodes.append(ir.node("Split", [nodes[-1].outputs[0], split], {"axis": -1}, num_outputs=3))
     return nodes
 
 
-def _concatenated(graph: ir.Graph, values: Sequence[ir.Value], axis: int) -> ir.Value:
-    """Return an initializer of the values side by side; they are read only when it is written."""
+def _concatenated(graph: ir.Graph, values: Sequence[ir.Value], axis: int, merged: _Merged) -> ir.Value:
+    """Return an initializer of the values side by side, one for all layers that share them, as ALBERT's do."""
+    key = tuple(values)
+    if key not in merged:
+        merged[key] = _concatenate(graph, values, axis)
+    return merged[key]
+
+
+def _concatenate(graph: ir.Graph, values: Sequence[ir.Value], axis: int) -> ir.Value:
+    """Register an initializer of the values side by side; they are read only when it is written."""
     name = _merged_name([str(value.name) for value in values])
     tensors = [value.const_value for value in values]
     shape = list(dimensions(values[0]) or ())

@@ -16,6 +16,7 @@ from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.options import ExportOptions
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.resolve import ExportPlan, resolve_plan
+from poolgraph.export.sentence_transformers import SentenceTransformer
 from poolgraph.export.tokenizer import load_tokenizer, save_tokenizer
 
 TEXTS = [*PROBE_SENTENCES, "", "UPPER", " ".join(["long"] * 300)]
@@ -98,8 +99,7 @@ def test_checkpoint_with_a_vocabulary_alone(tmp_path: Path, lower: bool) -> None
 def test_own_file_that_says_something_else_is_converted(tmp_path: Path) -> None:
     """Transformers may build another tokenizer than the file says: the reference's ids count."""
     folder = write(tmp_path / "checkpoint", bert_tokenizer(), do_lower_case=False)
-    plan = make_plan(folder)
-    reference = load_tokenizer(plan, trust_remote_code=False)
+    reference = make_plan(folder).tokenizer
     reference.backend_tokenizer.normalizer = None  # capitals are unknown now
     target = tmp_path / "out"
     target.mkdir()
@@ -139,4 +139,4 @@ def test_tokenizer_that_cannot_be_loaded(tmp_path: Path, content: str | None) ->
         (folder / "tokenizer.json").write_text(content)
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(ExportError, match="tokenizer"):
-        load_tokenizer(make_plan(folder), trust_remote_code=False)
+        load_tokenizer(folder, SentenceTransformer(), trust_remote_code=False)

@@ -57,6 +57,23 @@ def test_merge_projections_without_biases() -> None:
     assert_close(expected, run(model, x=X))
 
 
+def test_merge_projections_of_layers_that_share_their_weights() -> None:
+    """ALBERT's layers are one layer, run again and again: one merged matrix serves them all."""
+    once, again = "y = Neg(rows)", "xa = MatMul(rows, layer__query__weight)  qa = Add(xa, layer__query__bias)"
+    for letter, name in (("b", "key"), ("c", "value")):
+        again += f"  x{letter} = MatMul(rows, layer__{name}__weight)  q{letter} = Add(x{letter}, layer__{name}__bias)"
+    again += "  z = poolgraph.Attention<num_heads=2, scale=0.7>(qa, qb, qc)  y = Neg(z)"
+    model = attention_model(replace=(once, again))
+    for name in ("qa", "qb", "qc"):
+        next(value for node in model.graph for value in node.outputs if value.name == name).shape = ir.Shape(X.shape)
+    expected = run_semantic(model, x=X)
+    assert merge_projections(model) == 2
+    remove_dead_nodes(model)
+    merged = ["layer.query_key_value.bias", "layer.query_key_value.weight", "split_8_8_8"]
+    assert sorted(model.graph.initializers) == merged
+    assert_close(expected, run_semantic(model, x=X))
+
+
 @pytest.mark.parametrize(
     "replace",
     [
