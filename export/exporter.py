@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,10 +25,18 @@ from poolgraph.export.reference import compute_reference, reference_name, tool_v
 from poolgraph.export.resolve import ExportPlan, resolve_plan
 from poolgraph.export.scoring import TEMPLATE_FILE
 from poolgraph.export.tokenizer import save_tokenizer
+from poolgraph.export.twin import (
+    choose_twin,
+    collect_sources,
+    compare_stored,
+    free_memory,
+    measure_weights,
+    shorten_plan,
+)
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
-from poolgraph.graphs.manifest import Manifest, Report
-from poolgraph.graphs.probe_files import save_probes
+from poolgraph.graphs.manifest import CheckRow, Manifest, Report
+from poolgraph.graphs.probe_files import load_probes, save_probes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.tokenizer import TextTokenizer
@@ -93,6 +102,7 @@ def export_model(
     precisions: Sequence[str] = ("fp32",),
     targets: Sequence[str] = ("cpu",),
     min_cosine: float | None = None,
+    max_memory: float | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     on_stage: StageHook | None = None,
@@ -112,6 +122,8 @@ def export_model(
         precisions: Precisions of the targets' variants.
         targets: Targets beside the portable one.
         min_cosine: Overrides the lowest cosine that verification accepts; recorded in the manifest.
+        max_memory: GiB that this process may use to verify; a checkpoint too large for it is verified on a twin of its
+            first layers, and every stored tensor is compared with the checkpoint. Half of what is free where None.
         trust_remote_code: Let transformers run code that comes with the checkpoint, during this call only.
         overwrite: Replace an artifact that is already there.
         on_stage: Called with the name of each stage as it starts.
@@ -131,10 +143,19 @@ def export_model(
                 checkpoint, options=options, precisions=precisions, targets=targets, trust_remote_code=trust_remote_code
             )
         lowered = _compile(plan, stages)
+        models = {file: model for item in lowered for file, model in item.models.items()}
+        sources = collect_sources(models)
         with stages.stage("write the graphs"):
-            _write(plan, lowered, staging)
+            _write(plan, models, staging)
         manifest = build_manifest(plan, [item.variant for item in lowered], min_cosine=min_cosine)
-        manifest = _verify(plan, manifest, staging, stages)
+        num_layers = choose_twin(measure_weights(sources), plan.config, free_memory(max_memory))
+        if num_layers is None:
+            report = _verify(plan, manifest, staging, stages)
+        else:
+            with stages.stage("compare the weights"):
+                row = compare_stored(models, sources, staging / "onnx")
+            report = _verify_twin(plan, manifest, staging, stages, num_layers, row)
+        manifest = _finish(manifest, report, staging)
     return ExportResult(path=Path(output), report=manifest.report, seconds=stages.seconds)
 
 
@@ -149,10 +170,9 @@ def _compile(plan: ExportPlan, stages: _Stages) -> list[LoweredVariant]:
         return [lower_variant(*semantic[target.layout], target, plan.head.kind) for target in plan.targets]
 
 
-def _write(plan: ExportPlan, lowered: Sequence[LoweredVariant], staging: Path) -> None:
+def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> None:
     """Write graphs, weights, tokenizer and the checkpoint's own small files."""
     (staging / "onnx").mkdir()
-    models: dict[str, ir.Model] = {file: model for item in lowered for file, model in item.models.items()}
     save_graphs(models, staging / "onnx", WEIGHTS_FILE)
     save_tokenizer(plan.tokenizer, plan.backbone.folder, staging, list(PROBE_SENTENCES))
     for name in COPIED_FILES:
@@ -166,13 +186,8 @@ def _write(plan: ExportPlan, lowered: Sequence[LoweredVariant], staging: Path) -
         (staging / TEMPLATE_FILE).write_text(plan.template, encoding="utf-8")
 
 
-def _verify(
-    plan: ExportPlan,
-    manifest: Manifest,
-    staging: Path,
-    stages: _Stages,
-) -> Manifest:
-    """Compare the artifact in ``staging`` with the reference and write its final manifest and model card.
+def _verify(plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages, threads: int | None = None) -> Report:
+    """Compare the artifact in ``staging`` with the reference; its probes are stored beside it.
 
     Raises:
         VerificationError: a check failed; the message has every one that did.
@@ -185,16 +200,43 @@ def _verify(
         _save(manifest, staging)
         rows = [check_tokenizer(probes, plan.tokenizer, plan.limits.max_model_len)]
         for variant in manifest.variants:
-            rows += verify_variant(staging, variant.name, probes, reference)
+            rows += verify_variant(staging, variant.name, probes, reference, threads=threads)
         report = Report(
             reference=reference_name(), rows=tuple(rows), versions=tool_versions(), cpu=read_cpu_info().model
         )
         check_report(report)
-    manifest = msgspec.structs.replace(
-        manifest,
-        report=report,
-        variants=tuple(msgspec.structs.replace(variant, verified=True) for variant in manifest.variants),
+    return report
+
+
+def _verify_twin(
+    plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages, num_layers: int, weights: CheckRow
+) -> Report:
+    """Verify a twin of ``num_layers`` layers, made the same way; the probes are stored without answers.
+
+    Raises:
+        VerificationError: a check failed, of the twin or of the weights.
+    """
+    twin = shorten_plan(plan, num_layers)
+    with tempfile.TemporaryDirectory(prefix=".twin-", dir=staging.parent) as folder:
+        models = {file: model for item in _compile(twin, stages) for file, model in item.models.items()}
+        _write(twin, models, Path(folder))
+        report = _verify(twin, msgspec.structs.replace(manifest, limits=twin.limits), Path(folder), stages, threads=1)
+        probes = load_probes(Path(folder))
+    save_probes(staging, probes.texts, probes.prompt, None, None, probes.pairs)
+    total = plan.config.num_hidden_layers
+    report = msgspec.structs.replace(
+        report,
+        reference=f"{report.reference}; a twin of the first {num_layers} of {total} layers, and all stored tensors",
+        rows=(weights, *report.rows),
     )
+    check_report(report)
+    return report
+
+
+def _finish(manifest: Manifest, report: Report, staging: Path) -> Manifest:
+    """Write the final manifest and the model card."""
+    variants = tuple(msgspec.structs.replace(variant, verified=True) for variant in manifest.variants)
+    manifest = msgspec.structs.replace(manifest, report=report, variants=variants)
     (staging / "README.md").write_text(render_model_card(manifest), encoding="utf-8")
     return _save(manifest, staging)
 

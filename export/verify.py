@@ -85,7 +85,9 @@ def check_tokenizer(probes: Probes, reference: PreTrainedTokenizerBase, limit: i
     )
 
 
-def verify_variant(directory: Path, name: str, probes: Probes, reference: ReferenceAnswers) -> Iterator[CheckRow]:
+def verify_variant(
+    directory: Path, name: str, probes: Probes, reference: ReferenceAnswers, *, threads: int | None = None
+) -> Iterator[CheckRow]:
     """Yield rows that compare one variant's graphs with the reference, texts alone, in batches and padded.
 
     Args:
@@ -93,13 +95,15 @@ def verify_variant(directory: Path, name: str, probes: Probes, reference: Refere
         name: Which variant.
         probes: The texts.
         reference: Their raw answers.
+        threads: As in ``PoolingModel.load``; with one, no weights are packed twice.
     """
     stored = store_answers(probes, reference)
-    with PoolingModel.load(directory, variant=name, allow_unverified=True) as model:
-        yield from check_model(model, stored)
+    for family in open_artifact(directory).variant(name).graphs:
+        # One family at a time: each session holds the weights, packed anew.
+        with PoolingModel.load(directory, variant=name, allow_unverified=True, threads=threads) as model:
+            yield from check_model(model, stored, families=(family,))
         if model.variant.layout == "padded":
-            for family in model.variant.graphs:
-                yield from _check_padding(model, family, probes.encoded, reference)
+            yield from _check_padding(model, family, probes.encoded, reference)
 
 
 def store_answers(probes: Probes, reference: ReferenceAnswers) -> StoredProbes:

@@ -28,6 +28,16 @@ def _parse_cosine(text: str) -> float:
     return cosine
 
 
+def _parse_memory(text: str) -> float:
+    try:
+        memory = float(text)
+    except ValueError:
+        memory = math.nan
+    if not 0.0 < memory < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB above 0")
+    return memory
+
+
 EXPORT_OPTIONS: Final = (
     Argument("--task", choices=TASKS, default="auto", help="what the model answers; auto reads the checkpoint"),
     Argument(
@@ -63,6 +73,13 @@ EXPORT_OPTIONS: Final = (
         metavar="X",
         type=_parse_cosine,
         help="accept answers this close to the reference, and record it",
+    ),
+    Argument(
+        "--max-memory",
+        metavar="GIB",
+        type=_parse_memory,
+        help="memory for verification; a checkpoint too large for it is verified on its first layers, and all its "
+        "stored tensors are compared (default: half of what is free)",
     ),
     Argument("--trust-remote-code", action="store_true", help="run the checkpoint's own Python code while exporting"),
     Argument("--force", action="store_true", help="replace an artifact that is there already"),
@@ -101,6 +118,7 @@ def run_export(args: argparse.Namespace) -> int:
             precisions=args.precision,
             targets=args.target,
             min_cosine=args.min_cosine,
+            max_memory=args.max_memory,
             trust_remote_code=args.trust_remote_code,
             overwrite=args.force,
             on_stage=on_stage,
