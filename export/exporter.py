@@ -200,7 +200,7 @@ def _verify(plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages
         _save(manifest, staging)
         rows = [check_tokenizer(probes, plan.tokenizer, plan.limits.max_model_len)]
         for variant in manifest.variants:
-            rows += verify_variant(staging, variant.name, probes, reference, threads=threads)
+            rows += verify_variant(staging, variant, probes, reference, threads=threads)
         report = Report(
             reference=reference_name(), rows=tuple(rows), versions=tool_versions(), cpu=read_cpu_info().model
         )

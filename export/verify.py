@@ -18,7 +18,7 @@ from poolgraph.export.probes import build_probe_pairs, build_probe_texts, choose
 from poolgraph.export.reference import ReferenceAnswers, compute_reference
 from poolgraph.export.resolve import resolve_plan
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.graphs.manifest import CheckRow, Graph, Manifest
+from poolgraph.graphs.manifest import CheckRow, Graph, Manifest, Variant
 from poolgraph.graphs.probe_files import StoredProbes
 from poolgraph.runtime.compare import compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
@@ -86,23 +86,23 @@ def check_tokenizer(probes: Probes, reference: PreTrainedTokenizerBase, limit: i
 
 
 def verify_variant(
-    directory: Path, name: str, probes: Probes, reference: ReferenceAnswers, *, threads: int | None = None
+    directory: Path, variant: Variant, probes: Probes, reference: ReferenceAnswers, *, threads: int | None = None
 ) -> Iterator[CheckRow]:
     """Yield rows that compare one variant's graphs with the reference, texts alone, in batches and padded.
 
     Args:
         directory: The artifact, complete but for its report.
-        name: Which variant.
+        variant: Which one.
         probes: The texts.
         reference: Their raw answers.
         threads: As in ``PoolingModel.load``; with one, no weights are packed twice.
     """
     stored = store_answers(probes, reference)
-    for family in open_artifact(directory).variant(name).graphs:
+    for family in variant.graphs:
         # One family at a time: each session holds the weights, packed anew.
-        with PoolingModel.load(directory, variant=name, allow_unverified=True, threads=threads) as model:
+        with PoolingModel.load(directory, variant=variant.name, allow_unverified=True, threads=threads) as model:
             yield from check_model(model, stored, families=(family,))
-        if model.variant.layout == "padded":
+        if variant.layout == "padded":
             yield from _check_padding(model, family, probes.encoded, reference)
 
 
