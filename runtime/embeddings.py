@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,10 +20,15 @@ def check_dimensions(manifest: Manifest, dimensions: int | None, model: str) -> 
     """Check that the artifact's embeddings may be shortened to ``dimensions``.
 
     Raises:
-        InputError: the model is no Matryoshka model, or its width or list of widths does not have ``dimensions``.
+        InputError: not an int, the model is no Matryoshka model, or its width or list of widths does not have
+            ``dimensions``.
     """
     if dimensions is None:
         return
+    if isinstance(dimensions, bool) or not isinstance(dimensions, Integral):
+        raise InputError(
+            f"dimensions must be an int, not {type(dimensions).__name__}", parameter="dimensions", value=dimensions
+        )
     pooler = manifest.pooler
     if not pooler.is_matryoshka:
         problem = (
@@ -36,6 +43,27 @@ def check_dimensions(manifest: Manifest, dimensions: int | None, model: str) -> 
     else:
         problem = f"only supports dimensions in range [1, {pooler.embedding_size}], got {dimensions}."
     raise InputError(f"Model {model!r} {problem}", parameter="dimensions", value=dimensions)
+
+
+def at_token_width(manifest: Manifest) -> Manifest:
+    """Return the manifest with the width of token embeddings as the one that ``check_dimensions`` looks at."""
+    width = manifest.pooler.token_embedding_size
+    if width is None:
+        return manifest
+    return msgspec.structs.replace(manifest, pooler=msgspec.structs.replace(manifest.pooler, embedding_size=width))
+
+
+def choose_norm(manifest: Manifest, normalize: bool | None) -> bool:
+    """Return whether embeddings are divided by their norm; None does as the model says.
+
+    Raises:
+        InputError: not a bool.
+    """
+    if normalize is not None and not isinstance(normalize, bool | np.bool_):
+        raise InputError(
+            f"normalize must be a bool, not {type(normalize).__name__}", parameter="normalize", value=normalize
+        )
+    return manifest.pooler.normalize if normalize is None else bool(normalize)
 
 
 def finish_embeddings(raw: NDArray[np.float32], *, normalize: bool, dimensions: int | None) -> NDArray[np.float32]:

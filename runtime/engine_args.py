@@ -142,6 +142,6 @@ def resolve_precision(dtype: object) -> str | None:
 
 def check_choice(name: str, value: str, allowed: Mapping[str, object]) -> str:
     """Return ``value``, one of the keys of ``allowed``; InputError otherwise."""
-    if value not in allowed:
+    if value not in tuple(allowed):
         raise InputError(f"unknown {name} {value!r}; allowed are {list(allowed)}", parameter=name, value=value)
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -76,7 +76,8 @@ def check_entity_options(
             parameter="aggregation_strategy",
             value=strategy,
         )
-    if isinstance(ignore_labels, str) or not all(isinstance(label, str) for label in ignore_labels):
+    listed = isinstance(ignore_labels, Collection) and not isinstance(ignore_labels, str)
+    if not listed or not all(isinstance(label, str) for label in ignore_labels):
         raise InputError("ignore_labels must be a list of str", parameter="ignore_labels", value=ignore_labels)
     if stride is None:
         return

@@ -15,7 +15,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from poolgraph.errors import InputError
-from poolgraph.runtime.file_readers import Row
+from poolgraph.runtime.file_readers import STANDARD_INPUT, Row
 from poolgraph.runtime.file_sources import FileSource
 from poolgraph.runtime.file_state import (
     FileState,
@@ -77,6 +77,7 @@ def answer_file(
     started = time.perf_counter()
     task.check(model, options)
     check_output(output, array=task.array, overwrite=overwrite)
+    _check_other_file(source, output)
     with _hold(output):
         job = describe_job(model, source, task.name, options, chunk_size or task.chunk_items)
         state = choose_start(output, job, resume=resume, overwrite=overwrite)
@@ -154,6 +155,11 @@ def check_output(output: Path, *, array: str | None, overwrite: bool = False) ->
         raise InputError(f"{output} is a folder; name a file")
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists already; give --force to replace it, or name another file")
+
+
+def _check_other_file(source: FileSource, output: Path) -> None:
+    if source.path != STANDARD_INPUT and output.exists() and output.samefile(source.path):
+        raise InputError(f"{output} is the input itself; name another file for the answers")
 
 
 def _answer_rest(

@@ -40,7 +40,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def key(self) -> str:
         """The name that is looked for."""
-        return self.name or self.default
+        return self.default if self.name is None else self.name
 
 
 def name_input(path: str | Path) -> str:
@@ -63,6 +63,9 @@ def open_bytes(path: str) -> AbstractContextManager[IO[bytes]]:
         return Path(path).open("rb")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        # A name that no file can have.
+        raise InputError(f"cannot read {path!r}: {error}") from error
 
 
 def read_txt(path: str, _fields: Sequence[Field]) -> Iterator[Row]:
@@ -83,7 +86,7 @@ def read_jsonl(path: str, fields: Sequence[Field]) -> Iterator[Row]:
         where = f"{name_input(path)}, line {number}"
         try:
             values = record.decode(line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise InputError(f"{where}: not a JSON object: {error}") from error
         yield tuple(_read_value(where, values, field, decoder) for field, decoder in readers)
 

@@ -67,10 +67,10 @@ class FileTask:
         """Return the options that the task takes.
 
         Raises:
-            InputError: another one is given, not None or False.
+            InputError: another one is given, not None.
         """
         for name, value in options.items():
-            if name not in self.options and value is not None and value is not False:
+            if name not in self.options and value is not None:
                 raise InputError(
                     f"{self.name} takes no such option; it takes {', '.join(self.options)}",
                     parameter=name,

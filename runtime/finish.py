@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +13,7 @@ from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.activations import choose_activation, finish_logits
-from poolgraph.runtime.embeddings import check_dimensions, finish_embeddings
+from poolgraph.runtime.embeddings import at_token_width, check_dimensions, finish_embeddings
 from poolgraph.runtime.late_chunking import average_chunks
 from poolgraph.runtime.steps import resolve_columns, resolve_step_tag, select_steps
 from poolgraph.runtime.tokenizer import EncodedText
@@ -92,7 +91,7 @@ def plan_finish(
         activation = choose_activation(manifest.pooler, params.use_activation)
         return Finish(embeds=False, activation=activation, steps=steps)
     width = dimensions if params.dimensions is None else params.dimensions
-    check_dimensions(_at_task_width(manifest, task), width, model)
+    check_dimensions(manifest if task == "embed" else at_token_width(manifest), width, model)
     chunking = params.late_chunking_params
     return Finish(
         embeds=True,
@@ -178,11 +177,3 @@ def _set_parameters(params: PoolingParams, names: Sequence[str]) -> list[str]:
 def _refusal(shown: str, task: str, refused: Sequence[str]) -> str:
     allowed = list(TASK_PARAMETERS[task])
     return f"Task {shown} only supports {allowed} parameters, does not support {list(refused)} parameters"
-
-
-def _at_task_width(manifest: Manifest, task: str) -> Manifest:
-    """Give the token task's width as the one that dimensions are checked against."""
-    width = manifest.pooler.token_embedding_size
-    if task == "embed" or width is None:
-        return manifest
-    return msgspec.structs.replace(manifest, pooler=msgspec.structs.replace(manifest.pooler, embedding_size=width))

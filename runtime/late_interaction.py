@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
 from poolgraph.graphs.manifest import LateInteraction, Manifest, QueryExpansion
-from poolgraph.runtime.texts import resolve_prompt
+from poolgraph.runtime.texts import resolve_prompt, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
 Side = Literal["query", "document"]
-
-TO_MODEL_LIMIT: Final = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +92,7 @@ def encode_side(
     texts: Sequence[str],
     *,
     truncate: bool | None = None,
+    truncation_side: str | None = None,
     first_index: int = 0,
 ) -> list[EncodedText]:
     """Tokenize the texts of one side.
@@ -104,14 +103,21 @@ def encode_side(
         texts: The texts.
         truncate: None cuts to the length of the model's definition, where it has one, and refuses texts beyond the
             model's limit elsewhere; True cuts there too; False refuses whatever would be cut.
+        truncation_side: Where tokens are cut off, ``left`` or ``right``; None is the model's own side.
         first_index: Index of the first text in the caller's own list, for messages.
 
     Raises:
         InputError: a text that is too long, or not acceptable to the tokenizer.
     """
-    limit = TO_MODEL_LIMIT if truncate else None
+    limit = resolve_truncation(truncate)
     truncate_to = limit if truncate is False or rules.max_tokens is None else rules.max_tokens
-    encoded = tokenizer.encode(texts, prompt=rules.prompt, truncate_to=truncate_to, first_index=first_index)
+    encoded = tokenizer.encode(
+        texts,
+        prompt=rules.prompt,
+        truncate_to=truncate_to,
+        truncation_side=truncation_side,
+        first_index=first_index,
+    )
     if truncate is False:
         _check_lengths(encoded, rules, first_index)
     if rules.expansion is None:
@@ -165,7 +171,7 @@ def _check_expansion(late: LateInteraction, max_model_len: int) -> None:
     if expansion is not None and expansion.length > max_model_len:
         raise ArtifactError(
             f"the artifact expands queries to {expansion.length} tokens, but takes texts of at most {max_model_len}; "
-            "export the checkpoint again"
+            "leave max_model_len out, or export the checkpoint again"
         )
 
 

@@ -128,7 +128,7 @@ class LLM(ScoreMethods):
             InputError: a prompt or parameter is not acceptable, or no task is known.
             TaskNotSupported: the artifact does not support the task.
         """
-        task = pooling_task or _shared_task(pooling_params) or self._default_task
+        task = (_shared_task(pooling_params) or self._default_task) if pooling_task is None else pooling_task
         if task is None:
             raise InputError(_TASK_REQUIRED, parameter="pooling_task")
         options = read_options(

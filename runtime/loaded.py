@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,10 @@ from poolgraph.runtime.planner import MAX_BATCH_TOKENS
 from poolgraph.runtime.providers import Wish, check_verified
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import SessionPool
-from poolgraph.runtime.texts import resolve_texts
+from poolgraph.runtime.texts import resolve_texts, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.tasks import TASK_FAMILY
 
-TO_MODEL_LIMIT: Final = -1
 """Truncation to the model's own limit."""
 
 
@@ -158,7 +157,7 @@ class LoadedModel:
         self, texts: Sequence[str], prompt: str, *, truncate: bool, first_index: int = 0
     ) -> Generator[tuple[int, Sequence[EncodedText]], None, None]:
         """Yield tokenized windows; ``first_index`` counts in messages only."""
-        truncate_to = TO_MODEL_LIMIT if truncate else None
+        truncate_to = resolve_truncation(truncate)
         offset = first_index
 
         def encode(window: Sequence[str], *, first_index: int) -> list[EncodedText]:

@@ -33,6 +33,8 @@ ScoreData: TypeAlias = Prompts | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 _ALLOWED: Final = 'a str, a list of token ids, {"prompt": str} or {"prompt_token_ids": [...]}'
 _MULTIMODAL_KEYS: Final = ("multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs")
+_BYTES: Final = bytes | bytearray | memoryview
+"""Sequences of ints that are no token ids."""
 _TEXT_KEYS: Final = frozenset({"prompt", "prompt_token_ids", "cache_salt"})
 
 
@@ -48,7 +50,7 @@ def parse_prompts(prompts: Prompts, *, architecture: str = "this model") -> list
     Raises:
         InputError: no prompt at all, or something that is not a prompt.
     """
-    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence) or isinstance(prompts, _BYTES):
         return [_parse_prompt(prompts, "prompts", architecture)]
     if not prompts:
         raise InputError("You must pass at least one prompt", parameter="prompts", value=prompts)
@@ -98,7 +100,7 @@ def _parse_prompt(prompt: object, name: str, architecture: str) -> ParsedPrompt:
         return prompt
     if isinstance(prompt, Mapping):
         return _parse_mapping(prompt, name, architecture)
-    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes) and _are_token_ids(prompt):
+    if isinstance(prompt, Sequence) and not isinstance(prompt, _BYTES) and _are_token_ids(prompt):
         return [int(token) for token in prompt]
     raise InputError(f"{name} must be {_ALLOWED}, not {_describe(prompt)}", parameter="prompts")
 
@@ -106,7 +108,7 @@ def _parse_prompt(prompt: object, name: str, architecture: str) -> ParsedPrompt:
 def _parse_mapping(prompt: Mapping[Any, Any], name: str, architecture: str) -> ParsedPrompt:
     if "data" in prompt:
         raise InputError("The 'data' field is only supported for the 'plugin' pooling task.", parameter="prompts")
-    if any(prompt.get(key) for key in _MULTIMODAL_KEYS):
+    if any(_is_given(prompt.get(key)) for key in _MULTIMODAL_KEYS):
         raise InputError(f"MultiModalParam is not supported for {architecture}", parameter="prompts")
     if unknown := [key for key in prompt if key not in _TEXT_KEYS and key not in _MULTIMODAL_KEYS]:
         raise InputError(f"{name} has unknown keys {unknown}; a prompt is {_ALLOWED}", parameter="prompts")
@@ -121,12 +123,17 @@ def _parse_mapping(prompt: Mapping[Any, Any], name: str, architecture: str) -> P
     return text
 
 
+def _is_given(value: object) -> bool:
+    """Whether a field of a prompt holds anything; arrays have no truth of their own."""
+    return value is not None and not (isinstance(value, Mapping | Sequence) and not value)
+
+
 def _are_token_ids(values: Sequence[object]) -> TypeGuard[Sequence[int]]:
     return all(type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool)) for value in values)
 
 
 def _describe(value: object) -> str:
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence) and not isinstance(value, str | _BYTES):
         return f"a {type(value).__name__} of {sorted({type(item).__name__ for item in value})}"
     return type(value).__name__
 

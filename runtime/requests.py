@@ -129,7 +129,7 @@ class RequestRunner:
         supported = self.manifest.tasks
         if task in supported:
             return
-        if task not in _REFUSALS:
+        if not isinstance(task, str) or task not in _REFUSALS:
             raise TaskNotSupported(f"Unsupported task: {task!r} Supported tasks: {supported}")
         cure = f" This artifact supports {list(supported)}." if task in TASK_FAMILY else ""
         raise TaskNotSupported(_REFUSALS[task] + cure)

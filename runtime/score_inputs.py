@@ -93,6 +93,7 @@ def _encode_templated(
     first_index: int,
 ) -> list[EncodedText]:
     check_template_kwargs(options.template_kwargs)
+    _check_instruction(template, options.instruction)
     limit = tokenizer.resolve_limit(
         options.truncate_to, least=tokenizer.backend.num_special_tokens_to_add(is_pair=False)
     )
@@ -114,6 +115,16 @@ def _encode_templated(
         num_cut = query_cut + document_cut + len(encoding) - len(fitting)
         encoded.append(_to_text(tokenizer, fitting, num_cut))
     return encoded
+
+
+def _check_instruction(template: ScoreTemplate, instruction: str | None) -> None:
+    if instruction is not None and not template.reads("instruction"):
+        raise InputError(
+            "the score template has no place for an instruction; leave it out, or pass a template that reads "
+            "`instruction`",
+            parameter="instruction",
+            value=instruction,
+        )
 
 
 def _merge_variables(options: ScoreOptions, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Manifest, Scoring
 from poolgraph.runtime.score_template import TEMPLATES
@@ -93,15 +94,30 @@ def check_options(scoring: Scoring, options: ScoreOptions, max_model_len: int) -
         raise InputError(f"plain is for late interaction; this model is a {kind}", parameter="plain")
 
 
+def check_activation(scoring: Scoring, use_activation: bool | None) -> None:
+    """Check whether the scores have an activation that can be chosen.
+
+    Raises:
+        InputError: not a bool, or the model is no cross-encoder.
+    """
+    PoolingParams(use_activation=use_activation)
+    if use_activation is not None and scoring.kind != "cross_encoder":
+        raise InputError(
+            f"use_activation is for a cross-encoder; this model is a {scoring.kind.replace('_', '-')}",
+            parameter="use_activation",
+            value=use_activation,
+        )
+
+
 def resolve_side(texts: str | Sequence[str]) -> list[str]:
     """Return the texts of one side as a list, also when there are none, which ``plan_pairs`` refuses.
 
     Raises:
         InputError: something that is not a text.
     """
-    if isinstance(texts, Sized) and not isinstance(texts, str | Mapping) and len(texts) == 0:
-        return []
-    return resolve_texts(texts)
+    # numpy's arrays of no dimension have __len__ and refuse it.
+    sized = isinstance(texts, Sized) and not isinstance(texts, str | Mapping) and getattr(texts, "ndim", 1) > 0
+    return [] if sized and len(texts) == 0 else resolve_texts(texts)
 
 
 def check_top_n(top_n: int | None) -> None:

@@ -81,7 +81,7 @@ def plan_scoring(
         InputError: a wrong value, or an option that this way of scoring has no place for.
     """
     extra = dict(params.extra_kwargs or {})
-    if unknown := sorted(name for name in extra if name not in _EXTRA_KWARGS):
+    if unknown := sorted((name for name in extra if name not in _EXTRA_KWARGS), key=str):
         message = f"extra_kwargs {unknown} have no effect on scores; those with one are {list(_EXTRA_KWARGS)}"
         warnings.warn(message, UserWarning, stacklevel=4)
     variables = _check_kind("chat_template_kwargs", extra.get("chat_template_kwargs"), Mapping)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from poolgraph.errors import InputError
 from poolgraph.runtime.finish import finish_rows
 from poolgraph.runtime.late_interaction import (
-    TO_MODEL_LIMIT,
     Side,
     SideRules,
     encode_side,
@@ -27,6 +26,7 @@ from poolgraph.runtime.requests import RequestRunner, request_progress
 from poolgraph.runtime.score_pairs import cosine_scores
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.text_cuts import cut_texts
+from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import EncodedText
 
 Scores = list[ScoringRequestOutput]
@@ -157,12 +157,19 @@ def _encode_side(
     scoring = request.scoring
     rules = resolve_side(runner.manifest, side)
     limit = scoring.truncate_to
+    runner.tokenizer.resolve_limit(limit, least=0)
     if limit is not None and limit != TO_MODEL_LIMIT:
         rules = replace(rules, max_tokens=limit if rules.max_tokens is None else min(limit, rules.max_tokens))
     most = scoring.max_tokens_per_query if side == "query" else scoring.max_tokens_per_doc
     cuts = cut_texts(runner.tokenizer, texts, most or None)
     truncate = True if limit == TO_MODEL_LIMIT else None
-    encoded = encode_side(runner.tokenizer, rules, [cut.text for cut in cuts], truncate=truncate)
+    encoded = encode_side(
+        runner.tokenizer,
+        rules,
+        [cut.text for cut in cuts],
+        truncate=truncate,
+        truncation_side=scoring.truncation_side,
+    )
     return [(rules, text, cut.num_truncated_tokens) for text, cut in zip(encoded, cuts, strict=True)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-from jinja2 import Template
+from jinja2 import Template, meta
 
 from poolgraph.errors import InputError
 from poolgraph.runtime.template_sandbox import MAX_SOURCE, compile_template, render_template
@@ -102,6 +102,10 @@ class ScoreTemplate:
         except Exception as error:
             raise InputError(f"the score template failed: {error}", parameter="template") from error
 
+    def reads(self, name: str) -> bool:
+        """Whether the template looks at a variable."""
+        return name in meta.find_undeclared_variables(self._template.environment.parse(self.source))
+
     def _find_missing(self) -> list[str] | None:
         """Return which texts are not printed; None when it cannot be told, as when a variable of a call is missing."""
         try:
@@ -112,11 +116,17 @@ class ScoreTemplate:
 
 
 def check_template_kwargs(variables: Mapping[str, Any]) -> None:
-    """Refuse variables that a score template is given anyway.
+    """Refuse what is no mapping of names, and variables that a score template is given anyway.
 
     Raises:
         InputError: naming them.
     """
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise InputError(
+            "chat_template_kwargs must be a mapping of variable names to values",
+            parameter="chat_template_kwargs",
+            value=variables,
+        )
     if reserved := [name for name in RESERVED if name in variables]:
         raise InputError(
             f"chat_template_kwargs cannot set {', '.join(reserved)}: reserved are {', '.join(RESERVED)}",

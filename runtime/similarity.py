@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -192,7 +192,15 @@ def _split_matrices(embeddings: Any) -> list[Any]:
     ndim = getattr(embeddings, "ndim", None)
     if ndim == 3:
         return [matrix[matrix.any(axis=-1)] for matrix in np.asarray(embeddings)]
-    return [embeddings] if ndim == 2 else list(embeddings)
+    if ndim == 2:
+        return [embeddings]
+    if ndim == 0 or not isinstance(embeddings, Iterable):
+        raise InputError(
+            f"embeddings must be a list of matrices (num_vectors, size), not {type(embeddings).__name__}",
+            parameter="embeddings",
+            value=embeddings,
+        )
+    return list(embeddings)
 
 
 def _find_function(name: str) -> _Similarity:

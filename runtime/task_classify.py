@@ -12,10 +12,10 @@ from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import Finish, finish_rows, finish_tokens, plan_finish
-from poolgraph.runtime.loaded import TO_MODEL_LIMIT, LoadedModel, count_cut, progress_bar
+from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
 from poolgraph.runtime.pair_tokenizer import encode_pairs
 from poolgraph.runtime.pipeline import encode_windows
-from poolgraph.runtime.texts import resolve_texts, warn_of_cuts
+from poolgraph.runtime.texts import resolve_texts, resolve_truncation, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText
 
 
@@ -113,7 +113,7 @@ class ClassifyTasks(LoadedModel):
                 parameter="text_pairs",
                 value=len(text_pairs),
             )
-        truncate_to = TO_MODEL_LIMIT if truncate else None
+        truncate_to = resolve_truncation(truncate)
         offset = first_index
 
         def encode(window: Sequence[tuple[str, str]], *, first_index: int) -> list[EncodedText]:

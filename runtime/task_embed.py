@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.runtime.embeddings import check_dimensions, finish_embeddings
+from poolgraph.runtime.embeddings import at_token_width, check_dimensions, choose_norm, finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
@@ -85,7 +85,7 @@ class EmbedTasks(LoadedModel):
             The rows (num_texts, embedding_size), and how many texts were cut.
         """
         self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions)
-        unit = self.manifest.pooler.normalize if normalize is None else normalize
+        unit = choose_norm(self.manifest, normalize)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         answers = np.empty((len(texts), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
         num_cut = 0
@@ -126,8 +126,8 @@ class EmbedTasks(LoadedModel):
             One array (num_tokens, token_embedding_size) a text, special tokens included.
         """
         self.check_task("token_embed")
-        check_dimensions(self.manifest, dimensions, self.manifest.source.model)
-        unit = self.manifest.pooler.normalize if normalize is None else normalize
+        check_dimensions(at_token_width(self.manifest), dimensions, self.manifest.source.model)
+        unit = choose_norm(self.manifest, normalize)
         resolved = resolve_texts(texts)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         answers: list[NDArray[np.float32]] = []

@@ -21,9 +21,9 @@ from poolgraph.runtime.entities import (
     uses_words,
 )
 from poolgraph.runtime.executor import Progress
-from poolgraph.runtime.loaded import TO_MODEL_LIMIT, LoadedModel, progress_bar
+from poolgraph.runtime.loaded import LoadedModel, progress_bar
 from poolgraph.runtime.pipeline import encode_windows
-from poolgraph.runtime.texts import resolve_texts, warn_of_cuts
+from poolgraph.runtime.texts import resolve_texts, resolve_truncation, warn_of_cuts
 from poolgraph.runtime.tokenizer import LocatedText
 from poolgraph.runtime.word_spans import WordReader, read_words
 
@@ -111,7 +111,7 @@ class EntityTasks(LoadedModel):
             The entities of each text, and how many texts were cut.
         """
         self._check_entity_options(aggregation_strategy, ignore_labels, stride, truncate=truncate)
-        truncate_to = TO_MODEL_LIMIT if truncate else None
+        truncate_to = resolve_truncation(truncate)
         offset = first_index
         answers: list[list[Entity]] = []
         num_cut = 0

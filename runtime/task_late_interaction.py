@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.runtime.embeddings import check_dimensions, finish_embeddings
+from poolgraph.runtime.embeddings import at_token_width, check_dimensions, choose_norm, finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.late_interaction import Side, SideRules, encode_side, resolve_side, scored_tokens
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
@@ -115,8 +115,8 @@ class LateInteractionTasks(LoadedModel):
             The vectors of each text, and how many texts were cut.
         """
         self.check_task("token_embed")
-        check_dimensions(self.manifest, dimensions, self.manifest.source.model)
-        unit = self.manifest.pooler.normalize if normalize is None else normalize
+        check_dimensions(at_token_width(self.manifest), dimensions, self.manifest.source.model)
+        unit = choose_norm(self.manifest, normalize)
         answers: list[NDArray[np.float32]] = []
         num_cut = 0
         with closing(self._side_windows(rules, texts, truncate, first_index)) as windows:

@@ -18,17 +18,25 @@ from poolgraph.runtime.activations import choose_activation, finish_logits
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.late_interaction import Side
 from poolgraph.runtime.late_interaction import resolve_side as resolve_late_side
-from poolgraph.runtime.loaded import TO_MODEL_LIMIT, count_cut, progress_bar
+from poolgraph.runtime.loaded import count_cut, progress_bar
 from poolgraph.runtime.maxsim import maxsim_pairs
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.score_embedded import EmbedScorer, Vectors
 from poolgraph.runtime.score_inputs import encode_inputs, read_special_tokens
-from poolgraph.runtime.score_options import ScoreOptions, check_options, check_top_n, resolve_scoring, resolve_side
+from poolgraph.runtime.score_options import (
+    ScoreOptions,
+    check_activation,
+    check_options,
+    check_top_n,
+    resolve_scoring,
+    resolve_side,
+)
 from poolgraph.runtime.score_pairs import cosine_scores, plan_pairs
 from poolgraph.runtime.score_template import ScoreTemplate, read_template, resolve_template
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.task_late_interaction import LateInteractionTasks
 from poolgraph.runtime.text_cuts import cut_texts
+from poolgraph.runtime.texts import resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
 _TASKS: Final = {"cross_encoder": "classify", "bi_encoder": "embed", "late_interaction": "token_embed"}
@@ -117,7 +125,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             template_kwargs=template_kwargs or {},
             max_tokens_per_query=max_tokens_per_query,
             max_tokens_per_doc=max_tokens_per_doc,
-            truncate_to=TO_MODEL_LIMIT if truncate else None,
+            truncate_to=resolve_truncation(truncate),
             plain=plain,
         )
         answer = self._score(resolve_side(queries), resolve_side(documents), options, use_activation, progress=progress)
@@ -172,7 +180,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             template_kwargs=template_kwargs or {},
             max_tokens_per_query=max_tokens_per_query,
             max_tokens_per_doc=max_tokens_per_doc,
-            truncate_to=TO_MODEL_LIMIT if truncate else None,
+            truncate_to=resolve_truncation(truncate),
             plain=plain,
         )
         texts = resolve_side(documents)
@@ -269,6 +277,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         pairs = plan_pairs(len(queries), len(documents))
         scoring = self.check_scoring(template=options.template)
         check_options(scoring, options, self.tokenizer.max_model_len)
+        check_activation(scoring, use_activation)
         together = scoring.kind == "cross_encoder"
         num_texts = len(pairs) if together else len({*queries}) + len({*documents})
         with progress_bar(num_texts, shown=progress) as on_progress:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest
+
+TO_MODEL_LIMIT: Final = -1
+"""Stands for the model's limit where a number of tokens is asked for."""
 
 
 def resolve_texts(texts: str | Sequence[str]) -> list[str]:
@@ -68,6 +74,22 @@ def resolve_prompt(manifest: Manifest, *, prompt_name: str | None, prompt: str |
             value=name,
         )
     return manifest.prompts[name]
+
+
+def resolve_truncation(truncate: bool | None) -> int | None:
+    """Return the ``truncate_to`` that ``truncate`` stands for: the model's limit, or None.
+
+    Raises:
+        InputError: not a bool, such as a number of tokens.
+    """
+    if truncate is not None and not isinstance(truncate, bool | np.bool_):
+        raise InputError(
+            f"truncate must be a bool, not {type(truncate).__name__}: texts are cut to the model's limit; LLM cuts to "
+            "any number of tokens (truncate_prompt_tokens)",
+            parameter="truncate",
+            value=truncate,
+        )
+    return TO_MODEL_LIMIT if truncate else None
 
 
 def warn_of_cuts(num_cut: int, num_texts: int, manifest: Manifest) -> None:

@@ -113,10 +113,11 @@ def _agree(wanted: list[int | None]) -> int | None:
 
 
 def _warn_of_rest(given: Mapping[str, Any]) -> None:
-    rest = sorted(name for name, value in given.items() if name not in _KEYS and value not in _HARMLESS.get(name, ()))
+    rest = [name for name, value in given.items() if name not in _KEYS and value not in _HARMLESS.get(name, ())]
     if rest:
         message = (
-            f"tokenization_kwargs {rest} have no effect; those with one are {[*_KEYS, 'truncation', 'max_length']}"
+            f"tokenization_kwargs {sorted(rest, key=str)} have no effect; "
+            f"those with one are {[*_KEYS, 'truncation', 'max_length']}"
         )
         # The caller of LLM's method, past read_options and parse_tokenization_kwargs.
         warnings.warn(message, UserWarning, stacklevel=5)

@@ -327,7 +327,10 @@ class TextTokenizer:
 
     def _check_ids(self, ids: Sequence[int]) -> NDArray[np.int64]:
         whole = np.asarray(ids)
-        if whole.size and (whole.ndim != 1 or whole.dtype.kind not in "iu"):
+        if whole.dtype.kind not in "iu" and all(type(token_id) is int for token_id in ids):
+            # None at all, or too large for numpy's integers.
+            whole = np.array(ids, dtype=object)
+        elif whole.ndim != 1 or whole.dtype.kind not in "iu":
             raise InputError("token ids must be a flat list of int", parameter="prompt_token_ids")
         outside = whole[(whole < 0) | (whole >= self._vocab_size)]
         if outside.size:

@@ -18,9 +18,9 @@ from poolgraph.graphs.manifest import CheckRow, Manifest, Report
 from poolgraph.graphs.probe_files import StoredProbes, load_probes
 from poolgraph.runtime.compare import THRESHOLDS, Comparison, Threshold, compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
-from poolgraph.runtime.loaded import TO_MODEL_LIMIT
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.pair_tokenizer import encode_pairs
+from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
 OnRow: TypeAlias = Callable[[CheckRow], None]

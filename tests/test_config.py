@@ -34,6 +34,7 @@ def test_spellings_that_agree_are_fine_and_those_that_do_not_are_refused(kind):
         ("normalize", 1, "normalize must be a bool, not int"),
         ("step_tag_id", "7", "step_tag_id must be an int, not str"),
         ("returned_token_ids", 7, "returned_token_ids must be a list of ints, not int"),
+        ("returned_token_ids", b"a", "returned_token_ids must be a list of ints, not bytes"),
         ("returned_token_ids", ["a"], "returned_token_ids must be an int, not str"),
         ("task", "rank", "unknown task 'rank'; allowed are"),
     ],

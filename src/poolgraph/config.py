@@ -250,7 +250,7 @@ def _freeze_token_ids(config: PoolingParams | PoolerConfig) -> None:
     ids = config.returned_token_ids
     if ids is None:
         return
-    if isinstance(ids, str) or not isinstance(ids, Sequence):
+    if isinstance(ids, str | bytes | bytearray | memoryview) or not isinstance(ids, Sequence):
         raise InputError(
             f"returned_token_ids must be a list of ints, not {type(ids).__name__}",
             parameter="returned_token_ids",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parity_table import largest_difference, record
 from tiny_colbert import load_oracle, mixed_texts, save_native, save_pylate, save_stanford
 from transformers import BertModel
 
@@ -46,6 +47,7 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     ),
 }
 
+ORACLE = "sentence-transformers MultiVectorEncoder"
 VARIANTS = ("cpu_fp32", "portable_fp32")
 
 
@@ -53,6 +55,7 @@ VARIANTS = ("cpu_fp32", "portable_fp32")
 class Case:
     """An artifact and the model that it must answer like."""
 
+    name: str
     artifact: Path
     oracle: Any
 
@@ -62,7 +65,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("colbert")
     checkpoint = CHECKPOINTS[request.param](folder / "checkpoint")
     export_model(checkpoint, folder / "artifact")
-    return Case(folder / "artifact", load_oracle(checkpoint))
+    return Case(request.param, folder / "artifact", load_oracle(checkpoint))
 
 
 def embed(model: PoolingModel, side: str, texts: list[str]) -> list[np.ndarray]:
@@ -85,8 +88,10 @@ def test_vectors_are_those_of_multi_vector_encoder(case: Case, side: str, varian
     encode = {"query": case.oracle.encode_query, "document": case.oracle.encode_document}[side]
     expected = encode(texts, convert_to_numpy=True, batch_size=8)
     with PoolingModel.load(case.artifact, variant=variant) as model:
-        for want, found in zip(expected, embed(model, side, texts), strict=True):
-            assert_same_vectors(want, found)
+        answers = embed(model, side, texts)
+    for want, found in zip(expected, answers, strict=True):
+        assert_same_vectors(want, found)
+    record(f"{side} vectors", f"{case.name}, {variant}", ORACLE, largest_difference(expected, answers))
 
 
 @pytest.mark.filterwarnings("ignore:.* texts were longer than .* and were cut:UserWarning")
@@ -99,6 +104,7 @@ def test_scores_are_those_of_multi_vector_encoder(case: Case) -> None:
         assert np.abs(expected - found).max() <= 1e-4
         pairs = model.score(queries[0], documents, truncate=True)
         assert np.abs(expected[0] - pairs).max() <= 1e-4
+    record("score", f"{case.name}, MaxSim", ORACLE, largest_difference([expected, expected[0]], [found, pairs]))
 
 
 @pytest.mark.filterwarnings("ignore:.* texts were longer than .* and were cut:UserWarning")

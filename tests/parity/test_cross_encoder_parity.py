@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parity_table import largest_difference, record
 from sentence_transformers import CrossEncoder
 from tiny_heads import pair_tokenizer, save_logit_score, save_model
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
@@ -19,6 +20,7 @@ from poolgraph.export.probes import PROBE_SENTENCES
 
 WORDS = [word for sentence in PROBE_SENTENCES for word in sentence.split()]
 YES, NO = 42, 17
+ORACLE = "sentence-transformers CrossEncoder"
 QWEN3 = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: {asked}\n'
@@ -57,6 +59,7 @@ def test_pairs_score_as_in_sentence_transformers(backbone: str, cls: str, tmp_pa
     with PoolingModel.load(tmp_path / "artifact") as model:
         with pytest.warns(UserWarning, match="pairs were longer than 128 tokens and were cut"):
             found = model.score(queries, documents, truncate=True)
+        record("score", cls, ORACLE, largest_difference([expected], [found]))
         np.testing.assert_allclose(found, expected, atol=1e-4)
         # Scores all alike would prove nothing; how far apart they are depends on the tokenizer, trained anew each time.
         assert np.ptp(expected) > 100 * 1e-4
@@ -85,6 +88,7 @@ def test_a_chat_template_of_sentence_transformers_scores_as_there(tmp_path: Path
         assert model.manifest.scoring.template is not None
         found = model.score(queries, documents, use_activation=False)
     expected = predict(folder, queries, documents, activation_fn=torch.nn.Identity())
+    record("score(use_activation=False)", "qwen3 with a chat template", ORACLE, largest_difference([expected], [found]))
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -117,6 +121,8 @@ def test_a_published_format_scores_as_the_language_model_itself(tmp_path: Path) 
                 for query, document in zip(queries, documents, strict=True)
             ]
             found = scorer.score(queries, documents, instruction=instruction)
+            head = f"qwen3_reranker template, instruction {instruction}"
+            record("score", head, "transformers", largest_difference([np.array(expected)], [found]))
             np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

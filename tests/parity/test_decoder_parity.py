@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from parity_table import largest_difference, record
 from tiny_decoders import MAX_LENGTH, TINY_DECODERS, WINDOW, save_decoder
 from transformers import AutoModel, AutoTokenizer
 
@@ -67,6 +68,7 @@ def test_a_decoder_equals_transformers(name: str, tmp_path: Path) -> None:
         assert np.array_equal(np.concatenate([model.embed(text, normalize=False) for text in texts]), found)
         assert np.array_equal(model.embed(texts[::-1], normalize=False)[::-1], found)
     assert_same(expected, found)
+    record("embed(normalize=False)", f"{name} pooled by LAST", "transformers", largest_difference([expected], [found]))
     with PoolingModel.load(artifact, variant="portable_fp32") as model:
         assert_same(expected, model.embed(texts, normalize=False))
     for side in ("left", "right"):

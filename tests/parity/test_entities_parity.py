@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from entity_texts import ENTITY_TEXTS
+from parity_table import largest_difference, record
 from tiny_heads import save_model
 from transformers import AutoTokenizer, pipeline
 
@@ -55,11 +56,18 @@ def without_score(entity):
     return {key: value for key, value in entity.items() if key != "score"}
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, task, model):
     for mine, theirs in zip(found, expected, strict=True):
         assert [without_score(entity.to_dict()) for entity in mine] == [without_score(entity) for entity in theirs]
         scores = [float(entity["score"]) for entity in theirs]
         np.testing.assert_allclose([entity.score for entity in mine], scores, atol=1e-4)
+    scores = [
+        [np.array([one.score for one in row]) for row in found],
+        [np.array([one["score"] for one in row]) for row in expected],
+    ]
+    record(
+        f"extract_entities({task})", model.manifest.architecture, "transformers pipeline", largest_difference(*scores)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words", "ignore:the tokenizer does not mark")
@@ -69,7 +77,7 @@ def test_entities_are_transformers(sides, strategy):
     assert model.manifest.limits.max_model_len == LIMIT
     with pytest.warns(UserWarning, match="texts were longer than 48 tokens and were cut"):
         found = model.extract_entities(ENTITY_TEXTS, aggregation_strategy=strategy, truncate=True)
-    assert_same(found, theirs(list(ENTITY_TEXTS), aggregation_strategy=strategy))
+    assert_same(found, theirs(list(ENTITY_TEXTS), aggregation_strategy=strategy), strategy, model)
     counts = Counter(entity.label for entity in chain.from_iterable(found))
     assert (
         min(counts[label] for label in (LABELS.values() if strategy == "none" else ("PER", "LOC")) if label != "O") > 5
@@ -83,7 +91,7 @@ def test_long_texts_in_windows_are_transformers(sides, strategy, stride):
     texts = [" ".join(ENTITY_TEXTS[first : first + 8]) for first in range(0, len(ENTITY_TEXTS), 8)]
     found = model.extract_entities(texts, aggregation_strategy=strategy, stride=stride)
     expected = [theirs(text, aggregation_strategy=strategy, stride=stride) for text in texts]
-    assert_same(found, expected)
+    assert_same(found, expected, f"{strategy}, stride={stride}", model)
 
 
 def test_same_bits_alone_and_in_any_batch(sides):

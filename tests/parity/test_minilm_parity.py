@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parity_table import largest_difference, record
 from sentence_transformers import SentenceTransformer
 from tiny_models import save_checkpoint
 
@@ -41,6 +42,7 @@ def test_vectors_equal_sentence_transformers(minilm_artifact: Path, minilm_check
         found = model.embed(texts)
     assert (expected * found).sum(1).min() >= 0.99999
     assert np.abs(expected - found).max() <= 1e-4 * np.abs(expected).max()
+    record("embed", "all-MiniLM-L6-v2", "sentence-transformers", largest_difference([expected], [found]))
 
 
 def test_bits_do_not_depend_on_the_batch(minilm_artifact: Path, texts: list[str]) -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Limits, Manifest, Pooler, Report, Source, Tokenization
-from poolgraph.runtime.embeddings import check_dimensions, finish_embeddings
+from poolgraph.runtime.embeddings import at_token_width, check_dimensions, choose_norm, finish_embeddings
 
 
 def manifest(**pooler):
@@ -44,6 +44,25 @@ def test_dimensions_refused(pooler, dimensions, message):
     with pytest.raises(InputError) as caught:
         check_dimensions(manifest(**pooler), dimensions, "M")
     assert (caught.value.message, caught.value.parameter, caught.value.value) == (message, "dimensions", dimensions)
+
+
+@pytest.mark.parametrize("dimensions", [True, 8.0, "8", [8]])
+def test_dimensions_are_an_int(dimensions):
+    with pytest.raises(InputError, match=f"dimensions must be an int, not {type(dimensions).__name__}"):
+        check_dimensions(manifest(is_matryoshka=True), dimensions, "M")
+
+
+def test_tokens_have_a_width_of_their_own():
+    model = at_token_width(manifest(is_matryoshka=True, token_embedding_size=128))
+    check_dimensions(model, 100, "M")
+    with pytest.raises(InputError, match=r"only supports dimensions in range \[1, 128\], got 129"):
+        check_dimensions(model, 129, "M")
+
+
+def test_normalize_is_a_bool():
+    assert [choose_norm(manifest(normalize=True), value) for value in (None, True, False)] == [True, True, False]
+    with pytest.raises(InputError, match="normalize must be a bool, not str"):
+        choose_norm(manifest(normalize=True), "no")
 
 
 @pytest.mark.parametrize(

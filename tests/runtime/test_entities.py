@@ -265,6 +265,9 @@ def test_options():
         check_entity_options("last", ("O",))
     with pytest.raises(InputError, match="ignore_labels must be a list of str"):
         check_entity_options("simple", "O")
+    for no_list in (None, 3, iter(["O"])):
+        with pytest.raises(InputError, match="ignore_labels must be a list of str"):
+            check_entity_options("simple", no_list)
     with pytest.raises(InputError, match="stride needs a strategy that groups tokens"):
         check_entity_options("none", (), stride=3)
     with pytest.raises(InputError, match="leave one of them out"):

@@ -126,6 +126,14 @@ def test_an_interrupted_run_is_not_silently_started_over(tmp_path, source):
     assert (summary.num_resumed, summary.num_rows) == (0, 25)
 
 
+def test_the_input_is_never_replaced(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "precious"}\n')
+    with pytest.raises(InputError, match=r"in\.jsonl is the input itself; name another file for the answers"):
+        run(FileSource(path=str(path)), tmp_path / "." / "in.jsonl", overwrite=True)
+    assert path.read_text() == '{"text": "precious"}\n'
+
+
 def test_a_finished_output_is_not_silently_replaced(tmp_path, source):
     output = tmp_path / "out.npy"
     output.write_text("precious")

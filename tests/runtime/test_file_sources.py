@@ -111,6 +111,13 @@ def test_the_format_wins_over_the_suffix(tmp_path):
         ("in.jsonl", '{"text": "a"}\n{"text": ', None, r"in\.jsonl, line 2: not a JSON object"),
         ("in.jsonl", '["a"]\n', None, r"in\.jsonl, line 1: not a JSON object"),
         ("in.jsonl", '{"body": "a", "id": 1}\n', None, r"line 1: no field 'text'; there are \['body', 'id'\].*--field"),
+        (
+            "in.jsonl",
+            '{"text": "a"}\n{"text": "b", "more": ' + "[" * 100_000,
+            None,
+            r"in\.jsonl, line 2: not a JSON object",
+        ),
+        ("in.csv", "text\na\n", "", r"line 1: no field ''; there are \['text'\]"),
         ("in.jsonl", '{"text": 3}\n', None, r"line 1: field 'text' is not a string"),
         ("in.jsonl", '{"text": null}\n', None, r"line 1: field 'text' is not a string"),
         ("in.jsonl", '{"text": "\\ud800"}\n', None, r"line 1: "),
@@ -166,6 +173,8 @@ def test_a_missing_file_and_a_folder(tmp_path):
         list(read_texts(tmp_path / "absent.txt"))
     with pytest.raises(InputError, match=r"cannot read .*: Is a directory"):
         list(read_texts(tmp_path, file_format="txt"))
+    with pytest.raises(InputError, match=r"cannot read 'a\\x00\.txt': embedded null byte"):
+        list(read_texts("a\0.txt"))
 
 
 def test_an_unknown_format(tmp_path):

@@ -218,6 +218,8 @@ def test_an_option_that_the_task_lacks():
     with pytest.raises(InputError, match=r"classify takes no such option; it takes use_activation, truncate \(par"):
         FILE_TASKS["classify"].select(options)
     assert FILE_TASKS["classify"].select(options | {"dimensions": None}) == {"truncate": True}
+    with pytest.raises(InputError, match="entities takes no such option"):
+        ENTITIES.select({"use_activation": False})
 
 
 def test_the_task_of_encode():

@@ -167,6 +167,8 @@ def test_options_that_are_refused(llm, options, message):
         ("encode", "`encode` task was removed; use `token_embed` or `token_classify` instead."),
         ("plugin", "No IOProcessor plugin installed"),
         ("rank", "Unsupported task: 'rank' Supported tasks: ('embed', 'token_embed')"),
+        ("", "Unsupported task: '' Supported tasks: ('embed', 'token_embed')"),
+        (["embed"], "Unsupported task: ['embed'] Supported tasks: ('embed', 'token_embed')"),
     ],
 )
 def test_tasks_that_the_artifact_lacks(llm, task, message):

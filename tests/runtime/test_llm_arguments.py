@@ -16,6 +16,7 @@ TEMPLATE = "Q: {{ query }} D: {{ document }}"
     ("options", "message"),
     [
         ({"runner": "generate"}, "runner 'generate' is not supported"),
+        ({"task": ["embed"]}, "unknown task ['embed']; allowed are"),
         ({"tokenizer": "other/model"}, "an artifact carries its own tokenizer"),
         ({"pooler_config": {}, "override_pooler_config": {}}, "pooler_config and override_pooler_config mean the same"),
         ({"gpu_memory_utilisation": 1}, "did you mean gpu_memory_utilization"),

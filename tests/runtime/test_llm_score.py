@@ -140,8 +140,8 @@ def test_options_that_are_refused(bi_encoder, options, message):
 
 
 def test_extra_kwargs_without_effect_are_warned_about(bi_encoder):
-    with pytest.warns(UserWarning, match=r"extra_kwargs \['top_k'\] have no effect on scores") as caught:
-        bi_encoder.score("w1", "w2", pooling_params=PoolingParams(extra_kwargs={"top_k": 3}))
+    with pytest.warns(UserWarning, match=r"extra_kwargs \[3, 'top_k'\] have no effect on scores") as caught:
+        bi_encoder.score("w1", "w2", pooling_params=PoolingParams(extra_kwargs={"top_k": 3, 3: 4}))
     assert caught[0].filename == __file__
 
 
@@ -310,6 +310,11 @@ def test_limits_of_late_interaction(make_colbert):
     assert (len(output.prompt_token_ids), output.num_truncated_tokens) == (6 + 1 + 8, 6 + 4)
     (output,) = llm.score("w7 " * 9, "w6 " * 9, truncate_prompt_tokens=5)
     assert len(output.prompt_token_ids) == 5 + 1 + 5
+    kwargs = {"truncation_side": "left", "truncate_prompt_tokens": 4}
+    (output,) = llm.score("w7 w8 w9", "w4 w5 w6", tokenization_kwargs=kwargs)
+    assert output.prompt_token_ids == [2, 12, 13, 3, 0, 2, 9, 10, 3]
+    with pytest.raises(InputError, match="truncate_prompt_tokens=17 cannot be greater than max_total_tokens = 16"):
+        llm.score("w7", "w6", truncate_prompt_tokens=17)
     params = PoolingParams(extra_kwargs={"max_tokens_per_query": 1, "max_tokens_per_doc": 2})
     (output,) = llm.score("w7 " * 9, "w6 " * 9, pooling_params=params)
     assert output.prompt_token_ids == [2, 5, 11, 3, 0, 2, 6, 10, 10, 3]

@@ -92,6 +92,12 @@ def test_shapes_and_types(model):
     assert repr(model) == "PoolingModel('tiny', variant='cpu_fp32', provider='CPUExecutionProvider')"
 
 
+def test_dimensions_of_tokens_are_checked_against_their_own_width(make_artifact):
+    pooler = Pooler(pooling=("mean",), embedding_size=4, token_embedding_size=8, is_matryoshka=True)
+    with PoolingModel.load(make_artifact(pooler=pooler)) as model:
+        assert model.token_embed("w1", dimensions=6)[0].shape == (3, 6)
+
+
 def test_normalize_and_dimensions(make_artifact):
     pooler = Pooler(pooling=("mean",), normalize=False, embedding_size=SIZE, is_matryoshka=True)
     with PoolingModel.load(make_artifact(pooler=pooler)) as model:
@@ -105,6 +111,10 @@ def test_normalize_and_dimensions(make_artifact):
         assert [rows.shape for rows in model.token_embed("w1 w2", dimensions=3)] == [(4, 3)]
         with pytest.raises(InputError, match=r"Model 'tiny' only supports dimensions in range \[1, 8\], got 9"):
             model.embed("w1", dimensions=9)
+        for refused in ({"dimensions": True}, {"dimensions": "3"}, {"normalize": "no"}, {"truncate": 3}):
+            for embed in (model.embed, model.token_embed):
+                with pytest.raises(InputError, match=f"{next(iter(refused))} must be a"):
+                    embed("w1", **refused)
 
 
 def test_prompts(make_artifact):

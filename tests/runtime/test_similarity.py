@@ -206,3 +206,6 @@ def test_late_interaction_refused() -> None:
         maxsim_matrix([np.full((2, 8), np.nan, np.float32)], DOCUMENTS, "maxsim")
     with pytest.raises(InputError, match="8"):
         maxsim_matrix([random(2, 7)], DOCUMENTS, "maxsim")
+    for no_list in (None, 3, np.array(3)):
+        with pytest.raises(InputError, match="embeddings must be a list of matrices"):
+            maxsim_matrix(no_list, DOCUMENTS, "maxsim")

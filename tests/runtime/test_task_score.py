@@ -168,12 +168,19 @@ def test_a_template_makes_a_cross_encoder_of_a_classifier_with_one_label(tmp_pat
         ("w1", [3], "text 0 must be a str, got int"),
         ({"content": []}, "w1", "texts must be a str or a list of str, got dict"),
         ("w1", None, "texts must be a str or a list of str, got NoneType"),
+        ("w1", np.array("w2"), "got a ndarray that has no items"),
     ],
 )
 @pytest.mark.parametrize("kind", ["cross_encoder", "bi_encoder", "late"])
 def test_texts_refused(kind, request, queries, documents, message):
     with pytest.raises(InputError, match=message):
         request.getfixturevalue(kind).score(queries, documents)
+
+
+@pytest.mark.parametrize("options", [{"use_activation": 1}, {"truncate": 64}])
+def test_switches_are_bools(cross_encoder, options):
+    with pytest.raises(InputError, match=f"{next(iter(options))} must be a bool, not int"):
+        cross_encoder.score("w1", "w2", **options)
 
 
 def test_rerank_sorts_by_score_and_then_by_index(cross_encoder):

@@ -131,6 +131,13 @@ def test_templates_are_for_cross_encoders(kind, options, request):
         request.getfixturevalue(kind).score("w1", "w2", **options)
 
 
+@pytest.mark.parametrize("kind", ["bi_encoder", "late"])
+def test_the_activation_is_of_cross_encoders(kind, request):
+    for method in ("score", "rerank"):
+        with pytest.raises(InputError, match=r"use_activation is for a cross-encoder; this model is a (bi|late)-"):
+            getattr(request.getfixturevalue(kind), method)("w1", "w2", use_activation=False)
+
+
 def test_plain_is_for_late_interaction(bi_encoder, cross_encoder):
     for model in (bi_encoder, cross_encoder):
         with pytest.raises(InputError, match="plain is for late interaction"):

@@ -110,10 +110,22 @@ def test_prompts_have_the_same_score_in_any_company(templated):
     np.testing.assert_array_equal(together, alone)
 
 
+@pytest.mark.parametrize("variables", ["instruction", 3, {1: 2}])
+def test_variables_have_names(templated, variables):
+    with pytest.raises(InputError, match="chat_template_kwargs must be a mapping of variable names to values"):
+        templated.score("w1", "w2", template_kwargs=variables)
+
+
 @pytest.mark.parametrize("name", ["tools", "chat_template", "tokenize"])
 def test_reserved_variables_are_refused(templated, name):
     with pytest.raises(InputError, match=f"chat_template_kwargs cannot set {name}"):
         templated.score("w1", "w2", template_kwargs={name: 1})
+
+
+def test_an_instruction_needs_a_place_in_the_template(cross_encoder):
+    for template in ("{{ query }} {{ document }}", "nemotron_rerank"):
+        with pytest.raises(InputError, match="the score template has no place for an instruction"):
+            cross_encoder.score("w1", "w2", template=template, instruction="w3")
 
 
 def test_an_instruction_given_twice(templated):

@@ -3,7 +3,7 @@ import pytest
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import parse_manifest
-from poolgraph.runtime.texts import resolve_prompt, resolve_texts
+from poolgraph.runtime.texts import resolve_prompt, resolve_texts, resolve_truncation
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,12 @@ def test_an_array_of_no_dimension_is_no_list():
 
 def test_generators_are_texts():
     assert resolve_texts(text for text in ("a", "b")) == ["a", "b"]
+
+
+def test_truncate_is_a_bool_and_no_number_of_tokens():
+    assert [resolve_truncation(value) for value in (None, False, True)] == [None, None, -1]
+    with pytest.raises(InputError, match="truncate must be a bool, not int: texts are cut to the model's limit"):
+        resolve_truncation(64)
 
 
 def test_no_texts():

@@ -22,6 +22,8 @@ def test_tokenization_kwargs_without_effect_are_warned_about():
             {"stride": 2, "padding": "max_length", "max_length": 9, "truncate_prompt_tokens": 2}
         )
     assert options == TokenizationOptions(truncate_prompt_tokens=2)
+    with pytest.warns(UserWarning, match=r"tokenization_kwargs \[3, 'stride'\] have no effect"):
+        parse_tokenization_kwargs({"stride": 2, 3: 4})
 
 
 @pytest.mark.parametrize(

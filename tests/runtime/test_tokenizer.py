@@ -184,6 +184,8 @@ def test_ids_are_taken_as_they_are(tokenizer):
         ([], "has no token"),
         ([5, 65], "Token id 65 is out of vocabulary: ids run from 0 to 64"),
         ([-1], "Token id -1 is out of vocabulary"),
+        ([5, 2**63], "Token id 9223372036854775808 is out of vocabulary"),
+        ([-(2**70)], "Token id -1180591620717411303424 is out of vocabulary"),
         ([1.5], "flat list of int"),
         ([[1, 2]], "flat list of int"),
         (["a"], "flat list of int"),
