@@ -34,6 +34,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "DistilBertModel": Architecture(family="interface", pooling="cls"),
         "MPNetModel": Architecture(family="mpnet", pooling="cls", positions="offset"),
         "ModernBertModel": Architecture(family="interface", pooling="cls"),
+        "GteModel": Architecture(family="interface", pooling="cls"),
         "GPT2Model": Architecture(family="interface", pooling="lasttoken"),
         "GemmaModel": Architecture(family="interface", pooling="lasttoken"),
         "LlamaModel": Architecture(family="interface", pooling="lasttoken"),

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from poolgraph.errors import ExportError
-from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.head import HeadPlan, HeadStep, StoredTensor
+from poolgraph.export.layouts import Weights
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 TANH = "torch.nn.modules.activation.Tanh"
@@ -94,7 +94,7 @@ POOLING_WORDS = {"cls": "cls", "mean": "mean", "last": "lasttoken", "avg": "mean
 
 
 def find_layout(
-    layouts: dict[str, HeadLayout], weights: WeightFolder, config: PretrainedConfig, base_prefix: str
+    layouts: dict[str, HeadLayout], weights: Weights, config: PretrainedConfig, base_prefix: str
 ) -> HeadLayout:
     """Return the first layout that fits a checkpoint.
 
@@ -114,7 +114,7 @@ def find_layout(
 
 
 def plan_layout(
-    layout: HeadLayout, weights: WeightFolder, config: PretrainedConfig, base_prefix: str, **more: Any
+    layout: HeadLayout, weights: Weights, config: PretrainedConfig, base_prefix: str, **more: Any
 ) -> HeadPlan:
     """Describe a layout's head with the checkpoint's own widths.
 
@@ -140,22 +140,31 @@ def plan_layout(
     )
 
 
-def _fits(layer: Layer, weights: WeightFolder, config: PretrainedConfig, base_prefix: str) -> bool:
+def _fits(layer: Layer, weights: Weights, config: PretrainedConfig, base_prefix: str) -> bool:
     known = not layer.activation.startswith("config:") or hasattr(config, layer.activation.removeprefix("config:"))
-    return known and f"{layer.tensor.format(base=base_prefix)}.weight" in weights.names
+    return known and _find(layer, weights, base_prefix) is not None
+
+
+def _find(layer: Layer, weights: Weights, base_prefix: str) -> str | None:
+    """Return the name of a layer in a checkpoint, with or without the backbone's prefix, None where it has none."""
+    names = (layer.tensor.format(base=base_prefix), layer.tensor.removeprefix("{base}."))
+    return next((name for name in names if f"{name}.weight" in weights.names), None)
 
 
 def _plan_layers(
-    layers: Sequence[Layer], weights: WeightFolder, config: PretrainedConfig, base_prefix: str
+    layers: Sequence[Layer], weights: Weights, config: PretrainedConfig, base_prefix: str
 ) -> tuple[HeadStep, ...]:
-    return tuple(_plan_layer(layer, layer.tensor.format(base=base_prefix), weights, config) for layer in layers)
+    return tuple(_plan_layer(layer, _find(layer, weights, base_prefix) or "", weights, config) for layer in layers)
 
 
-def _plan_layer(layer: Layer, name: str, weights: WeightFolder, config: PretrainedConfig) -> HeadStep:
+def _plan_layer(layer: Layer, name: str, weights: Weights, config: PretrainedConfig) -> HeadStep:
     shape = weights.shape(f"{name}.weight")
     inner = "norm" if layer.is_norm else "linear"
     parts = [part for part in ("weight", "bias") if f"{name}.{part}" in weights.names]
-    tensors = {f"{inner}.{part}": StoredTensor(folder=weights.folder, name=f"{name}.{part}") for part in parts}
+    tensors = {
+        f"{inner}.{part}": StoredTensor(folder=weights.folder, name=weights.stored_name(f"{name}.{part}"))
+        for part in parts
+    }
     if layer.is_norm:
         eps = next(float(getattr(config, n)) for n in ("norm_eps", "layer_norm_eps") if hasattr(config, n))
         return HeadStep(

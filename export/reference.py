@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from poolgraph.export.backbone import Backbone
 from poolgraph.export.head import load_steps
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.poolers.head import Standardize
@@ -147,7 +148,7 @@ def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
     messages.set_verbosity_error()  # a head that is cut off is no news
     try:
         loaded: Any = model_class.from_pretrained(
-            plan.backbone.folder, config=config, dtype=torch.float32, local_files_only=True
+            config=config, dtype=torch.float32, local_files_only=True, **_choose_source(plan.backbone)
         )
     finally:
         messages.set_verbosity(level)
@@ -155,6 +156,17 @@ def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
             messages.enable_progress_bar()
     model: nn.Module = loaded.eval()
     return model
+
+
+def _choose_source(backbone: Backbone) -> dict[str, Any]:
+    """Return where transformers reads the tensors: from the files, unless only a layout of ours can read them."""
+    if backbone.layout is None or not backbone.layout.is_own:
+        return {"pretrained_model_name_or_path": backbone.folder}
+    weights = backbone.open_weights()
+    return {
+        "pretrained_model_name_or_path": None,
+        "state_dict": {name: weights.load(name) for name in weights.names},
+    }
 
 
 def _apply(modules: Sequence[nn.Module], value: Rows) -> Rows:

@@ -1,0 +1,58 @@
+"""The layout of Alibaba-NLP's GTE models (``model_type`` "new"): gte-multilingual-base, gte-base-en-v1.5, rerankers."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from poolgraph.errors import UnsupportedArchitecture
+from poolgraph.export.layouts import Json, Layout
+
+REQUIRED = MappingProxyType(
+    {
+        "layer_norm_type": "layer_norm",
+        "logn_attention_scale": False,
+        "pack_qkv": True,
+        "position_embedding_type": "rope",
+    }
+)
+"""Settings of the published code that no published checkpoint changes and that transformers' class fixes."""
+
+
+def _derive(published: Json) -> dict[str, Any]:
+    wrong = {name: published[name] for name, only in REQUIRED.items() if published.get(name, only) != only}
+    if wrong:
+        raise UnsupportedArchitecture(f"config.json of model_type 'new' has {wrong}; supported is {dict(REQUIRED)}")
+    return {"rope_parameters": _rope(published), "type_vocab_size": published.get("type_vocab_size", 0)}
+
+
+def _rope(published: Json) -> dict[str, Any]:
+    """Return rotary parameters; fixed NTK scaling is a larger base and positions divided by a constant.
+
+    https://kexue.fm/archives/9706, equation 6: the frequency i of a head of size d becomes
+    (base * factor)^(-2i/d) / factor^(2/d), whatever the text's length.
+    """
+    base, scaling = float(published.get("rope_theta", 10000.0)), published.get("rope_scaling")
+    if not scaling:
+        return {"rope_type": "default", "rope_theta": base}
+    if scaling.get("type") != "ntk" or scaling.get("mixed_b") is not None:
+        raise UnsupportedArchitecture(f"rope_scaling {scaling} is not supported; what is: {{'type': 'ntk', 'factor'}}")
+    factor, head_dim = float(scaling["factor"]), published["hidden_size"] // published["num_attention_heads"]
+    return {"rope_type": "linear", "rope_theta": base * factor, "factor": factor ** (2 / head_dim)}
+
+
+GTE = Layout(
+    model_type="gte",
+    recognize=lambda published: published.get("model_type") == "new",
+    classes=MappingProxyType(
+        {
+            "NewModel": "GteModel",
+            "GteNewModel": "GteModel",
+            "NewForSequenceClassification": "GteForSequenceClassification",
+            "GteNewForSequenceClassification": "GteForSequenceClassification",
+            "NewForTokenClassification": "GteForTokenClassification",
+            "NewForMaskedLM": "GteForMaskedLM",
+        }
+    ),
+    derive=_derive,
+)
