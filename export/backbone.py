@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -34,6 +36,9 @@ FORMS: tuple[tuple[str, Form], ...] = (
     ("Model", "embedding"),
 )
 """Endings of class names, the first that fits holds (vLLM's _SUFFIX_TO_DEFAULTS)."""
+
+OWN_CLASSES = MappingProxyType({"NomicBertMoeModel": "arch_nomic_moe"})
+"""Classes that transformers lacks, and our modules that have them."""
 
 LATE_INTERACTION_CLASSES = ("HF_ColBERT",)
 LATE_INTERACTION_PREFIX = "ColBERT"
@@ -152,9 +157,11 @@ def load_config(
 
 
 def find_class(name: str) -> type[PreTrainedModel] | None:
-    """Return the transformers class called ``name``, None where there is none."""
+    """Return the transformers class called ``name``, or ours, None where there is none."""
     import transformers
 
+    if name in OWN_CLASSES:
+        return getattr(importlib.import_module(f"poolgraph.export.{OWN_CLASSES[name]}"), name)  # type: ignore[no-any-return]
     return getattr(transformers, name, None)
 
 

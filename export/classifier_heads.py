@@ -52,6 +52,12 @@ class HeadLayout:
 
 SEQUENCE_LAYOUTS: dict[str, HeadLayout] = {
     "bert": HeadLayout(pooling="cls", pooled=(Layer("{base}.pooler.dense", TANH),), shared=(Layer("classifier"),)),
+    "gte": HeadLayout(
+        pooling="cls",
+        pooled=(Layer("pooler.dense", TANH),),
+        shared=(Layer("classifier"),),
+        model_types=("gte",),
+    ),
     "albert": HeadLayout(pooling="cls", pooled=(Layer("{base}.pooler", TANH),), shared=(Layer("classifier"),)),
     "distilbert": HeadLayout(pooling="cls", pooled=(Layer("pre_classifier", RELU),), shared=(Layer("classifier"),)),
     "deberta": HeadLayout(
@@ -142,19 +148,13 @@ def plan_layout(
 
 def _fits(layer: Layer, weights: Weights, config: PretrainedConfig, base_prefix: str) -> bool:
     known = not layer.activation.startswith("config:") or hasattr(config, layer.activation.removeprefix("config:"))
-    return known and _find(layer, weights, base_prefix) is not None
-
-
-def _find(layer: Layer, weights: Weights, base_prefix: str) -> str | None:
-    """Return the name of a layer in a checkpoint, with or without the backbone's prefix, None where it has none."""
-    names = (layer.tensor.format(base=base_prefix), layer.tensor.removeprefix("{base}."))
-    return next((name for name in names if f"{name}.weight" in weights.names), None)
+    return known and f"{layer.tensor.format(base=base_prefix)}.weight" in weights.names
 
 
 def _plan_layers(
     layers: Sequence[Layer], weights: Weights, config: PretrainedConfig, base_prefix: str
 ) -> tuple[HeadStep, ...]:
-    return tuple(_plan_layer(layer, _find(layer, weights, base_prefix) or "", weights, config) for layer in layers)
+    return tuple(_plan_layer(layer, layer.tensor.format(base=base_prefix), weights, config) for layer in layers)
 
 
 def _plan_layer(layer: Layer, name: str, weights: Weights, config: PretrainedConfig) -> HeadStep:

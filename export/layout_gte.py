@@ -6,9 +6,9 @@ from types import MappingProxyType
 from typing import Any
 
 from poolgraph.errors import UnsupportedArchitecture
-from poolgraph.export.layouts import Json, Layout
+from poolgraph.export.layouts import Json, Layout, check_fixed
 
-REQUIRED = MappingProxyType(
+FIXED = MappingProxyType(
     {
         "layer_norm_type": "layer_norm",
         "logn_attention_scale": False,
@@ -20,9 +20,7 @@ REQUIRED = MappingProxyType(
 
 
 def _derive(published: Json) -> dict[str, Any]:
-    wrong = {name: published[name] for name, only in REQUIRED.items() if published.get(name, only) != only}
-    if wrong:
-        raise UnsupportedArchitecture(f"config.json of model_type 'new' has {wrong}; supported is {dict(REQUIRED)}")
+    check_fixed(published, FIXED)
     return {"rope_parameters": _rope(published), "type_vocab_size": published.get("type_vocab_size", 0)}
 
 

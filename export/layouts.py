@@ -23,6 +23,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from poolgraph.errors import UnsupportedArchitecture
+
 Json = Mapping[str, Any]
 
 
@@ -90,6 +92,22 @@ class Layout:
 
 _DROPPED = frozenset({"auto_map", "rope_theta", "rope_scaling", "transformers_version"})
 """Published fields that mean nothing to the class, or that ``derive`` turns into others."""
+
+
+def check_fixed(published: Json, fixed: Json) -> None:
+    """Check settings that transformers' class fixes; null, 0 and false are the same.
+
+    Raises:
+        UnsupportedArchitecture: one of them has another value; all such are named.
+    """
+    wrong = {
+        name: published[name] for name, only in fixed.items() if (published.get(name, only) or None) != (only or None)
+    }
+    if wrong:
+        only = {name: fixed[name] for name in wrong}
+        raise UnsupportedArchitecture(
+            f"config.json of model_type {published['model_type']!r} has {wrong}; supported is {only}"
+        )
 
 
 def find_layout(layouts: Iterable[Layout], published: Json) -> Layout | None:

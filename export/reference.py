@@ -19,6 +19,7 @@ from transformers.utils import logging
 from poolgraph.export.backbone import Backbone
 from poolgraph.export.head import load_steps
 from poolgraph.export.resolve import ExportPlan
+from poolgraph.export.rotary import forget_lengths
 from poolgraph.poolers.head import Standardize
 from poolgraph.runtime.tokenizer import EncodedText
 
@@ -155,6 +156,7 @@ def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
         if shown:
             messages.enable_progress_bar()
     model: nn.Module = loaded.eval()
+    forget_lengths(model)
     return model
 
 

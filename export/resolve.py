@@ -212,6 +212,8 @@ def resolve_limits(plan: ExportPlan) -> Limits:
     are, of which the RoBERTa family loses pad_token_id + 1.
     """
     positions = getattr(plan.config, "max_position_embeddings", None)
+    if positions is not None:  # a rotary base that grows with the text takes it beyond the trained positions
+        positions = max(positions, getattr(plan.config, "n_positions", None) or 0)
     declared = plan.sentence_transformer.max_seq_length or plan.tokenizer.model_max_length
     declared = int(declared or 0) if plan.late is None else max(int(declared or 0), plan.late.longest)
     candidates = [declared] if declared and declared < UNLIMITED else []

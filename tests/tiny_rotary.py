@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from tiny_decoders import draw_wide
-from tiny_models import VOCAB_SIZE, HeadSpec, save_head, xlm_roberta_tokenizer
-from transformers import GteConfig, PreTrainedModel, PreTrainedTokenizerFast
+from tiny_models import VOCAB_SIZE, HeadSpec, bert_tokenizer, save_head, xlm_roberta_tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 MAX_LENGTH = 640
+TRAINED_LENGTH = 48
+"""Of the models whose base grows with the text."""
+
 HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, INNER_SIZE = 32, 2, 4, 64
 HEAD_DIM = HIDDEN_SIZE // NUM_HEADS
+COLBERT_SIZE = 16
+NUM_EXPERTS, NUM_CHOSEN = 4, 2
+
+LORA_RANK, LORA_ALPHA = 4, 2
+LORA_TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
 
 Tensors = dict[str, torch.Tensor]
+
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": HIDDEN_SIZE,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": NUM_HEADS,
+    "intermediate_size": INNER_SIZE,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,19 +43,20 @@ class Published:
     """A checkpoint in a published layout and the model of transformers that it stands for.
 
     Attributes:
-        model: The seeded model, the oracle.
         config: ``config.json`` as published.
         tensors: The tensors as published.
+        model: The seeded model, the oracle; None where transformers has none.
         tokenizer: Its tokenizer.
         head: Sentence-transformers' files, or None.
+        transformer: What modules.json calls the first module.
     """
 
-    model: PreTrainedModel
     config: Mapping[str, Any]
     tensors: Tensors
+    model: PreTrainedModel | None = None
     tokenizer: Callable[[], PreTrainedTokenizerFast] = xlm_roberta_tokenizer
     head: HeadSpec | None = None
-    extra: Tensors = field(default_factory=dict)
+    transformer: str = "sentence_transformers.models.Transformer"
 
     def save(self, folder: Path) -> Path:
         """Write the files."""
@@ -46,46 +64,83 @@ class Published:
         tensors = {name: tensor.detach().contiguous().clone() for name, tensor in self.tensors.items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(dict(self.config)), encoding="utf-8")
-        save_tokenizer(folder, self.tokenizer)
-        if self.head is not None:
-            save_head(folder, self.head, HIDDEN_SIZE)
+        self._save_rest(folder)
         return folder
 
+    def save_native(self, folder: Path) -> Path:
+        """Write the files as transformers' class saves them."""
+        assert self.model is not None
+        self.model.save_pretrained(folder)
+        self._save_rest(folder)
+        return folder
 
-def save_tokenizer(folder: Path, make: Callable[[], PreTrainedTokenizerFast]) -> None:
-    """Write a tokenizer that lets texts of MAX_LENGTH tokens through."""
-    tokenizer = make()
-    tokenizer.model_max_length = MAX_LENGTH
-    tokenizer.save_pretrained(folder)
+    def _save_rest(self, folder: Path) -> None:
+        tokenizer = self.tokenizer()
+        tokenizer.model_max_length = MAX_LENGTH
+        tokenizer.save_pretrained(folder)
+        if self.head is None:
+            return
+        save_head(folder, self.head, HIDDEN_SIZE)
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[0]["type"] = self.transformer
+        (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
 
 
-def gte_theta(factor: float, base: float = 500.0) -> tuple[float, float]:
-    """Return the base and the divisor of positions of fixed NTK scaling."""
-    return base * factor, factor ** (2 / HEAD_DIM)
+def build(name: str, config: transformers.PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """Build a seeded model with eager attention."""
+    return draw_wide(getattr(transformers, name)._from_config(config, attn_implementation="eager"), seed)
+
+
+def rename(tensors: Tensors, pairs: Sequence[tuple[str, str]]) -> Tensors:
+    """Replace parts of names, in order."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for old, new in pairs:
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    return renamed
+
+
+def fuse(tensors: Tensors, parts: Sequence[str], fused: str) -> Tensors:
+    """Put tensors that differ by a part of their names one below the other, under another part."""
+    joined = {}
+    for name, tensor in tensors.items():
+        if parts[0] in name:
+            rows = [tensors[name.replace(parts[0], part)] for part in parts]
+            joined[name.replace(parts[0], fused)] = torch.cat(rows)
+        elif not any(part in name for part in parts):
+            joined[name] = tensor
+    return joined
+
+
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+GTE_NAMES = (
+    ("gte.", ""),
+    ("self_attn.o_proj", "attention.o_proj"),
+    ("post_attention_layernorm", "attn_ln"),
+    ("post_mlp_layernorm", "mlp_ln"),
+    ("layers.", "encoder.layer."),
+)
 
 
 def publish_gte(*, classifier: bool = False, factor: float | None = 4.0, type_vocab_size: int = 1) -> Published:
     """Alibaba's layout (``model_type`` "new"), scaled by fixed NTK; a reranker of one label with ``classifier``."""
-    import transformers
-
-    theta, divisor = gte_theta(factor or 1.0)
-    config = GteConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=HIDDEN_SIZE,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=NUM_HEADS,
-        intermediate_size=INNER_SIZE,
+    theta, scale = 500.0, factor or 1.0
+    config = transformers.GteConfig(
+        **SIZES,
         max_position_embeddings=MAX_LENGTH,
         type_vocab_size=type_vocab_size,
-        rope_parameters={"rope_type": "linear", "rope_theta": theta, "factor": divisor},
+        rope_parameters={"rope_type": "linear", "rope_theta": theta * scale, "factor": scale ** (2 / HEAD_DIM)},
         num_labels=1 if classifier else 2,
     )
-    name = "GteForSequenceClassification" if classifier else "GteModel"
-    model = draw_wide(getattr(transformers, name)._from_config(config, attn_implementation="eager"))
-    tensors = gte_tensors(model.state_dict())
+    model = build("GteForSequenceClassification" if classifier else "GteModel", config)
+    tensors = fuse(model.state_dict(), QKV, "attention.qkv_proj")
+    tensors = rename(fuse(tensors, ("mlp.up_proj", "mlp.gate_proj"), "mlp.up_gate_proj"), GTE_NAMES)
     if classifier:
-        tensors = {f"new.{key}" if not key.startswith("classifier") else key: it for key, it in tensors.items()}
+        tensors = {key if key.startswith("classifier") else f"new.{key}": it for key, it in tensors.items()}
     published = {
+        **SIZES,
         "architectures": ["NewForSequenceClassification"] if classifier else ["NewModel"],
         "attention_probs_dropout_prob": 0.0,
         "auto_map": {
@@ -95,46 +150,264 @@ def publish_gte(*, classifier: bool = False, factor: float | None = 4.0, type_vo
         "classifier_dropout": 0.1,
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.1,
-        "hidden_size": HIDDEN_SIZE,
-        "initializer_range": 0.02,
-        "intermediate_size": INNER_SIZE,
         "layer_norm_eps": 1e-12,
         "layer_norm_type": "layer_norm",
         "logn_attention_clip1": False,
         "logn_attention_scale": False,
         "max_position_embeddings": MAX_LENGTH,
         "model_type": "new",
-        "num_attention_heads": NUM_HEADS,
-        "num_hidden_layers": NUM_LAYERS,
         "pack_qkv": True,
         "pad_token_id": 1,
         "position_embedding_type": "rope",
         "rope_scaling": None if factor is None else {"factor": factor, "type": "ntk"},
         "rope_theta": 500,
         "torch_dtype": "float16",
-        "transformers_version": "4.39.1",
         "type_vocab_size": type_vocab_size,
         "unpad_inputs": False,
         "use_memory_efficient_attention": False,
-        "vocab_size": VOCAB_SIZE,
+        **({"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if classifier else {}),
     }
-    if classifier:
-        published |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return Published(model=model, config=published, tensors=tensors)
 
 
-def gte_tensors(native: Tensors) -> Tensors:
-    """Rename a GteModel's tensors, Q, K and V fused, up before gate."""
+JINA_NAMES = (
+    ("embeddings.LayerNorm", "emb_ln"),
+    ("self_attn.o_proj", "mixer.out_proj"),
+    ("post_attention_layernorm", "norm1"),
+    ("post_mlp_layernorm", "norm2"),
+    ("layers.", "encoder.layers."),
+)
+
+
+def publish_jina(name: str = "XLMRobertaModel", *, task: str | None = None) -> Published:
+    """Jina's rotary XLM-RoBERTa; as jina-embeddings-v3, whose oracle has the adapter ``task``, if one is named."""
+    kind = name.removeprefix("XLMRoberta") if name.startswith("XLMRoberta") else "Model"
+    config = transformers.JinaEmbeddingsV3Config(
+        **SIZES,
+        max_position_embeddings=MAX_LENGTH + 2,
+        rope_parameters={"rope_type": "default", "rope_theta": 700.0},
+        num_labels=1 if kind == "ForSequenceClassification" else 2,
+    )
+    model = build(f"JinaEmbeddingsV3{kind}", config)
+    native = {key if kind != "Model" else f"roberta.{key}": it for key, it in model.state_dict().items()}
+    tensors = rename(fuse(native, QKV, "mixer.Wqkv"), JINA_NAMES)
+    published = {
+        **SIZES,
+        "architectures": [name],
+        "auto_map": {
+            "AutoConfig": "jinaai/xlm-roberta-flash-implementation--configuration_xlm_roberta.XLMRobertaFlashConfig",
+            "AutoModel": "jinaai/xlm-roberta-flash-implementation--modeling_lora.XLMRobertaLoRA",
+        },
+        "bos_token_id": 0,
+        "classifier_dropout": None,
+        "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": MAX_LENGTH + 2,
+        "model_type": "xlm-roberta",
+        "output_past": True,
+        "pad_token_id": 1,
+        "position_embedding_type": "rotary",
+        "rotary_emb_base": 700.0,
+        "torch_dtype": "bfloat16",
+        "truncate_dim": None,
+        "type_vocab_size": 1,
+        "use_cache": False,
+        "use_flash_attn": True,
+    }
+    if kind == "ForSequenceClassification":
+        published |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    if name.startswith(("HF_ColBERT", "ColBERT")):
+        tensors["linear.weight"] = torch.randn(COLBERT_SIZE, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
+    if task is None:
+        return Published(model=model, config=published, tensors=tensors)
+    merged = _add_adapters(tensors, LORA_TASKS.index(task))
+    model.load_state_dict(_merged_state(native, merged))
+    published |= {
+        "load_trained_adapters": True,
+        "lora_adaptations": list(LORA_TASKS),
+        "lora_alpha": LORA_ALPHA,
+        "lora_dropout_p": 0.0,
+        "lora_main_params_trainable": False,
+        "lora_rank": LORA_RANK,
+        "matryoshka_dimensions": [8, 16, 32],
+        "task_instructions": dict.fromkeys(LORA_TASKS, ""),
+    }
+    return Published(
+        model=model, config=published, tensors=tensors, head=HeadSpec(max_seq_length=MAX_LENGTH), transformer=CUSTOM
+    )
+
+
+CUSTOM = "custom_st.Transformer"
+PARAMETRIZED = (".Wqkv.weight", ".out_proj.weight", ".fc1.weight", ".fc2.weight", "embeddings.weight", ".dense.weight")
+
+
+def _add_adapters(tensors: Tensors, index: int) -> Tensors:
+    """Replace weights by their parametrization in ``tensors`` and return the weights with adapter ``index`` merged."""
+    generator = torch.Generator().manual_seed(7)
+    merged = {}
+    for name in [name for name in tensors if name.endswith(PARAMETRIZED)]:
+        weight = tensors.pop(name)
+        stem = f"{name.removesuffix('.weight')}.parametrizations.weight"
+        is_table = "embeddings" in name
+        rows, columns = weight.shape
+        # A linear layer's A is (rank, columns) and B (rows, rank); a table's are A (rows, rank) and B (rank, columns).
+        left = torch.randn(len(LORA_TASKS), rows, LORA_RANK, generator=generator) * 0.2
+        right = torch.randn(len(LORA_TASKS), LORA_RANK, columns, generator=generator) * 0.2
+        tensors[f"{stem}.original"] = weight
+        tensors[f"{stem}.0.lora_A"], tensors[f"{stem}.0.lora_B"] = (left, right) if is_table else (right, left)
+        merged[name] = weight + LORA_ALPHA / LORA_RANK * torch.einsum("ir,rj->ij", left[index], right[index])
+    return merged
+
+
+def _merged_state(native: Tensors, merged: Tensors) -> Tensors:
+    """Return transformers' state with the merged weights, split again."""
+    state = {}
+    for name, tensor in native.items():
+        (published,) = rename({name: tensor}, JINA_NAMES)
+        for index, part in enumerate(QKV):
+            if part in name:
+                fused = merged.get(published.replace(part, "mixer.Wqkv"))
+                tensor = tensor if fused is None else fused.chunk(3)[index]
+        state[name.removeprefix("roberta.")] = merged.get(published, tensor)
+    return state
+
+
+NOMIC_NAMES = (
+    ("embeddings.LayerNorm", "emb_ln"),
+    ("self_attn.o_proj", "attn.out_proj"),
+    ("post_attention_layernorm", "norm1"),
+    ("post_mlp_layernorm", "norm2"),
+    ("mlp.up_proj", "mlp.fc11"),
+    ("mlp.gate_proj", "mlp.fc12"),
+    ("mlp.down_proj", "mlp.fc2"),
+    ("layers.", "encoder.layers."),
+)
+
+NOMIC = {
+    "architectures": ["NomicBertModel"],
+    "attn_pdrop": 0.0,
+    "auto_map": {
+        "AutoConfig": "nomic-ai/nomic-bert-2048--configuration_hf_nomic_bert.NomicBertConfig",
+        "AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel",
+    },
+    "bos_token_id": None,
+    "causal": False,
+    "dense_seq_output": True,
+    "embd_pdrop": 0.0,
+    "eos_token_id": None,
+    "fused_bias_fc": True,
+    "fused_dropout_add_ln": True,
+    "initializer_range": 0.02,
+    "max_trained_positions": TRAINED_LENGTH,
+    "model_type": "nomic_bert",
+    "n_embd": HIDDEN_SIZE,
+    "n_head": NUM_HEADS,
+    "n_inner": INNER_SIZE,
+    "n_layer": NUM_LAYERS,
+    "n_positions": MAX_LENGTH,
+    "pad_vocab_size_multiple": 16,
+    "parallel_block": False,
+    "prenorm": False,
+    "resid_pdrop": 0.0,
+    "rotary_emb_base": 300,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+    "rotary_scaling_factor": None,
+    "scale_attn_weights": True,
+    "summary_first_dropout": 0.1,
+    "summary_type": "cls_index",
+    "use_cache": True,
+    "use_flash_attn": True,
+    "use_rms_norm": False,
+    "use_xentropy": True,
+    "vocab_size": VOCAB_SIZE,
+}
+
+
+def publish_nomic(*, factor: float | None = None) -> Published:
+    """Nomic's layout of v1 and v1.5: SwiGLU without biases; with ``factor``, dynamic NTK beyond TRAINED_LENGTH."""
+    scaling: dict[str, Any] = {"rope_type": "default"} if factor is None else {"rope_type": "dynamic", "factor": factor}
+    config = transformers.NomicBertConfig(
+        **SIZES,
+        max_position_embeddings=MAX_LENGTH if factor is None else TRAINED_LENGTH,
+        rope_parameters={**scaling, "rope_theta": 300.0},
+    )
+    model = build("NomicBertModel", config)
+    published = {
+        **NOMIC,
+        "activation_function": "swiglu",
+        "layer_norm_epsilon": 1e-12,
+        "mlp_fc1_bias": False,
+        "mlp_fc2_bias": False,
+        "qkv_proj_bias": False,
+        "rotary_scaling_factor": factor,
+        "type_vocab_size": 2,
+    }
+    tensors = rename(fuse(model.state_dict(), QKV, "attn.Wqkv"), NOMIC_NAMES)
+    head = HeadSpec(modules=(), max_seq_length=MAX_LENGTH)
+    return Published(model=model, config=published, tensors=tensors, tokenizer=bert_tokenizer, head=head)
+
+
+def publish_nomic_moe() -> Published:
+    """Nomic's layout of v2-moe: GELU, biases, every second layer of experts; transformers has no class for it."""
+    published = {
+        **NOMIC,
+        "activation_function": "gelu",
+        "expert_choice_router": False,
+        "ffn_div": 1,
+        "layer_norm_epsilon": 1e-05,
+        "mlp_fc1_bias": True,
+        "mlp_fc2_bias": True,
+        "moe_every_n_layers": 2,
+        "moe_impl": "megablocks",
+        "moe_normalize_expert_weights": False,
+        "moe_top_k": NUM_CHOSEN,
+        "num_experts": NUM_EXPERTS,
+        "num_shared_experts": 0,
+        "pad_token_id": 1,
+        "qkv_proj_bias": True,
+        "type_vocab_size": 1,
+    }
+    shapes = {
+        "embeddings.word_embeddings.weight": (VOCAB_SIZE, HIDDEN_SIZE),
+        "embeddings.token_type_embeddings.weight": (1, HIDDEN_SIZE),
+        "emb_ln.weight": (HIDDEN_SIZE,),
+        "emb_ln.bias": (HIDDEN_SIZE,),
+    }
+    for index in range(NUM_LAYERS):
+        shapes |= {f"encoder.layers.{index}.{name}": shape for name, shape in _moe_layer(index).items()}
+    generator = torch.Generator().manual_seed(5)
     tensors = {}
-    for key, tensor in native.items():
-        name = key.removeprefix("gte.")
-        name = name.replace("self_attn.o_proj", "attention.o_proj").replace("post_attention_layernorm", "attn_ln")
-        name = name.replace("post_mlp_layernorm", "mlp_ln").replace("layers.", "encoder.layer.")
-        if "self_attn.q_proj" in key:
-            fused = [native[key.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            tensors[name.replace("self_attn.q_proj", "attention.qkv_proj")] = torch.cat(fused)
-        elif "mlp.up_proj" in key:
-            tensors[name.replace("up_proj", "up_gate_proj")] = torch.cat([tensor, native[key.replace("up_", "gate_")]])
-        elif not any(part in key for part in ("k_proj", "v_proj", "gate_proj")):
-            tensors[name] = tensor
-    return tensors
+    for name, shape in shapes.items():
+        drawn = torch.randn(shape, generator=generator)
+        is_norm = len(shape) == 1 and name.endswith("weight")
+        tensors[name] = drawn * (0.3 if len(shape) > 1 else 0.2) + is_norm
+    return Published(config=published, tensors=tensors, head=HeadSpec(modules=(), max_seq_length=MAX_LENGTH))
+
+
+def _moe_layer(index: int) -> dict[str, tuple[int, ...]]:
+    hidden, inner = HIDDEN_SIZE, INNER_SIZE
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn.Wqkv.weight": (3 * hidden, hidden),
+        "attn.Wqkv.bias": (3 * hidden,),
+        "attn.out_proj.weight": (hidden, hidden),
+        "attn.out_proj.bias": (hidden,),
+        **{f"norm{number}.{part}": (hidden,) for number in (1, 2) for part in ("weight", "bias")},
+    }
+    if index % 2 == 0:
+        return {
+            **shapes,
+            "mlp.fc1.weight": (inner, hidden),
+            "mlp.fc1.bias": (inner,),
+            "mlp.fc2.weight": (hidden, inner),
+            "mlp.fc2.bias": (hidden,),
+        }
+    return {
+        **shapes,
+        "mlp.router.layer.weight": (NUM_EXPERTS, hidden),
+        "mlp.experts.mlp.w1": (NUM_EXPERTS * inner, hidden),
+        "mlp.experts.mlp.w2": (NUM_EXPERTS * inner, hidden),
+        "mlp.experts.bias": (hidden,),
+    }
