@@ -161,7 +161,8 @@ def resolve_plan(
     folder = checkpoint.folder / sentence.transformer_path
     overrides = {**sentence.config_options, **options.hf_overrides}
     backbone = find_backbone(folder, overrides, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(folder, sentence, trust_remote_code=trust_remote_code)
+    translated = backbone.config if backbone.layout is not None else None
+    tokenizer = load_tokenizer(folder, sentence, trust_remote_code=trust_remote_code, config=translated)
     if late is not None:
         register_markers(tokenizer, late.markers)
     source = HeadSource(

@@ -95,9 +95,10 @@ def rename(tensors: Tensors, pairs: Sequence[tuple[str, str]]) -> Tensors:
     """Replace parts of names, in order."""
     renamed = {}
     for name, tensor in tensors.items():
+        new_name = name
         for old, new in pairs:
-            name = name.replace(old, new)
-        renamed[name] = tensor
+            new_name = new_name.replace(old, new)
+        renamed[new_name] = tensor
     return renamed
 
 
@@ -189,7 +190,7 @@ def publish_jina(name: str = "XLMRobertaModel", *, task: str | None = None) -> P
         num_labels=1 if kind == "ForSequenceClassification" else 2,
     )
     model = build(f"JinaEmbeddingsV3{kind}", config)
-    native = {key if kind != "Model" else f"roberta.{key}": it for key, it in model.state_dict().items()}
+    native = {key if kind != "Model" else f"roberta.{key}": it.clone() for key, it in model.state_dict().items()}
     tensors = rename(fuse(native, QKV, "mixer.Wqkv"), JINA_NAMES)
     published = {
         **SIZES,
@@ -265,11 +266,10 @@ def _merged_state(native: Tensors, merged: Tensors) -> Tensors:
     state = {}
     for name, tensor in native.items():
         (published,) = rename({name: tensor}, JINA_NAMES)
-        for index, part in enumerate(QKV):
-            if part in name:
-                fused = merged.get(published.replace(part, "mixer.Wqkv"))
-                tensor = tensor if fused is None else fused.chunk(3)[index]
-        state[name.removeprefix("roberta.")] = merged.get(published, tensor)
+        part = next((part for part in QKV if part in name), "")
+        fused = merged.get(published.replace(part, "mixer.Wqkv")) if part else None
+        split = tensor if fused is None else fused.chunk(3)[QKV.index(part)]
+        state[name.removeprefix("roberta.")] = merged.get(published, split)
     return state
 
 
