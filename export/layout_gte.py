@@ -1,4 +1,4 @@
-"""The layout of Alibaba-NLP's GTE models (``model_type`` "new"): gte-multilingual-base, gte-base-en-v1.5, rerankers."""
+"""The layout of Alibaba's GTE: gte-multilingual-base, gte-base-en-v1.5, rerankers, snowflake-arctic-embed-m-v2.0."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ FIXED = MappingProxyType(
 """Settings of the published code that no published checkpoint changes and that transformers' class fixes."""
 
 
+def _is_published(published: Json) -> bool:
+    """Whether a configuration is of Alibaba's code, under its own model type or, as Snowflake's, transformers'."""
+    kind = published.get("model_type")
+    return kind == "new" or (kind == "gte" and "pack_qkv" in published)
+
+
 def _derive(published: Json) -> dict[str, Any]:
     check_fixed(published, FIXED)
     return {"rope_parameters": _rope(published), "type_vocab_size": published.get("type_vocab_size", 0)}
@@ -30,6 +36,8 @@ def _rope(published: Json) -> dict[str, Any]:
     https://kexue.fm/archives/9706, equation 6: the frequency i of a head of size d becomes
     (base * factor)^(-2i/d) / factor^(2/d), whatever the text's length.
     """
+    if published.get("rope_parameters"):
+        return dict(published["rope_parameters"])
     base, scaling = float(published.get("rope_theta", 10000.0)), published.get("rope_scaling")
     if not scaling:
         return {"rope_type": "default", "rope_theta": base}
@@ -41,7 +49,7 @@ def _rope(published: Json) -> dict[str, Any]:
 
 GTE = Layout(
     model_type="gte",
-    recognize=lambda published: published.get("model_type") == "new",
+    recognize=_is_published,
     classes=MappingProxyType(
         {
             "NewModel": "GteModel",

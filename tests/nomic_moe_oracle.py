@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from tiny_rotary import HEAD_DIM, NUM_CHOSEN, NUM_EXPERTS, NUM_HEADS, NUM_LAYERS, Published
+from tiny_nomic import NUM_CHOSEN, NUM_EXPERTS
+from tiny_rotary import HEAD_DIM, NUM_HEADS, NUM_LAYERS, Published
 
 Array = np.ndarray
 _erf = np.vectorize(math.erf)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import torch
 from nomic_moe_oracle import moe_rows
 from parity_table import TOLERANCE, WORDS, largest_difference, record
 from portable_graphs import assert_same, run_portable
+from tiny_colbert import load_oracle
+from tiny_models import xlm_roberta_tokenizer
+from tiny_nomic import publish_nomic, publish_nomic_moe
 from tiny_rotary import (
     LORA_TASKS,
     MAX_LENGTH,
     Published,
     publish_gte,
     publish_jina,
-    publish_nomic,
-    publish_nomic_moe,
 )
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -29,6 +31,8 @@ from transformers import PreTrainedTokenizerFast
 from poolgraph import PoolingModel, export_model
 from poolgraph.errors import InputError, UnsupportedArchitecture
 from poolgraph.export.backbone import find_backbone
+
+MARKERS = ("[QueryMarker]", "[DocumentMarker]")
 
 LENGTHS = (3, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 47, 48, 49, 64, 65, 100, 129, 200, 257, 380, 513, 600, 640)
 """Lengths of the texts in tokens, at most; those beyond TRAINED_LENGTH are scaled where the base grows."""
@@ -234,6 +238,45 @@ def test_settings_that_no_class_has_are_refused(
     folder = publish().save(tmp_path / "checkpoint")
     with pytest.raises(UnsupportedArchitecture, match=message):
         find_backbone(folder, changes, trust_remote_code=False)
+
+
+def marked_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of jina-colbert-v2: two markers beside the words."""
+    tokenizer = xlm_roberta_tokenizer()
+    tokenizer.add_tokens(list(MARKERS), special_tokens=True)
+    return tokenizer
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* texts were longer than .* and were cut:UserWarning")
+def test_colbert_encodes_queries_and_documents_as_its_metadata_say(tmp_path: Path) -> None:
+    tokenizer = marked_tokenizer()
+    published = replace(publish_jina("HF_ColBERT", vocab_size=len(tokenizer)), tokenizer=lambda: tokenizer)
+    native = {**published.model.config.to_dict(), "architectures": ["HF_ColBERT"]}
+    oracle = load_oracle(with_metadata(replace(published, config=native).save(tmp_path / "native")))
+    export_model(with_metadata(published.save(tmp_path / "checkpoint")), tmp_path / "artifact")
+    texts = make_texts(lambda texts: [len(text) for text in tokenizer(texts)["input_ids"]])[:16]
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        found = [*model.embed_queries(texts, truncate=True), *model.embed_documents(texts)]
+    with torch.no_grad():
+        expected = [*oracle.encode_query(texts), *oracle.encode_document(texts)]
+    difference = largest_difference([rows.numpy() if hasattr(rows, "numpy") else rows for rows in expected], found)
+    record("colbert", "jina colbert", "sentence-transformers", difference)
+    assert difference <= TOLERANCE
+
+
+def with_metadata(folder: Path) -> Path:
+    """Add Stanford's ``artifact.metadata`` with the markers and lengths of jina-colbert-v2."""
+    metadata = {
+        "query_token_id": MARKERS[0],
+        "doc_token_id": MARKERS[1],
+        "query_maxlen": 32,
+        "doc_maxlen": MAX_LENGTH,
+        "attend_to_mask_tokens": True,
+        "mask_punctuation": True,
+    }
+    (folder / "artifact.metadata").write_text(json.dumps(metadata), encoding="utf-8")
+    return folder
 
 
 @pytest.mark.slow
