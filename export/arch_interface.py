@@ -8,13 +8,16 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from poolgraph.export.rotary import replace_dynamic
 from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, register_attention
 
 
 def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """Build a model whose attention layers are our semantic op."""
     register_attention()
-    return build_from_config(model_class, config, attn_implementation=ATTENTION_IMPLEMENTATION)
+    model = build_from_config(model_class, config, attn_implementation=ATTENTION_IMPLEMENTATION)
+    replace_dynamic(model)
+    return model
 
 
 def build_from_config(model_class: Any, config: PretrainedConfig, **options: str) -> PreTrainedModel:

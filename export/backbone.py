@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from poolgraph.errors import UnsupportedArchitecture
+from poolgraph.errors import PoolgraphError, UnsupportedArchitecture
 from poolgraph.export.architectures import ARCHITECTURES, Architecture
+from poolgraph.export.checkpoint import WeightFolder
+from poolgraph.export.layout_table import LAYOUTS
+from poolgraph.export.layouts import Layout, Weights, convert_weights, find_layout
 
 Form = Literal["embedding", "sequence_logits", "token_logits", "token_reward", "language_model", "late_interaction"]
 """What a checkpoint's class answers."""
@@ -31,6 +37,9 @@ FORMS: tuple[tuple[str, Form], ...] = (
 )
 """Endings of class names, the first that fits holds (vLLM's _SUFFIX_TO_DEFAULTS)."""
 
+OWN_CLASSES = MappingProxyType({"NomicBertMoeModel": "arch_nomic_moe"})
+"""Classes that transformers lacks, and our modules that have them."""
+
 LATE_INTERACTION_CLASSES = ("HF_ColBERT",)
 LATE_INTERACTION_PREFIX = "ColBERT"
 
@@ -46,6 +55,7 @@ class Backbone:
         form: What a model of that class answers.
         row: Its row of the architecture table, or one made for a class without a row.
         model_class: The transformers class of the backbone.
+        layout: The published layout that it was translated from, None for transformers' own.
     """
 
     folder: Path
@@ -54,6 +64,11 @@ class Backbone:
     form: Form
     row: Architecture
     model_class: type[PreTrainedModel]
+    layout: Layout | None = None
+
+    def open_weights(self) -> Weights:
+        """Open the checkpoint's tensors, under transformers' names."""
+        return convert_weights(WeightFolder(self.folder), self.layout, self.model_class.__name__, self.config)
 
     @property
     def hidden_size(self) -> int:
@@ -78,7 +93,7 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
     Raises:
         UnsupportedArchitecture: a model type or a class that transformers does not know.
     """
-    config = load_config(folder, options, trust_remote_code=trust_remote_code)
+    config, layout = load_config(folder, options, trust_remote_code=trust_remote_code)
     architecture = str((config.architectures or ["?"])[0])
     name = architecture if architecture in ARCHITECTURES else class_for_task(config, "feature-extraction")
     if name is None:
@@ -96,6 +111,7 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
         form=form,
         row=ARCHITECTURES.get(name) or Architecture(family="interface", pooling=_default_pooling(config)),
         model_class=model_class,
+        layout=layout,
     )
 
 
@@ -116,25 +132,36 @@ def find_form(architecture: str) -> Form:
     raise UnsupportedArchitecture(f"architecture {architecture} is no pooling model; those are {endings}")
 
 
-def load_config(folder: Path, options: Mapping[str, Any], *, trust_remote_code: bool) -> PretrainedConfig:
-    """Read ``config.json`` of a backbone's folder, with some fields changed by ``options``.
+def load_config(
+    folder: Path, options: Mapping[str, Any], *, trust_remote_code: bool
+) -> tuple[PretrainedConfig, Layout | None]:
+    """Read ``config.json`` of a backbone's folder, with some fields changed by ``options``, and its published layout.
 
     Raises:
         UnsupportedArchitecture: a model type that transformers does not know.
     """
     try:
+        published = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **options}
+        layout = find_layout(LAYOUTS, published)
+        if layout is not None:
+            translated = layout.translate(published)
+            return AutoConfig.for_model(translated.pop("model_type"), **translated), layout
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+    except PoolgraphError:
+        raise
     except Exception as error:
         raise UnsupportedArchitecture(f"config.json of the checkpoint cannot be used: {error}") from error
     for name, value in options.items():  # from_pretrained leaves out the fields that its class does not declare
         setattr(config, name, value)
-    return config
+    return config, None
 
 
 def find_class(name: str) -> type[PreTrainedModel] | None:
-    """Return the transformers class called ``name``, None where there is none."""
+    """Return the transformers class called ``name``, or ours, None where there is none."""
     import transformers
 
+    if name in OWN_CLASSES:
+        return getattr(importlib.import_module(f"poolgraph.export.{OWN_CLASSES[name]}"), name)  # type: ignore[no-any-return]
     return getattr(transformers, name, None)
 
 

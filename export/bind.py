@@ -12,6 +12,7 @@ import torch
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.head import StoredTensor
+from poolgraph.export.layouts import Weights
 
 BACKBONE_PREFIX = "backbone."
 HEAD_PREFIX = "head."
@@ -20,12 +21,12 @@ OLD_SUFFIXES = ((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", "
 """Names that TensorFlow-era checkpoints use for the same tensors."""
 
 
-def bind_weights(model: ir.Model, backbone: WeightFolder, base_prefix: str, head: Mapping[str, StoredTensor]) -> int:
+def bind_weights(model: ir.Model, backbone: Weights, base_prefix: str, head: Mapping[str, StoredTensor]) -> int:
     """Give every initializer that is a parameter its tensor in the checkpoint.
 
     Args:
         model: A traced graph.
-        backbone: The backbone's tensors.
+        backbone: The backbone's tensors, under transformers' names.
         base_prefix: Prefix that a checkpoint of a larger model puts before the backbone's names, as in ``bert.``.
         head: Where the head's parameters are stored, by their names.
 
@@ -38,7 +39,7 @@ def bind_weights(model: ir.Model, backbone: WeightFolder, base_prefix: str, head
     graph = model.graph
     missing: list[str] = []
     bound = 0
-    folders: dict[Path, WeightFolder] = {}
+    folders: dict[Path, Weights] = {}
     for name, value in list(graph.initializers.items()):
         if not name.startswith((BACKBONE_PREFIX, HEAD_PREFIX)) or _is_buffer(value):
             continue
@@ -64,7 +65,7 @@ def _is_buffer(value: ir.Value) -> bool:
     return isinstance(raw, torch.Tensor) and type(raw) in (torch.Tensor, torch.nn.Buffer)
 
 
-def _find(name: str, backbone: WeightFolder, base_prefix: str) -> str | None:
+def _find(name: str, backbone: Weights, base_prefix: str) -> str | None:
     """Return the checkpoint's name of a backbone parameter, None where it has none."""
     plain = name.removeprefix(BACKBONE_PREFIX)
     spellings = [plain, *(plain.replace(new, old) for new, old in OLD_SUFFIXES if plain.endswith(new))]
@@ -75,7 +76,7 @@ def _find(name: str, backbone: WeightFolder, base_prefix: str) -> str | None:
     return next((candidate for candidate in candidates if candidate in backbone.names), None)
 
 
-def _lazy_tensor(name: str, value: ir.Value, folder: WeightFolder, stored: StoredTensor) -> ir.LazyTensor:
+def _lazy_tensor(name: str, value: ir.Value, folder: Weights, stored: StoredTensor) -> ir.LazyTensor:
     expected = tuple(value.shape.numpy()) if value.shape is not None else None
 
     def load() -> ir.TensorProtocol:

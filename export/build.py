@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from poolgraph.export.bind import bind_weights
-from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.head import build_head
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.trace import PoolingModule, TraceInputs, fake_parameters, trace_module
@@ -63,7 +62,7 @@ def trace_inputs(plan: ExportPlan) -> TraceInputs:
 def trace_layout(plan: ExportPlan, module: PoolingModule, layout: str) -> tuple[ir.Model, tuple[PassReport, ...]]:
     """Trace one layout, bind the checkpoint's tensors and run the passes that all targets share."""
     model = trace_module(module, layout, trace_inputs(plan), plan.limits.max_model_len)
-    bind_weights(model, WeightFolder(plan.backbone.folder), plan.model_class.base_model_prefix, plan.head.tensors())
+    bind_weights(model, plan.backbone.open_weights(), plan.model_class.base_model_prefix, plan.head.tensors())
     return model, run_passes(model, SEMANTIC_PASSES)
 
 

@@ -85,6 +85,10 @@ class WeightFolder:
         """Return the shape of the tensor called ``name``."""
         return self._file_of[name].shape(name)
 
+    def stored_name(self, name: str) -> str:
+        """Return the name itself: nothing is renamed here."""
+        return name
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from poolgraph.errors import ExportError
-from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.head import HeadPlan, HeadStep, StoredTensor
+from poolgraph.export.layouts import Weights
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 TANH = "torch.nn.modules.activation.Tanh"
@@ -52,6 +52,12 @@ class HeadLayout:
 
 SEQUENCE_LAYOUTS: dict[str, HeadLayout] = {
     "bert": HeadLayout(pooling="cls", pooled=(Layer("{base}.pooler.dense", TANH),), shared=(Layer("classifier"),)),
+    "gte": HeadLayout(
+        pooling="cls",
+        pooled=(Layer("pooler.dense", TANH),),
+        shared=(Layer("classifier"),),
+        model_types=("gte",),
+    ),
     "albert": HeadLayout(pooling="cls", pooled=(Layer("{base}.pooler", TANH),), shared=(Layer("classifier"),)),
     "distilbert": HeadLayout(pooling="cls", pooled=(Layer("pre_classifier", RELU),), shared=(Layer("classifier"),)),
     "deberta": HeadLayout(
@@ -94,7 +100,7 @@ POOLING_WORDS = {"cls": "cls", "mean": "mean", "last": "lasttoken", "avg": "mean
 
 
 def find_layout(
-    layouts: dict[str, HeadLayout], weights: WeightFolder, config: PretrainedConfig, base_prefix: str
+    layouts: dict[str, HeadLayout], weights: Weights, config: PretrainedConfig, base_prefix: str
 ) -> HeadLayout:
     """Return the first layout that fits a checkpoint.
 
@@ -114,7 +120,7 @@ def find_layout(
 
 
 def plan_layout(
-    layout: HeadLayout, weights: WeightFolder, config: PretrainedConfig, base_prefix: str, **more: Any
+    layout: HeadLayout, weights: Weights, config: PretrainedConfig, base_prefix: str, **more: Any
 ) -> HeadPlan:
     """Describe a layout's head with the checkpoint's own widths.
 
@@ -140,22 +146,25 @@ def plan_layout(
     )
 
 
-def _fits(layer: Layer, weights: WeightFolder, config: PretrainedConfig, base_prefix: str) -> bool:
+def _fits(layer: Layer, weights: Weights, config: PretrainedConfig, base_prefix: str) -> bool:
     known = not layer.activation.startswith("config:") or hasattr(config, layer.activation.removeprefix("config:"))
     return known and f"{layer.tensor.format(base=base_prefix)}.weight" in weights.names
 
 
 def _plan_layers(
-    layers: Sequence[Layer], weights: WeightFolder, config: PretrainedConfig, base_prefix: str
+    layers: Sequence[Layer], weights: Weights, config: PretrainedConfig, base_prefix: str
 ) -> tuple[HeadStep, ...]:
     return tuple(_plan_layer(layer, layer.tensor.format(base=base_prefix), weights, config) for layer in layers)
 
 
-def _plan_layer(layer: Layer, name: str, weights: WeightFolder, config: PretrainedConfig) -> HeadStep:
+def _plan_layer(layer: Layer, name: str, weights: Weights, config: PretrainedConfig) -> HeadStep:
     shape = weights.shape(f"{name}.weight")
     inner = "norm" if layer.is_norm else "linear"
     parts = [part for part in ("weight", "bias") if f"{name}.{part}" in weights.names]
-    tensors = {f"{inner}.{part}": StoredTensor(folder=weights.folder, name=f"{name}.{part}") for part in parts}
+    tensors = {
+        f"{inner}.{part}": StoredTensor(folder=weights.folder, name=weights.stored_name(f"{name}.{part}"))
+        for part in parts
+    }
     if layer.is_norm:
         eps = next(float(getattr(config, n)) for n in ("norm_eps", "layer_norm_eps") if hasattr(config, n))
         return HeadStep(

@@ -13,6 +13,7 @@ from torch import nn
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import WeightFolder
+from poolgraph.export.layouts import Weights
 from poolgraph.export.sentence_transformers import HeadModule
 from poolgraph.graphs.families import AnswerKind
 from poolgraph.poolers.head import Dense, Head, LayerNorm, Normalize, Standardize, Truncate
@@ -40,7 +41,7 @@ class StoredTensor:
     rows: tuple[int, ...] | None = None
     difference: bool = False
 
-    def load(self, folder: WeightFolder) -> torch.Tensor:
+    def load(self, folder: Weights) -> torch.Tensor:
         """Read the tensor in float32; (1, hidden_size) for a difference."""
         tensor = folder.load(self.name).float()
         if self.rows is None:

@@ -9,9 +9,9 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from poolgraph.errors import ExportError, InputError
-from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.classifier_heads import IDENTITY
 from poolgraph.export.head import HeadPlan, HeadStep, StoredTensor
+from poolgraph.export.layouts import Weights
 
 TWO_WAY = "from_2_way_softmax"
 NO_POST_PROCESSING = "no_post_processing"
@@ -73,7 +73,7 @@ def token_ids_of(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> t
 
 
 def plan_score_rows(
-    weights: WeightFolder, config: PretrainedConfig, base_prefix: str, ids: tuple[int, ...], method: str
+    weights: Weights, config: PretrainedConfig, base_prefix: str, ids: tuple[int, ...], method: str
 ) -> HeadPlan:
     """Plan a classifier whose weights are the head's rows of ``ids``, or their difference, at the last token.
 
@@ -90,16 +90,14 @@ def plan_score_rows(
     return HeadPlan(kind="logits", pooling=("lasttoken",), shared=(step,), converted=True)
 
 
-def plan_token_rows(
-    weights: WeightFolder, config: PretrainedConfig, base_prefix: str, ids: tuple[int, ...]
-) -> HeadPlan:
+def plan_token_rows(weights: Weights, config: PretrainedConfig, base_prefix: str, ids: tuple[int, ...]) -> HeadPlan:
     """Plan the logits of a few tokens at every position: a process-reward model without a head of its own."""
     step = _plan_rows(weights, config, base_prefix, ids, difference=False)
     return HeadPlan(kind="logits", pooling=None, shared=(step,), column_token_ids=ids, converted=True)
 
 
 def _plan_rows(
-    weights: WeightFolder, config: PretrainedConfig, base_prefix: str, ids: tuple[int, ...], *, difference: bool
+    weights: Weights, config: PretrainedConfig, base_prefix: str, ids: tuple[int, ...], *, difference: bool
 ) -> HeadStep:
     if getattr(config, "final_logit_softcapping", None):
         raise ExportError("the model bends its logits (final_logit_softcapping), which a head cut out of it would lose")
@@ -122,12 +120,15 @@ def _plan_rows(
             "activation_function": IDENTITY,
         },
         tensors={
-            f"linear.{part}": StoredTensor(folder=weights.folder, name=f"{name}.{part}", **settings) for part in parts
+            f"linear.{part}": StoredTensor(
+                folder=weights.folder, name=weights.stored_name(f"{name}.{part}"), **settings
+            )
+            for part in parts
         },
     )
 
 
-def _find_head(weights: WeightFolder, base_prefix: str) -> str:
+def _find_head(weights: Weights, base_prefix: str) -> str:
     """Return the name of the head, or of the token embeddings where there is none: then they are tied."""
     tied = [name for stem in INPUT_NAMES for name in (stem, f"{base_prefix}.{stem}")]
     for name in (*OUTPUT_NAMES, *tied):

@@ -16,8 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from poolgraph.export.backbone import Backbone
 from poolgraph.export.head import load_steps
 from poolgraph.export.resolve import ExportPlan
+from poolgraph.export.rotary import forget_lengths
 from poolgraph.poolers.head import Standardize
 from poolgraph.runtime.tokenizer import EncodedText
 
@@ -147,14 +149,26 @@ def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
     messages.set_verbosity_error()  # a head that is cut off is no news
     try:
         loaded: Any = model_class.from_pretrained(
-            plan.backbone.folder, config=config, dtype=torch.float32, local_files_only=True
+            config=config, dtype=torch.float32, local_files_only=True, **_choose_source(plan.backbone)
         )
     finally:
         messages.set_verbosity(level)
         if shown:
             messages.enable_progress_bar()
     model: nn.Module = loaded.eval()
+    forget_lengths(model)
     return model
+
+
+def _choose_source(backbone: Backbone) -> dict[str, Any]:
+    """Return where transformers reads the tensors: from the files, unless only a layout of ours can read them."""
+    if backbone.layout is None or not backbone.layout.is_own:
+        return {"pretrained_model_name_or_path": backbone.folder}
+    weights = backbone.open_weights()
+    return {
+        "pretrained_model_name_or_path": None,
+        "state_dict": {name: weights.load(name) for name in weights.names},
+    }
 
 
 def _apply(modules: Sequence[nn.Module], value: Rows) -> Rows:

@@ -161,7 +161,8 @@ def resolve_plan(
     folder = checkpoint.folder / sentence.transformer_path
     overrides = {**sentence.config_options, **options.hf_overrides}
     backbone = find_backbone(folder, overrides, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(folder, sentence, trust_remote_code=trust_remote_code)
+    translated = backbone.config if backbone.layout is not None else None
+    tokenizer = load_tokenizer(folder, sentence, trust_remote_code=trust_remote_code, config=translated)
     if late is not None:
         register_markers(tokenizer, late.markers)
     source = HeadSource(
@@ -212,6 +213,8 @@ def resolve_limits(plan: ExportPlan) -> Limits:
     are, of which the RoBERTa family loses pad_token_id + 1.
     """
     positions = getattr(plan.config, "max_position_embeddings", None)
+    if positions is not None:  # a rotary base that grows with the text takes it beyond the trained positions
+        positions = max(positions, getattr(plan.config, "n_positions", None) or 0)
     declared = plan.sentence_transformer.max_seq_length or plan.tokenizer.model_max_length
     declared = int(declared or 0) if plan.late is None else max(int(declared or 0), plan.late.longest)
     candidates = [declared] if declared and declared < UNLIMITED else []

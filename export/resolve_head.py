@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.export.activation import AUTO, resolve_activation
 from poolgraph.export.backbone import Backbone
-from poolgraph.export.checkpoint import Checkpoint, WeightFolder
+from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.classifier_heads import SEQUENCE_LAYOUTS, TOKEN_LAYOUTS, find_layout, plan_layout
 from poolgraph.export.head import HeadPlan, HeadStep, describe_modules
 from poolgraph.export.language_model_head import (
@@ -23,6 +23,7 @@ from poolgraph.export.language_model_head import (
     plan_token_rows,
     token_ids_of,
 )
+from poolgraph.export.layouts import Weights
 from poolgraph.export.options import ExportOptions
 from poolgraph.export.sentence_transformers import SentenceTransformer
 
@@ -62,9 +63,9 @@ class HeadSource:
     score_token_ids: tuple[int, ...] = ()
 
     @cached_property
-    def weights(self) -> WeightFolder:
-        """The checkpoint's tensors."""
-        return WeightFolder(self.backbone.folder)
+    def weights(self) -> Weights:
+        """The checkpoint's tensors, under transformers' names."""
+        return self.backbone.open_weights()
 
     @property
     def config(self) -> PretrainedConfig:

@@ -33,6 +33,10 @@ HIDDEN_STATE = "last_hidden_state"
 IGNORED_OPTIONS = frozenset({"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "device_map"})
 """Arguments that say how torch runs the model, not what it computes; code is trusted by the caller alone."""
 
+PUBLISHED_CODE = frozenset({"custom_st.Transformer"})
+"""Modules of a checkpoint's own that do what sentence-transformers' of that name does (jina-embeddings-v3: it chooses
+the adapter, which is chosen at export here)."""
+
 LIMIT_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -206,7 +210,7 @@ def _check_default_prompt(settings: _Settings) -> None:
 def _module_kind(module: _Module, compiled: tuple[str, ...]) -> str:
     dotted = module.type
     kind = dotted.rpartition(".")[2]
-    if kind not in compiled or not re.match(r"(sentence_transformers|pylate)\.", dotted):
+    if kind not in compiled or not (re.match(r"(sentence_transformers|pylate)\.", dotted) or dotted in PUBLISHED_CODE):
         raise ExportError(
             f"modules.json has a module of type {dotted!r} at {module.path!r}, which cannot be compiled "
             f"into the graph; those that can are {list(compiled)}"

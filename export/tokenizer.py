@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from poolgraph.errors import ExportError
 from poolgraph.export.sentence_transformers import SentenceTransformer
@@ -20,15 +20,27 @@ MAX_ADDED_PROBES = 2000
 """Added tokens that are compared one by one; tokenizer_config.json may add some that tokenizer.json lacks."""
 
 
-def load_tokenizer(folder: Path, sentence: SentenceTransformer, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    folder: Path,
+    sentence: SentenceTransformer,
+    *,
+    trust_remote_code: bool,
+    config: PretrainedConfig | None = None,
+) -> PreTrainedTokenizerBase:
     """Load the reference's tokenizer, lower-casing where sentence-transformers' files ask for it.
+
+    Args:
+        folder: Where its files are.
+        sentence: The sentence-transformers files.
+        trust_remote_code: Whether the checkpoint's own code may run.
+        config: Stands in for a ``config.json`` that transformers cannot read.
 
     Raises:
         ExportError: it cannot be loaded, or has no form in the tokenizers library.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, **sentence.tokenizer_options
+            folder, config=config, trust_remote_code=trust_remote_code, **sentence.tokenizer_options
         )
     except Exception as error:
         raise ExportError(f"the checkpoint's tokenizer cannot be loaded: {error}") from error

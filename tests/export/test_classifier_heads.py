@@ -43,6 +43,9 @@ class FakeWeights:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name]
 
+    def stored_name(self, name: str) -> str:
+        return name
+
 
 def config_of(name: str, **changes: Any) -> PretrainedConfig:
     small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 40}

@@ -24,6 +24,7 @@ from transformers import (
 
 from poolgraph.errors import ExportError, InputError, TaskNotSupported, UnsupportedArchitecture
 from poolgraph.export.architectures import ARCHITECTURES
+from poolgraph.export.backbone import find_class
 from poolgraph.export.resolve import ExportPlan, choose_targets, resolve_limits
 from poolgraph.graphs.pipeline import CPU_FP32, PORTABLE
 
@@ -241,14 +242,14 @@ def test_labels(folders: Mapping[str, Path], form: str, options: dict[str, Any],
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_rows_name_classes_of_transformers_and_modules_of_ours(name: str, tmp_path: Path) -> None:
-    import transformers
-
-    config = getattr(transformers, name).config_class(hidden_size=64)
+    model_class = find_class(name)
+    assert model_class is not None
+    config = model_class.config_class(hidden_size=384)
     made = plan_of(write(tmp_path, config, name))
     assert (made.backbone.architecture, made.backbone.row) == (name, ARCHITECTURES[name])
     assert made.model_class.__name__ == name
     assert callable(made.family.build_backbone)
-    assert made.hidden_size == 64
+    assert made.hidden_size == 384
 
 
 @pytest.mark.parametrize("task", ["auto", "embed"])

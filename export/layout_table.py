@@ -1,0 +1,11 @@
+"""The table of published layouts, one family a file."""
+
+from __future__ import annotations
+
+from poolgraph.export.layout_gte import GTE
+from poolgraph.export.layout_jina import JINA, JINA_ADAPTERS
+from poolgraph.export.layout_nomic import NOMIC, NOMIC_MOE
+from poolgraph.export.layouts import Layout
+
+LAYOUTS: tuple[Layout, ...] = (GTE, JINA_ADAPTERS, JINA, NOMIC, NOMIC_MOE)
+"""The first that recognizes a ``config.json`` holds."""
