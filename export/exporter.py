@@ -26,6 +26,7 @@ from poolgraph.export.resolve import ExportPlan, resolve_plan
 from poolgraph.export.scoring import TEMPLATE_FILE
 from poolgraph.export.tokenizer import save_tokenizer
 from poolgraph.export.twin import (
+    Sources,
     choose_twin,
     collect_sources,
     compare_stored,
@@ -148,13 +149,7 @@ def export_model(
         with stages.stage("write the graphs"):
             _write(plan, models, staging)
         manifest = build_manifest(plan, [item.variant for item in lowered], min_cosine=min_cosine)
-        num_layers = choose_twin(measure_weights(sources), plan.config, free_memory(max_memory))
-        if num_layers is None:
-            report = _verify(plan, manifest, staging, stages)
-        else:
-            with stages.stage("compare the weights"):
-                row = compare_stored(models, sources, staging / "onnx")
-            report = _verify_twin(plan, manifest, staging, stages, num_layers, row)
+        report = _verify_in_memory(plan, manifest, (models, sources), staging, stages, max_memory)
         manifest = _finish(manifest, report, staging)
     return ExportResult(path=Path(output), report=manifest.report, seconds=stages.seconds)
 
@@ -184,6 +179,24 @@ def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> N
         shutil.copyfile(config, staging / config.parent.name / config.name)
     if plan.template is not None:
         (staging / TEMPLATE_FILE).write_text(plan.template, encoding="utf-8")
+
+
+def _verify_in_memory(
+    plan: ExportPlan,
+    manifest: Manifest,
+    stored: tuple[Mapping[str, ir.Model], Sources],
+    staging: Path,
+    stages: _Stages,
+    max_memory: float | None,
+) -> Report:
+    """Verify the whole artifact where it fits into the memory allowed, a twin of it and its stored tensors else."""
+    models, sources = stored
+    num_layers = choose_twin(measure_weights(sources), plan.config, free_memory(max_memory))
+    if num_layers is None:
+        return _verify(plan, manifest, staging, stages)
+    with stages.stage("compare the weights"):
+        row = compare_stored(models, sources, staging / "onnx")
+    return _verify_twin(plan, manifest, staging, stages, num_layers, row)
 
 
 def _verify(plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages, threads: int | None = None) -> Report:
