@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_nomic import NUM_EXPERTS, TRAINED_LENGTH, publish_nomic, publish_nomic_moe
-from tiny_rotary import HIDDEN_SIZE, INNER_SIZE, MAX_LENGTH, Published, publish_gte, publish_jina
+from tiny_rotary import HEAD_DIM, HIDDEN_SIZE, INNER_SIZE, MAX_LENGTH, Published, publish_gte, publish_jina
+from transformers import GteModel
 
 from poolgraph.export.backbone import Backbone, find_backbone
 from poolgraph.export.layout_table import LAYOUTS
@@ -76,6 +77,16 @@ def test_a_caller_turns_the_growing_base_on(tmp_path: Path) -> None:
     config: Any = backbone_of(publish_nomic(), tmp_path / "checkpoint", rotary_scaling_factor=2).config
     assert config.rope_parameters == {"rope_type": "dynamic", "rope_theta": 300.0, "factor": 2.0}
     assert (config.max_position_embeddings, config.n_positions) == (TRAINED_LENGTH, MAX_LENGTH)
+
+
+def test_fixed_ntk_slows_the_slowest_turn_by_the_factor(tmp_path: Path) -> None:
+    """The published code's frequencies: (base * s)^(-2i/d) / s^(2/d), so that the last one is 1/s of the unscaled."""
+    factor, half = 4.0, HEAD_DIM // 2
+    backbone = backbone_of(publish_gte(factor=factor), tmp_path / "checkpoint")
+    found = GteModel(backbone.config).rotary_emb.inv_freq
+    index = torch.arange(half) / half
+    assert torch.allclose(found, (500.0 * factor) ** -index / factor ** (1 / half))
+    assert torch.allclose(found[-1] * factor, 500.0 ** -index[-1])
 
 
 def test_alibabas_settings_under_transformers_model_type(tmp_path: Path) -> None:
