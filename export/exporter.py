@@ -120,11 +120,9 @@ def export_model(
         hf_overrides: Fields of config.json, changed before anything is decided.
         score_template: A shipped score template's name, a file, or jinja source.
         revision: Revision of a hub id.
-        precisions: Precisions of the targets' variants.
-        targets: Targets beside the portable one.
+        precisions, targets: Which variants are made beside the portable one.
         min_cosine: Overrides the lowest cosine that verification accepts; recorded in the manifest.
-        max_memory: GiB that this process may use to verify; a checkpoint too large for it is verified on a twin of its
-            first layers, and every stored tensor is compared with the checkpoint. Half of what is free where None.
+        max_memory: GiB that this process may use to verify (None: half of what is free); beyond it, a twin is verified.
         trust_remote_code: Let transformers run code that comes with the checkpoint, during this call only.
         overwrite: Replace an artifact that is already there.
         on_stage: Called with the name of each stage as it starts.
@@ -143,26 +141,26 @@ def export_model(
             plan = resolve_plan(
                 checkpoint, options=options, precisions=precisions, targets=targets, trust_remote_code=trust_remote_code
             )
-        lowered = _compile(plan, stages)
-        models = {file: model for item in lowered for file, model in item.models.items()}
+        lowered, models = _compile(plan, stages)
         sources = collect_sources(models)
+        manifest = build_manifest(plan, [item.variant for item in lowered], min_cosine=min_cosine)
         with stages.stage("write the graphs"):
             _write(plan, models, staging)
-        manifest = build_manifest(plan, [item.variant for item in lowered], min_cosine=min_cosine)
         report = _verify_in_memory(plan, manifest, (models, sources), staging, stages, max_memory)
-        manifest = _finish(manifest, report, staging)
-    return ExportResult(path=Path(output), report=manifest.report, seconds=stages.seconds)
+        _finish(manifest, report, staging)
+    return ExportResult(path=Path(output), report=report, seconds=stages.seconds)
 
 
-def _compile(plan: ExportPlan, stages: _Stages) -> list[LoweredVariant]:
-    """Trace each layout once and lower each target from it."""
+def _compile(plan: ExportPlan, stages: _Stages) -> tuple[list[LoweredVariant], dict[str, ir.Model]]:
+    """Trace each layout once and lower each target from it: the variants, and all their models by file name."""
     module = build_module(plan)
     semantic = {}
     for layout in dict.fromkeys(target.layout for target in plan.targets):
         with stages.stage(f"trace ({layout})"):
             semantic[layout] = trace_layout(plan, module, layout)
     with stages.stage("lower"):
-        return [lower_variant(*semantic[target.layout], target, plan.head.kind) for target in plan.targets]
+        lowered = [lower_variant(*semantic[target.layout], target, plan.head.kind) for target in plan.targets]
+    return lowered, {file: model for item in lowered for file, model in item.models.items()}
 
 
 def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> None:
@@ -231,7 +229,7 @@ def _verify_twin(
     """
     twin = shorten_plan(plan, num_layers)
     with tempfile.TemporaryDirectory(prefix=".twin-", dir=staging.parent) as folder:
-        models = {file: model for item in _compile(twin, stages) for file, model in item.models.items()}
+        _, models = _compile(twin, stages)
         _write(twin, models, Path(folder))
         report = _verify(twin, msgspec.structs.replace(manifest, limits=twin.limits), Path(folder), stages, threads=1)
         probes = load_probes(Path(folder))
@@ -246,15 +244,14 @@ def _verify_twin(
     return report
 
 
-def _finish(manifest: Manifest, report: Report, staging: Path) -> Manifest:
+def _finish(manifest: Manifest, report: Report, staging: Path) -> None:
     """Write the final manifest and the model card."""
     variants = tuple(msgspec.structs.replace(variant, verified=True) for variant in manifest.variants)
     manifest = msgspec.structs.replace(manifest, report=report, variants=variants)
     (staging / "README.md").write_text(render_model_card(manifest), encoding="utf-8")
-    return _save(manifest, staging)
+    _save(manifest, staging)
 
 
-def _save(manifest: Manifest, staging: Path) -> Manifest:
+def _save(manifest: Manifest, staging: Path) -> None:
     complete = msgspec.structs.replace(manifest, files=record_files(staging))
     save_manifest(staging, complete)
-    return complete
