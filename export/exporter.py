@@ -120,7 +120,8 @@ def export_model(
         hf_overrides: Fields of config.json, changed before anything is decided.
         score_template: A shipped score template's name, a file, or jinja source.
         revision: Revision of a hub id.
-        precisions, targets: Which variants are made beside the portable one.
+        precisions: Precisions of the targets' variants.
+        targets: Targets beside the portable one.
         min_cosine: Overrides the lowest cosine that verification accepts; recorded in the manifest.
         max_memory: GiB that this process may use to verify (None: half of what is free); beyond it, a twin is verified.
         trust_remote_code: Let transformers run code that comes with the checkpoint, during this call only.
@@ -137,10 +138,12 @@ def export_model(
     stages = _Stages(on_stage)
     with staged_directory(Path(output), overwrite=overwrite) as staging:
         with stages.stage("read the checkpoint"):
-            checkpoint = open_checkpoint(model, revision)
-            plan = resolve_plan(
-                checkpoint, options=options, precisions=precisions, targets=targets, trust_remote_code=trust_remote_code
-            )
+            chosen: dict[str, Any] = {
+                "precisions": precisions,
+                "targets": targets,
+                "trust_remote_code": trust_remote_code,
+            }
+            plan = resolve_plan(open_checkpoint(model, revision), options=options, **chosen)
         lowered, models = _compile(plan, stages)
         sources = collect_sources(models)
         manifest = build_manifest(plan, [item.variant for item in lowered], min_cosine=min_cosine)
