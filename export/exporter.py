@@ -36,7 +36,7 @@ from poolgraph.export.twin import (
 )
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
-from poolgraph.graphs.manifest import CheckRow, Manifest, Report
+from poolgraph.graphs.manifest import CheckRow, Manifest, Report, Variant
 from poolgraph.graphs.probe_files import load_probes, save_probes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.cpu import read_cpu_info
@@ -44,6 +44,9 @@ from poolgraph.runtime.tokenizer import TextTokenizer
 from poolgraph.runtime.verify import check_report
 
 StageHook = Callable[[str], None]
+
+Stored = tuple[Mapping[str, ir.Model], Sources]
+"""Models by file name, and the tensors that their files were written from."""
 
 WEIGHTS_FILE = "weights_fp32.data"
 
@@ -134,24 +137,30 @@ def export_model(
         VerificationError: the compiled model's answers are not the reference's.
         ArtifactError: the output directory is in use.
     """
-    options = make_options(task, convert, runner, pooler_config, hf_overrides, score_template)
     stages = _Stages(on_stage)
     with staged_directory(Path(output), overwrite=overwrite) as staging:
         with stages.stage("read the checkpoint"):
-            chosen: dict[str, Any] = {
-                "precisions": precisions,
-                "targets": targets,
-                "trust_remote_code": trust_remote_code,
-            }
-            plan = resolve_plan(open_checkpoint(model, revision), options=options, **chosen)
-        lowered, models = _compile(plan, stages)
-        sources = collect_sources(models)
-        manifest = build_manifest(plan, [item.variant for item in lowered], min_cosine=min_cosine)
-        with stages.stage("write the graphs"):
-            _write(plan, models, staging)
-        report = _verify_in_memory(plan, manifest, (models, sources), staging, stages, max_memory)
+            plan = resolve_plan(
+                open_checkpoint(model, revision),
+                options=make_options(task, convert, runner, pooler_config, hf_overrides, score_template),
+                precisions=precisions,
+                targets=targets,
+                trust_remote_code=trust_remote_code,
+            )
+        variants, stored = _build(plan, staging, stages)
+        manifest = build_manifest(plan, variants, min_cosine=min_cosine)
+        report = _verify_in_memory(plan, manifest, stored, staging, stages, max_memory)
         _finish(manifest, report, staging)
     return ExportResult(path=Path(output), report=report, seconds=stages.seconds)
+
+
+def _build(plan: ExportPlan, staging: Path, stages: _Stages) -> tuple[list[Variant], Stored]:
+    """Compile and write; return the variants, and the models as written with the tensors behind them."""
+    lowered, models = _compile(plan, stages)
+    sources = collect_sources(models)
+    with stages.stage("write the graphs"):
+        _write(plan, models, staging)
+    return [item.variant for item in lowered], (models, sources)
 
 
 def _compile(plan: ExportPlan, stages: _Stages) -> tuple[list[LoweredVariant], dict[str, ir.Model]]:
@@ -185,7 +194,7 @@ def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> N
 def _verify_in_memory(
     plan: ExportPlan,
     manifest: Manifest,
-    stored: tuple[Mapping[str, ir.Model], Sources],
+    stored: Stored,
     staging: Path,
     stages: _Stages,
     max_memory: float | None,
@@ -232,8 +241,7 @@ def _verify_twin(
     """
     twin = shorten_plan(plan, num_layers)
     with tempfile.TemporaryDirectory(prefix=".twin-", dir=staging.parent) as folder:
-        _, models = _compile(twin, stages)
-        _write(twin, models, Path(folder))
+        _build(twin, Path(folder), stages)
         report = _verify(twin, msgspec.structs.replace(manifest, limits=twin.limits), Path(folder), stages, threads=1)
         probes = load_probes(Path(folder))
     save_probes(staging, probes.texts, probes.prompt, None, None, probes.pairs)
