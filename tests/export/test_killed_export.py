@@ -82,11 +82,11 @@ from poolgraph.export import exporter
 
 original, done = exporter.verify_variant, []
 
-def verify(*arguments):
+def verify(*arguments, **options):
     if sys.argv[3] == "in the middle of verifying" and done:
         os.kill(os.getpid(), signal.SIGKILL)
     done.append(True)
-    return original(*arguments)
+    return original(*arguments, **options)
 
 def stage(name):
     if name == sys.argv[3]:
