@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
-from poolgraph.graphs.pattern import is_initializer, producer
+from poolgraph.graphs.pattern import dimensions, is_initializer, producer
 
-TRANSPOSED = ".transposed"
+TRANSPOSED, RESHAPED = ".transposed", ".reshaped"
 
 
 def fold_transposes(model: ir.Model) -> int:
@@ -29,34 +31,56 @@ def fold_transposes(model: ir.Model) -> int:
 
 
 def store_transposed_weights(model: ir.Model) -> int:
-    """Store weights in the order in which matrix products read them, [in, out].
+    """Store weights in the order and shape in which matrix products read them, [in, out].
 
-    Given:   %t = Transpose(%weight, perm=[1, 0]);  %y = MatMul(%x, %t)
-    Result:  %y = MatMul(%x, %weight.transposed)
+    1. Given:   %t = Transpose(%weight, perm=[1, 0]);  %y = MatMul(%x, %t)
+       Result:  %y = MatMul(%x, %weight.transposed)
+    2. Given:   %r = Reshape(%weight, [-1, 8]);  %y = MatMul(%x, %r)
+       Result:  %y = MatMul(%x, %weight.reshaped_-1_8)
     """
     graph = model.graph
     rewrites = 0
     for node in list(graph):
-        weight = node.inputs[0] if _is_transpose(node) else None
-        if weight is None or not is_initializer(weight) or len(_permutation(node)) > 2:
+        stored = _stored_view(graph, node)
+        if stored is None:
             continue
-        keeps_order = _permutation(node) == sorted(_permutation(node))
-        stored = weight if keeps_order else _transposed(graph, weight)
         ir.convenience.replace_all_uses_with(node.outputs[0], stored)
         graph.remove(node, safe=True)
         rewrites += 1
     return rewrites
 
 
-def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
-    name = f"{weight.name}{TRANSPOSED}"
+def _stored_view(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
+    """Return the weight that holds what ``node`` makes of one, None where it makes something else."""
+    weight = node.inputs[0] if node.inputs else None
+    if weight is None or not is_initializer(weight) or node.outputs[0].is_graph_output() or node.domain:
+        return None
+    if node.op_type == "Identity":
+        return weight
+    if _is_transpose(node):
+        order = _permutation(node)
+        suffix = TRANSPOSED if order == [1, 0] else f"{TRANSPOSED}_{'_'.join(map(str, order))}"
+        return weight if order == sorted(order) else _stored(graph, weight, suffix, lambda it: it.transpose(order))
+    sizes = ir.convenience.get_const_tensor(node.inputs[1]) if node.op_type == "Reshape" else None
+    shape = [] if sizes is None or len(dimensions(weight) or ()) < 2 else sizes.numpy().tolist()
+    if not shape or 0 in shape:  # which may keep an axis
+        return None
+    return _stored(graph, weight, f"{RESHAPED}_{'_'.join(map(str, shape))}", lambda it: it.reshape(shape))
+
+
+def _stored(graph: ir.Graph, weight: ir.Value, suffix: str, change: Callable[[np.ndarray], np.ndarray]) -> ir.Value:
+    """Return the initializer of a changed weight, made once a graph; it is read only when it is written."""
+    name = f"{weight.name}{suffix}"
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = weight.const_value
     assert tensor is not None
-    shape = ir.Shape(list(reversed(tuple(tensor.shape.numpy()))))
+    shape = ir.Shape(change(np.broadcast_to(np.float32(0), tuple(tensor.shape.numpy()))).shape)
     lazy = ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(tensor.numpy().T), name=name), dtype=tensor.dtype, shape=shape, name=name
+        lambda: ir.tensor(np.ascontiguousarray(change(tensor.numpy())), name=name),
+        dtype=tensor.dtype,
+        shape=shape,
+        name=name,
     )
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=lazy)
     graph.register_initializer(value)

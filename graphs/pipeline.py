@@ -10,6 +10,7 @@ from poolgraph.graphs.cleanup import clear_notes, fold_constants, remove_dead_no
 from poolgraph.graphs.fold_reshapes import fold_reshapes
 from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
+from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import Pass
 
@@ -59,7 +60,7 @@ PORTABLE = Target(
     name="portable",
     layout="padded",
     precision="fp32",
-    passes=(lower_attention_to_standard, remove_dead_nodes, clear_notes),
+    passes=(lower_attention_to_standard, lower_selective_scan, remove_dead_nodes, clear_notes),
     file_stem="model",
     providers=("CPUExecutionProvider",),
     finished_outputs=True,
@@ -70,7 +71,7 @@ CPU_FP32 = Target(
     name="cpu",
     layout="uniform",
     precision="fp32",
-    passes=(lower_attention_to_cpu, remove_dead_nodes, clear_notes),
+    passes=(lower_attention_to_cpu, lower_selective_scan, remove_dead_nodes, clear_notes),
     file_stem="model_cpu_fp32",
     providers=("CPUExecutionProvider",),
     finished_outputs=False,

@@ -157,14 +157,28 @@ def test_store_transposed_weights_stores_each_once() -> None:
     assert store_transposed_weights(model) == 0
 
 
-def test_store_transposed_weights_leaves_transposes_of_more_axes_and_of_values() -> None:
-    model = build(
-        """g (float[2,3] x) => (float[3,2] y, float[4,2,3] z)
-        { y = Transpose<perm=[1,0]>(x)  t = Transpose<perm=[2,0,1]>(w)  z = Neg(t) }""",
-        w=random(2, 3, 4),
-    )
+def test_store_transposed_weights_leaves_transposes_of_values() -> None:
+    model = build("g (float[2,3] x) => (float[3,2] y) { t = Transpose<perm=[1,0]>(x)  y = Neg(t) }")
     assert store_transposed_weights(model) == 0
-    assert ops(model) == ["Transpose", "Transpose", "Neg"]
+    assert ops(model) == ["Transpose", "Neg"]
+
+
+def test_store_transposed_weights_stores_experts_side_by_side() -> None:
+    model = build(
+        """g (float[n,8] x, float[3,4] z) => (float[n,2] y, float[12] r)
+        { t = Transpose<perm=[0,2,1]>(w)  i = Identity(t)  s = Reshape<allowzero=1>(i, shape)  y = MatMul(x, s)
+          r = Reshape(z, flat) }""",
+        w=random(4, 2, 2),
+        shape=np.array([8, 2]),
+        flat=np.array([-1]),
+    )
+    x, z = random(3, 8, seed=1), random(3, 4, seed=2)
+    expected = run(model, x=x, z=z)
+    assert store_transposed_weights(model) == 3
+    assert ops(model) == ["MatMul", "Reshape"]
+    assert model.graph.node(0).inputs[1].name == "w.transposed_0_2_1.reshaped_8_2"
+    assert_close(expected, run(model, x=x, z=z))
+    assert store_transposed_weights(model) == 0
 
 
 def test_store_transposed_weights_does_not_transpose_where_the_permutation_keeps_the_order() -> None:

@@ -1,0 +1,114 @@
+"""An architecture's graphs against an oracle: a text alone, in uniform batches and between padding, to 640 tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from poolgraph.graphs.artifact import open_artifact
+from poolgraph.graphs.manifest import Graph
+from poolgraph.tasks import GraphFamily
+
+MAX_LENGTH = 640
+LENGTHS = (1, 2, 3, 4, 5, 9, 16, 17, 31, 33, 64, 65, 100, 127, 129, 257, 512, 513, 600, MAX_LENGTH)
+BATCH_SIZE = 3
+FIRST_WORD = 5
+"""Of the tiny vocabularies; what comes before are special tokens."""
+
+Inputs = Mapping[str, np.ndarray]
+TextOracle = Callable[[dict[str, Tensor]], Tensor]
+"""One text's inputs, (1, num_tokens) each, to its raw answer: (size,) or (num_tokens, size)."""
+
+
+def check_graphs(artifact: Path, oracle: TextOracle, family: GraphFamily = "sequence") -> float:
+    """Check both variants' raw answers; return the largest difference as a share of the largest answer.
+
+    The CPU's are the same bits alone and in a batch, and cosines are 0.99999 or more everywhere.
+    """
+    variants = {variant.name: variant.graphs[family] for variant in open_artifact(artifact).variants}
+    portable, cpu = (_Session(artifact, variants[name]) for name in ("portable_fp32", "cpu_fp32"))
+    batches = [_random_batch(length, cpu) for length in LENGTHS]
+    expected = [[_ask(oracle, _row(batch, index)) for index in range(BATCH_SIZE)] for batch in batches]
+    found = []
+    for batch in batches:
+        together = cpu.run(batch)
+        alone = [cpu.run(_row(batch, index))[0] for index in range(BATCH_SIZE)]
+        assert all(np.array_equal(*pair) for pair in zip(together, alone, strict=True)), "other bits in a batch"
+        found.append(alone)
+    differences = [_difference(expected, found)]
+    differences.append(_difference(expected, [portable.run(batch) for batch in batches]))
+    for side in ("left", "right"):
+        rows = [_row(batch, 0) for batch in batches]
+        first = [[answers[0]] for answers in expected]
+        differences.append(_difference(first, [[row] for row in _run_padded(portable, rows, side)]))
+    return max(differences)
+
+
+class _Session:
+    """One graph and what it takes and gives."""
+
+    def __init__(self, artifact: Path, graph: Graph) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        self.inputs = {tensor.name for tensor in graph.inputs}
+        self.is_token = len(graph.outputs[0].shape) > 2
+        self._session = onnxruntime.InferenceSession(artifact / graph.file, options)
+        self._output = graph.raw_output
+
+    def run(self, inputs: Inputs) -> np.ndarray:
+        """Answer a batch; a mask of ones where the graph takes one and there is none."""
+        feeds = {"attention_mask": np.ones_like(inputs["input_ids"]), **inputs}
+        answers = self._session.run([self._output], {name: feeds[name] for name in self.inputs})
+        result: np.ndarray = answers[0]
+        return result
+
+
+def _random_batch(length: int, session: _Session) -> Inputs:
+    source = np.random.default_rng(length)
+    batch = {"input_ids": source.integers(FIRST_WORD, 300, (BATCH_SIZE, length))}
+    if "token_type_ids" in session.inputs:
+        starts = source.integers(0, length + 1, (BATCH_SIZE, 1))
+        batch["token_type_ids"] = (np.arange(length) >= starts).astype(np.int64)
+    return batch
+
+
+def _row(batch: Inputs, index: int) -> Inputs:
+    return {name: rows[index : index + 1] for name, rows in batch.items()}
+
+
+def _ask(oracle: TextOracle, inputs: Inputs) -> np.ndarray:
+    with torch.no_grad():
+        return oracle({name: torch.from_numpy(rows) for name, rows in inputs.items()}).float().numpy()
+
+
+def _run_padded(session: _Session, texts: list[Inputs], side: str) -> list[np.ndarray]:
+    """Answer texts of all lengths in one batch; padding has the id of a word, which must not count."""
+    shape = (len(texts), max(text["input_ids"].shape[1] for text in texts))
+    batch = {name: np.full(shape, 1) for name in texts[0]} | {"attention_mask": np.zeros(shape, dtype=np.int64)}
+    batch["input_ids"][:] = FIRST_WORD
+    places = []
+    for index, text in enumerate(texts):
+        length = text["input_ids"].shape[1]
+        places.append(slice(shape[1] - length, None) if side == "left" else slice(length))
+        batch["attention_mask"][index, places[-1]] = 1
+        for name, rows in text.items():
+            batch[name][index, places[-1]] = rows[0]
+    answers = session.run(batch)
+    return [row[place] if session.is_token else row for row, place in zip(answers, places, strict=True)]
+
+
+def _difference(expected: list[list[np.ndarray]], found: list[list[np.ndarray]]) -> float:
+    pairs = [pair for texts in zip(expected, found, strict=True) for pair in zip(*texts, strict=True)]
+    assert all(one.shape == other.shape for one, other in pairs)
+    scale = max(np.abs(one).max() for one, _ in pairs)
+    for one, other in pairs:
+        if one.shape[-1] > 1:
+            norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
+            assert ((one * other).sum(-1) / norms).min() >= 0.99999
+    return float(max(np.abs(one - other).max() for one, other in pairs) / scale)
