@@ -22,8 +22,8 @@ POSITION_PROJECTIONS = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
 class DisentangledAttention(nn.Module):
     """Attention with content-to-position and position-to-content terms (arXiv:2006.03654, section 3.1).
 
-    They reach the semantic op as a bias of each text. A term is first computed by distance, the rows of all distances of
-    the text against those of its tokens, then shifted into place. The projections, and so the weight names, are the
+    They reach the semantic op as a bias of each text. A term is first computed by distance, the rows of all distances
+    of the text against those of its tokens, then shifted into place. The projections, and so the weight names, are the
     original's; the rows by bucket depend on weights alone.
     """
 
@@ -57,6 +57,10 @@ class DisentangledAttention(nn.Module):
         )
         return attended, None
 
+    pos_key_proj: nn.Linear
+    pos_query_proj: nn.Linear
+    buckets: Tensor
+
     def _bias(self, query: Tensor, key: Tensor, rel_embeddings: Tensor) -> Tensor | None:
         """Return the terms of positions, (batch_size, num_heads, sequence_length, sequence_length)."""
         terms = []
@@ -83,8 +87,8 @@ class DisentangledAttention(nn.Module):
         distance = torch.arange(1 - length, length, device=rows.device).clamp(-farthest, farthest)
         buckets = self.buckets.index_select(0, distance * sign + farthest)
         chosen = (positions * self.scale).index_select(1, buckets)
-        split = chosen.unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
-        return shift_rows(rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) @ split)
+        split = chosen.view(*chosen.shape[:2], self.num_heads, -1).permute(0, 2, 3, 1)
+        return shift_rows(rows.view(*rows.shape[:2], self.num_heads, -1).transpose(1, 2) @ split)
 
 
 def shift_rows(by_distance: Tensor) -> Tensor:
@@ -98,14 +102,15 @@ def shift_rows(by_distance: Tensor) -> Tensor:
     """
     length = by_distance.shape[-2]
     flat = nn.functional.pad(by_distance, (0, 1)).flatten(-2)
-    return flat[..., : length * (2 * length - 1)].unflatten(-1, (length, 2 * length - 1))[..., length - 1 :]
+    shifted = flat[..., : length * (2 * length - 1)].reshape(*by_distance.shape[:-2], length, 2 * length - 1)
+    return shifted[..., length - 1 :]
 
 
 def bucket_table(original: Any) -> Tensor:
     """Return the row of the relative embeddings for each distance, from the farthest left to the farthest right.
 
-    Distances beyond share the last bucket. The buckets are a table made by the reference's own formula: a logarithm that
-    another runtime rounds differently would move a distance to the next one.
+    Distances beyond share the last bucket. The buckets are a table made by the reference's own formula: a logarithm
+    that another runtime rounds differently would move a distance to the next one.
     """
     span, longest = int(original.pos_ebd_size), int(original.max_relative_positions)
     farthest = max(span, longest)
@@ -121,7 +126,7 @@ def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig)
     encoder: Any = model.encoder
     for layer in encoder.layer:
         layer.attention.self = DisentangledAttention(layer.attention.self)
-    model.forward = MethodType(_forward, model)  # type: ignore[method-assign]
+    model.forward = MethodType(_forward, model)
     return model
 
 

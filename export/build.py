@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from poolgraph.export.bind import bind_weights
 from poolgraph.export.head import build_head
+from poolgraph.export.pooling_module import PoolingModule
 from poolgraph.export.resolve import ExportPlan
-from poolgraph.export.trace import PoolingModule, TraceInputs, fake_parameters, trace_module
+from poolgraph.export.trace import TraceInputs, fake_parameters, trace_module
 from poolgraph.graphs.families import AnswerKind, finished_name, select_family
 from poolgraph.graphs.manifest import Graph, Rewrites, Tensor, Variant
 from poolgraph.graphs.passes import PassReport, run_passes

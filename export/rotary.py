@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from poolgraph.export.packing import text_lengths
+
 
 class DynamicRotary(nn.Module):
     """Dynamic NTK scaling for a batch of texts of different lengths.
@@ -29,7 +31,7 @@ class DynamicRotary(nn.Module):
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosine and sine, (batch_size or 1, sequence_length, head_dim), for positions without the last axis."""
-        length = position_ids.amax(-1, keepdim=True).float() + 1
+        length = text_lengths(position_ids).float()
         growth = (self.factor * length / self.trained - (self.factor - 1)).clamp(min=1.0)
         inv_freq = self.inv_freq * growth.unsqueeze(-1) ** self.exponents
         angles = position_ids.unsqueeze(-1).float() * inv_freq

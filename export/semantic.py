@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from poolgraph.errors import ExportError
+from poolgraph.export.packing import current_cu_seqlens, text_index
 
 SEMANTIC_DOMAIN = "poolgraph"
 ATTENTION_IMPLEMENTATION = "poolgraph"
@@ -69,10 +70,12 @@ def attention(
         right_window: The same to its right.
         softcap: Limit of the scores, 0 for none.
         attention_mask: (batch_size, sequence_length) of bool, False for keys that no query sees, or None.
-        attention_bias: Added to the scores, (1, num_heads, sequence_length, sequence_length), or None.
+        attention_bias: Added to the scores, (1 or batch_size, num_heads, sequence_length, sequence_length), or None.
 
     Returns:
         (batch_size, sequence_length, num_heads * head_dim); finite also where a query sees no key.
+
+    Within ``packed`` the sequence is several texts, and a query sees the keys of its own.
     """
     attributes: dict[str, Any] = {
         "num_heads": num_heads,
@@ -83,7 +86,7 @@ def attention(
         "right_window": 0 if causal else right_window,
         "softcap": softcap,
     }
-    inputs = (query, key, value, attention_mask, attention_bias)
+    inputs = (query, key, value, attention_mask, attention_bias, current_cu_seqlens())
     if not torch.compiler.is_exporting():
         return _eager_attention(*inputs, attributes)
     result: Tensor = torch.onnx.ops.symbolic(
@@ -98,6 +101,7 @@ def _eager_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     attention_bias: Tensor | None,
+    cu_seqlens: Tensor | None,
     attributes: dict[str, Any],
 ) -> Tensor:
     num_heads, num_kv_heads, softcap = (attributes[name] for name in ("num_heads", "num_kv_heads", "softcap"))
@@ -113,6 +117,9 @@ def _eager_attention(
         scores = scores + attention_bias
     index = torch.arange(query.shape[1], device=query.device)
     visible = _visible(index[None, :] - index[:, None], attributes["left_window"], attributes["right_window"])
+    if cu_seqlens is not None:
+        text = text_index(cu_seqlens, query.shape[1])
+        visible = visible & (text[None, :] == text[:, None])
     if attention_mask is not None:
         visible = visible & attention_mask[:, None, None, :]
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)

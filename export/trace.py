@@ -5,29 +5,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from poolgraph.errors import ExportError
+from poolgraph.export.pooling_module import (
+    BATCH_AXIS,
+    BOUNDS_AXIS,
+    ENTRIES,
+    SEQUENCE_AXIS,
+    TOKENS_AXIS,
+    Entry,
+    PoolingModule,
+)
 from poolgraph.export.semantic import SEMANTIC_DOMAIN
-from poolgraph.graphs.families import OUTPUT_NAMES, AnswerKind
-from poolgraph.poolers.head import Head
-from poolgraph.poolers.layout import Layout, PaddedLayout, UniformLayout
-from poolgraph.poolers.pooling import Pooling
-from poolgraph.tasks import GraphFamily
 
 OPSET_VERSION = 20
 """Has Gelu and LayerNormalization; at most 21, so that the portable graph loads in other runtimes."""
 
 ENTRY_PREFIX = "module."
 """What the entry modules put before the names of the pooling module's parameters."""
-
-BATCH_AXIS, SEQUENCE_AXIS = "batch_size", "sequence_length"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,116 +39,6 @@ class TraceInputs:
     token_type_ids: bool
     prompt_length: bool
     attended_mask: bool = False
-
-
-class PoolingModule(nn.Module):
-    """Backbone, pooling and head as one module.
-
-    Args:
-        backbone: A transformers model that returns ``last_hidden_state``.
-        pooling: Token rows to one vector a text; None where there is only the token family.
-        head: What follows the pooling.
-        kind: What the answers are.
-        position_offset: pad_token_id where positions are counted from pad_token_id + 1, else None.
-        has_token_types: Whether the backbone takes token types.
-        head_takes_rows: Whether the head also fits the backbone's token rows.
-    """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        pooling: Pooling | None,
-        head: Head,
-        *,
-        kind: AnswerKind,
-        position_offset: int | None,
-        has_token_types: bool,
-        head_takes_rows: bool,
-    ) -> None:
-        super().__init__()
-        self.backbone, self.pooling, self.head, self.kind = backbone, pooling, head, kind
-        self.position_offset = position_offset
-        self.has_token_types = has_token_types
-        self.head_takes_rows = head_takes_rows
-
-    def forward(
-        self,
-        layout: Layout,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        attended_mask: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        """Return the values that ``output_names`` names, (batch_size, size) or (batch_size, sequence_length, size)."""
-        arguments: dict[str, Any] = {"position_ids": self._position_ids(layout, input_ids, attention_mask)}
-        if self.has_token_types:
-            arguments["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        seen = attention_mask if attended_mask is None else attended_mask
-        rows = self.backbone(input_ids=input_ids, attention_mask=seen, **arguments).last_hidden_state
-        results = []
-        if self.pooling is not None:
-            results.append(self.head.forward_pooled(self.pooling(layout, rows)))
-        if self.head_takes_rows:
-            results.append(self.head(rows.float()))
-        return tuple(value for raw, done in results for value in ((raw, done) if self.head.normalize else (raw,)))
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Raw and finished value of each family, the finished one alone where they are the same."""
-        present: dict[GraphFamily, bool] = {"sequence": self.pooling is not None, "token": self.head_takes_rows}
-        first = 0 if self.head.normalize else 1
-        return tuple(name for family in present if present[family] for name in OUTPUT_NAMES[self.kind, family][first:])
-
-    def _position_ids(self, layout: Layout, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if self.position_offset is None:
-            return layout.position_ids(input_ids)
-        # fairseq's make_positions: padding tokens stay at pad_token_id and do not count, also inside a text.
-        counted = input_ids.ne(self.position_offset).long()
-        if attention_mask is not None:
-            counted = counted * attention_mask
-        return counted.cumsum(1) * counted + self.position_offset
-
-
-class _PaddedEntry(nn.Module):
-    """The graph's signature in the padded layout."""
-
-    def __init__(self, module: PoolingModule) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        prompt_length: Tensor | None = None,
-        attended_mask: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        layout = PaddedLayout(attention_mask=attention_mask, prompt_length=prompt_length)
-        result: tuple[Tensor, ...] = self.module(layout, input_ids, attention_mask, token_type_ids, attended_mask)
-        return result
-
-
-class _UniformEntry(nn.Module):
-    """The graph's signature in the uniform layout."""
-
-    def __init__(self, module: PoolingModule) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None = None,
-        prompt_length: Tensor | None = None,
-        attended_mask: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        layout = UniformLayout(prompt_length=prompt_length)
-        result: tuple[Tensor, ...] = self.module(layout, input_ids, None, token_type_ids, attended_mask)
-        return result
-
-
-ENTRIES: dict[str, Callable[[PoolingModule], nn.Module]] = {"padded": _PaddedEntry, "uniform": _UniformEntry}
 
 
 def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_length: int) -> ir.Model:
@@ -165,11 +57,19 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
     Raises:
         ExportError: torch cannot trace the module; the cause says where.
     """
-    arguments, dynamic_shapes = _example_inputs(layout, inputs, max_length)
+    entry = ENTRIES[layout]
+    axes, dimensions = _input_axes(entry, inputs), _dimensions(max_length)
+    arguments = {
+        name: torch.ones([dimensions[axis][0] for axis in of_input], dtype=torch.int64)
+        for name, of_input in axes.items()
+    }
+    dynamic_shapes = {
+        name: {index: dimensions[axis][1] for index, axis in enumerate(of_input)} for name, of_input in axes.items()
+    }
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(
-                ENTRIES[layout](module), (), kwargs=arguments, dynamic_shapes=dynamic_shapes, strict=False
+                entry.module(module), (), kwargs=arguments, dynamic_shapes=dynamic_shapes, strict=False
             )
             exported = torch.onnx.export(
                 program,
@@ -185,37 +85,41 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
         ) from error
     assert exported is not None
     model: ir.Model = exported.model
-    _name_interface(model, tuple(arguments), module.output_names)
+    _name_interface(model, axes, module.output_names)
     return model
 
 
-def _example_inputs(layout: str, inputs: TraceInputs, max_length: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    batch, length = 2, min(7, max_length)
-    axes = {0: torch.export.Dim(BATCH_AXIS), 1: torch.export.Dim(SEQUENCE_AXIS, max=max_length)}
-    matrices = ["input_ids"]
-    if layout == "padded":
-        matrices.append("attention_mask")
+def _input_axes(entry: Entry, inputs: TraceInputs) -> dict[str, tuple[str, ...]]:
+    """Return the graph's inputs with the names of their axes."""
+    axes = {"input_ids": entry.token_axes, **entry.own_inputs}
     if inputs.token_type_ids:
-        matrices.append("token_type_ids")
+        axes["token_type_ids"] = entry.token_axes
     if inputs.attended_mask:
-        matrices.append("attended_mask")
-    arguments = {name: torch.ones(batch, length, dtype=torch.int64) for name in matrices}
-    shapes: dict[str, Any] = dict.fromkeys(matrices, axes)
+        axes["attended_mask"] = entry.token_axes
     if inputs.prompt_length:
-        arguments["prompt_length"] = torch.ones(batch, dtype=torch.int64)
-        shapes["prompt_length"] = {0: axes[0]}
-    return arguments, shapes
+        axes["prompt_length"] = (BATCH_AXIS,)
+    return axes
 
 
-def _name_interface(model: ir.Model, input_names: tuple[str, ...], output_names: tuple[str, ...]) -> None:
+def _dimensions(max_length: int) -> dict[str, tuple[int, Any]]:
+    """Return each axis's size in the example, and the dimension that it stands for."""
+    batch = torch.export.Dim(BATCH_AXIS)
+    return {
+        BATCH_AXIS: (2, batch),
+        SEQUENCE_AXIS: (min(7, max_length), torch.export.Dim(SEQUENCE_AXIS, max=max_length)),
+        TOKENS_AXIS: (5, torch.export.Dim(TOKENS_AXIS)),
+        BOUNDS_AXIS: (3, batch + 1),
+    }
+
+
+def _name_interface(model: ir.Model, input_axes: Mapping[str, tuple[str, ...]], output_names: tuple[str, ...]) -> None:
     """Name inputs, outputs and dynamic axes for the runtime, and initializers by the pooling module's parameters."""
     graph = model.graph
     axis_names: dict[str | None, str] = {}
-    for value, name in zip(graph.inputs, input_names, strict=True):
+    for value, (name, axes) in zip(graph.inputs, input_axes.items(), strict=True):
         value.name = name
         assert value.shape is not None
-        for dimension, axis in zip(value.shape, (BATCH_AXIS, SEQUENCE_AXIS), strict=False):
-            axis_names[str(dimension)] = axis
+        axis_names |= {str(dimension): axis for dimension, axis in zip(value.shape, axes, strict=True)}
     for value, name in zip(graph.outputs, output_names, strict=True):
         value.name = name
     for value in list(graph.initializers.values()):

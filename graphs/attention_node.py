@@ -20,7 +20,8 @@ class AttentionNode:
         key: (batch_size, sequence_length, num_kv_heads * head_dim).
         value: The same shape as the key.
         mask: (batch_size, sequence_length) of bool, or None.
-        bias: (1, num_heads, sequence_length, sequence_length), or None.
+        bias: (1 or batch_size, num_heads, sequence_length, sequence_length), or None.
+        cu_seqlens: Where the texts of one packed row begin, (batch_size + 1,), or None.
         num_heads: Heads of the query.
         num_kv_heads: Heads of key and value.
         head_dim: Numbers a head.
@@ -36,6 +37,7 @@ class AttentionNode:
     value: ir.Value
     mask: ir.Value | None
     bias: ir.Value | None
+    cu_seqlens: ir.Value | None
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -67,7 +69,7 @@ def attention_nodes(model: ir.Model) -> list[ir.Node]:
 
 def read_attention(node: ir.Node) -> AttentionNode:
     """Read a semantic attention node; attributes that it lacks have the defaults of ``attention``."""
-    query, key, value, mask, bias = (*node.inputs, None, None)[:5]
+    query, key, value, mask, bias, cu_seqlens = (*node.inputs, None, None, None)[:6]
     axes = dimensions(query)
     assert query is not None
     assert key is not None
@@ -85,6 +87,7 @@ def read_attention(node: ir.Node) -> AttentionNode:
         value=value,
         mask=mask,
         bias=bias,
+        cu_seqlens=cu_seqlens,
         num_heads=num_heads,
         num_kv_heads=number("num_kv_heads", num_heads),
         head_dim=int(axes[-1]) // num_heads,

@@ -61,7 +61,8 @@ def _stored_view(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
         order = _permutation(node)
         suffix = TRANSPOSED if order == [1, 0] else f"{TRANSPOSED}_{'_'.join(map(str, order))}"
         return weight if order == sorted(order) else _stored(graph, weight, suffix, lambda it: it.transpose(order))
-    sizes = ir.convenience.get_const_tensor(node.inputs[1]) if node.op_type == "Reshape" else None
+    target = node.inputs[1] if node.op_type == "Reshape" else None
+    sizes = None if target is None else ir.convenience.get_const_tensor(target)
     shape = [] if sizes is None or len(dimensions(weight) or ()) < 2 else sizes.numpy().tolist()
     if not shape or 0 in shape:  # which may keep an axis
         return None

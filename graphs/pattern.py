@@ -33,7 +33,11 @@ def dimensions(value: ir.Value | None) -> tuple[int | str, ...] | None:
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Return the initializer ``name`` with the content of ``array``, made once a graph."""
+    """Return the initializer ``constant.name`` with the content of ``array``, made once a graph.
+
+    Traced values are named after torch's operators, ``index_1`` among them, and have no dot.
+    """
+    name = f"constant.{name}"
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = ir.tensor(array, name=name)

@@ -79,4 +79,17 @@ CPU_FP32 = Target(
     session_options=MappingProxyType({"graph_optimization_level": "basic"}),
 )
 
+PACKED_FP32 = Target(
+    name="packed",
+    layout="packed",
+    precision="fp32",
+    passes=(lower_attention_to_standard, remove_dead_nodes, clear_notes),
+    file_stem="model_packed_fp32",
+    providers=("CPUExecutionProvider",),
+    finished_outputs=False,
+    session_options=MappingProxyType({"graph_optimization_level": "extended"}),
+)
+"""The packed layout on standard operators, whose mask is blocks: what any machine can check packed graphs with. No
+artifact has it."""
+
 TARGETS: tuple[Target, ...] = (PORTABLE, CPU_FP32)

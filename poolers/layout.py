@@ -16,8 +16,24 @@ class Layout(Protocol):
     prompt's.
     """
 
+    def as_batch(self, tokens: Tensor) -> Tensor:
+        """Return a number a token as backbones take them, (batch_size, sequence_length) or (1, num_tokens)."""
+        ...
+
+    def of_batch(self, rows: Tensor) -> Tensor:
+        """Return a backbone's rows as this layout has them: what ``as_batch`` did, undone."""
+        ...
+
     def position_ids(self, input_ids: Tensor) -> Tensor:
         """Return each token's position in its own text, from 0; any value in padding."""
+        ...
+
+    def running_count(self, counted: Tensor) -> Tensor:
+        """Return how many tokens of its text are counted up to each counted one, itself included; 0 for the others.
+
+        Args:
+            counted: 1 or 0 for each token, in the shape of input_ids, which the result has too.
+        """
         ...
 
     def first(self, rows: Tensor) -> Tensor:
@@ -64,9 +80,22 @@ class PaddedLayout:
     attention_mask: Tensor
     prompt_length: Tensor | None = None
 
+    def as_batch(self, tokens: Tensor) -> Tensor:
+        """Return them as they are."""
+        return tokens
+
+    def of_batch(self, rows: Tensor) -> Tensor:
+        """Return them as they are."""
+        return rows
+
     def position_ids(self, input_ids: Tensor) -> Tensor:
         """Count the mask, so that a text's positions are the same under left and right padding."""
         return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+
+    def running_count(self, counted: Tensor) -> Tensor:
+        """Count along the text; padding does not count, and has 0."""
+        counted = counted * self.attention_mask
+        return counted.cumsum(1) * counted
 
     def first(self, rows: Tensor) -> Tensor:
         """Take the row at the first kept position; where nothing is kept, the text's first."""
@@ -127,9 +156,21 @@ class UniformLayout:
 
     prompt_length: Tensor | None = None
 
+    def as_batch(self, tokens: Tensor) -> Tensor:
+        """Return them as they are."""
+        return tokens
+
+    def of_batch(self, rows: Tensor) -> Tensor:
+        """Return them as they are."""
+        return rows
+
     def position_ids(self, input_ids: Tensor) -> Tensor:
         """Count from 0, one row for the whole batch."""
         return torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+
+    def running_count(self, counted: Tensor) -> Tensor:
+        """Count along the text."""
+        return counted.cumsum(1) * counted
 
     def first(self, rows: Tensor) -> Tensor:
         """Take the row after the prompt; where nothing follows it, the first."""
@@ -186,10 +227,24 @@ class PackedLayout:
     cu_seqlens: Tensor
     prompt_length: Tensor | None = None
 
+    def as_batch(self, tokens: Tensor) -> Tensor:
+        """Make them the one row of a batch."""
+        return tokens.unsqueeze(0)
+
+    def of_batch(self, rows: Tensor) -> Tensor:
+        """Take the only row of the batch."""
+        return rows.squeeze(0)
+
     def position_ids(self, input_ids: Tensor) -> Tensor:
         """Subtract each text's start from the token's index."""
         index = torch.arange(input_ids.shape[0], device=input_ids.device)
         return index - self.cu_seqlens[self._text_of(index)]
+
+    def running_count(self, counted: Tensor) -> Tensor:
+        """Count along all texts and subtract what came before each."""
+        total = counted.cumsum(0)
+        before = (total - counted)[self.cu_seqlens[:-1]]
+        return (total - before[self._text_of(torch.arange(counted.shape[0], device=counted.device))]) * counted
 
     def first(self, rows: Tensor) -> Tensor:
         """Take the row after each text's prompt; where nothing follows it, the text's first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ def check_graphs(artifact: Path, oracle: TextOracle, family: GraphFamily = "sequ
     variants = {variant.name: variant.graphs[family] for variant in open_artifact(artifact).variants}
     portable, cpu = (_Session(artifact, variants[name]) for name in ("portable_fp32", "cpu_fp32"))
     batches = [_random_batch(length, cpu) for length in LENGTHS]
-    expected = [[_ask(oracle, _row(batch, index)) for index in range(BATCH_SIZE)] for batch in batches]
+    expected = [[ask(oracle, _row(batch, index)) for index in range(BATCH_SIZE)] for batch in batches]
     found = []
     for batch in batches:
         together = cpu.run(batch)
@@ -82,7 +82,8 @@ def _row(batch: Inputs, index: int) -> Inputs:
     return {name: rows[index : index + 1] for name, rows in batch.items()}
 
 
-def _ask(oracle: TextOracle, inputs: Inputs) -> np.ndarray:
+def ask(oracle: TextOracle, inputs: Inputs) -> np.ndarray:
+    """Ask the oracle about one text."""
     with torch.no_grad():
         return oracle({name: torch.from_numpy(rows) for name, rows in inputs.items()}).float().numpy()
 
@@ -105,6 +106,12 @@ def _run_padded(session: _Session, texts: list[Inputs], side: str) -> list[np.nd
 
 def _difference(expected: list[list[np.ndarray]], found: list[list[np.ndarray]]) -> float:
     pairs = [pair for texts in zip(expected, found, strict=True) for pair in zip(*texts, strict=True)]
+    return difference_of([one for one, _ in pairs], [other for _, other in pairs])
+
+
+def difference_of(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Return the largest difference as a share of the largest expected number; cosines are 0.99999 or more."""
+    pairs = list(zip(expected, found, strict=True))
     assert all(one.shape == other.shape for one, other in pairs)
     scale = max(np.abs(one).max() for one, _ in pairs)
     for one, other in pairs:

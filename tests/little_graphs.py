@@ -131,14 +131,17 @@ BIAS = random(1, HEADS, 5, 5, seed=30)
 def bare_attention(
     attributes: str, *, num_heads: int, num_kv_heads: int, head_dim: int, inputs: Sequence[str] = (), layers: int = 1
 ) -> ir.Model:
-    """A chain of attentions over the graph's own query, key and value; ``inputs`` names mask and bias where given."""
+    """A chain of attentions over the graph's own query, key and value; ``inputs`` names what else it has."""
     rows = [f"float[batch_size,sequence_length,{count * head_dim}]" for count in (num_heads, num_kv_heads)]
     types = {
         "mask": "bool[batch_size,sequence_length] mask",
         "bias": f"float[1,{num_heads},sequence_length,sequence_length] bias",
+        "packed": "int64[bounds] cu_seqlens",
     }
     given = ", ".join([f"{rows[0]} q, {rows[1]} k, {rows[1]} v", *(types[name] for name in inputs)])
-    more = {"": "", "mask": ", mask", "bias": ", , bias", "mask bias": ", mask, bias"}[" ".join(inputs)]
+    more = {"": "", "mask": ", mask", "bias": ", , bias", "mask bias": ", mask, bias"}
+    packed = {"packed": ", , , cu_seqlens", "mask packed": ", mask, , cu_seqlens"}
+    more = (more | packed)[" ".join(inputs)]
     heads = f"num_heads={num_heads}, num_kv_heads={num_kv_heads}"
     lines = [
         f"y{layer + 1} = poolgraph.Attention<{heads}, scale=0.7{attributes}>({'q' if layer == 0 else f'y{layer}'}, k, v"

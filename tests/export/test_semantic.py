@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.masking_utils import (
 
 from poolgraph.errors import ExportError
 from poolgraph.export.arch_interface import build_backbone
+from poolgraph.export.packing import packed
 from poolgraph.export.semantic import _interface_attention, _interface_mask, _read_window, attention
 
 LENGTH = 40
@@ -111,6 +113,18 @@ def test_eager_attention_equals_numpy(options: dict[str, Any], text: str, inputs
     extra = {f"attention_{name}": torch.tensor(array) for name, array in given.items()}
     found = attention(query, key, value, num_heads=6, num_kv_heads=2, scale=0.7, **options, **extra)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True, "left_window": 3}])
+def test_packed_attention_equals_each_text_alone(options: dict[str, Any]) -> None:
+    shape = {"num_heads": 6, "num_kv_heads": 2}
+    feeds = {name: torch.tensor(rows) for name, rows in attention_feeds(1, 20, head_dim=4, **shape).items()}
+    bounds = [0, 1, 8, 12, 20]
+    with packed(torch.tensor(bounds)):
+        found = attention(*feeds.values(), scale=0.7, **shape, **options)
+    for start, end in itertools.pairwise(bounds):
+        alone = attention(*(rows[:, start:end] for rows in feeds.values()), scale=0.7, **shape, **options)
+        torch.testing.assert_close(found[:, start:end], alone)
 
 
 class Rows(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -246,6 +247,27 @@ def test_standard_attention_under_padding_equals_the_text_alone(side: str, kind:
         alone = {name: rows[index : index + 1, tokens] for name, rows in feeds.items()}
         found = run(model, mask=np.ones((1, lengths[index]), dtype=bool), **alone)[0]
         np.testing.assert_allclose(together[index, tokens], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lower", [lower_attention_to_standard, lower_attention_to_cpu])
+@pytest.mark.parametrize("inputs", [("packed",), ("mask", "packed")], ids="-".join)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", ["equal heads", "shared heads"])
+def test_packed_texts_see_themselves_alone(lower, shape: str, kind: str, inputs: tuple[str, ...]) -> None:
+    bounds = np.array([0, 1, 8, 12, 13, 20])
+    feeds = attention_feeds(1, 20, **SHAPES[shape])
+    mask = np.arange(20)[None] % 5 != 4  # what sees no key is finite, and nothing else
+    model = bare_attention(KINDS[kind], inputs=inputs, layers=2, **SHAPES[shape])
+    alone = bare_attention(KINDS[kind], inputs=inputs[:-1], layers=2, **SHAPES[shape])
+    assert lower(model) == 2
+    remove_dead_nodes(model)
+    assert Counter(ops(model))["ReduceSum"] == 1
+    given = {"mask": mask} if "mask" in inputs else {}
+    found = run(model, cu_seqlens=bounds, **feeds, **given)[0]
+    for start, end in itertools.pairwise(bounds):
+        expected = run_semantic(alone, **{name: rows[:, start:end] for name, rows in (feeds | given).items()})
+        seen = mask[:, start:end] if given else slice(None)
+        np.testing.assert_allclose(found[:, start:end][seen], expected[0][seen], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("inputs", [(), ("mask",)], ids="-".join)

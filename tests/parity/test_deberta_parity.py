@@ -44,7 +44,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def save(folder: Path, name: str, cls: str) -> Path:
     config = DebertaV2Config(
-        vocab_size=VOCAB_SIZE, max_position_embeddings=MAX_LENGTH, pad_token_id=0, **SIZES, **(RERANKER | KINDS[name][1])
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=MAX_LENGTH,
+        pad_token_id=0,
+        **SIZES,
+        **(RERANKER | KINDS[name][1]),
     )
     torch.manual_seed(2)
     model = getattr(transformers, cls)(config)

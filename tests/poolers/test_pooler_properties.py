@@ -149,6 +149,26 @@ def test_positions_count_from_the_start_of_each_text(layout: str, data: st.DataO
     assert found.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(data=st.data())
+@quickly
+def test_counts_run_within_each_text(layout: str, data: st.DataObject) -> None:
+    batch = data.draw(batches_for(layout))
+    counted = [(text.input_ids % 2).astype(np.int64) for text in batch.texts]
+    made, rows = lay_out(batch, layout)
+    if layout == "packed":
+        given_ids = torch.from_numpy(np.concatenate(counted))
+        found = made.running_count(given_ids)
+    else:
+        mask = feed(batch, layout).get("attention_mask", np.ones(rows.shape[:2])).astype(bool)
+        given_ids = torch.ones(mask.shape, dtype=torch.int64)
+        given_ids[torch.from_numpy(mask)] = torch.from_numpy(np.concatenate(counted))
+        found = made.running_count(given_ids)
+        assert not found[torch.from_numpy(~mask)].any()
+        found = found[torch.from_numpy(mask)]
+    assert found.tolist() == np.concatenate([np.cumsum(one) * one for one in counted]).tolist()
+
+
 @pytest.mark.parametrize("layout", RUNNERS)
 @given(data=st.data())
 @quickly
