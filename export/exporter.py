@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import time
@@ -149,7 +150,14 @@ def export_model(
             )
         variants, stored = _build(plan, staging, stages)
         manifest = build_manifest(plan, variants, min_cosine=min_cosine)
-        report = _verify_in_memory(plan, manifest, stored, staging, stages, max_memory)
+        twin = _compare_with_twin(plan, stored, staging, stages, max_memory)
+        del stored
+        gc.collect()  # graphs are full of cycles, and of a large model they take hundreds of megabytes
+        report = (
+            _verify(plan, manifest, staging, stages)
+            if twin is None
+            else _verify_twin(plan, manifest, staging, stages, *twin)
+        )
         _finish(manifest, report, staging)
     return ExportResult(path=Path(output), report=report, seconds=stages.seconds)
 
@@ -191,22 +199,20 @@ def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> N
         (staging / TEMPLATE_FILE).write_text(plan.template, encoding="utf-8")
 
 
-def _verify_in_memory(
-    plan: ExportPlan,
-    manifest: Manifest,
-    stored: Stored,
-    staging: Path,
-    stages: _Stages,
-    max_memory: float | None,
-) -> Report:
-    """Verify the whole artifact where it fits into the memory allowed, a twin of it and its stored tensors else."""
+def _compare_with_twin(
+    plan: ExportPlan, stored: Stored, staging: Path, stages: _Stages, max_memory: float | None
+) -> tuple[int, CheckRow] | None:
+    """Return None where the whole artifact can be verified in the memory allowed; else what stands in for that.
+
+    Returns:
+        The number of layers of the twin to verify, and the outcome of comparing all stored tensors.
+    """
     models, sources = stored
     num_layers = choose_twin(measure_weights(sources), plan.config, free_memory(max_memory))
     if num_layers is None:
-        return _verify(plan, manifest, staging, stages)
+        return None
     with stages.stage("compare the weights"):
-        row = compare_stored(models, sources, staging / "onnx")
-    return _verify_twin(plan, manifest, staging, stages, num_layers, row)
+        return num_layers, compare_stored(models, sources, staging / "onnx")
 
 
 def _verify(plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages, threads: int | None = None) -> Report:

@@ -31,9 +31,9 @@ def test_merge_projections_makes_one_product() -> None:
     assert "layer.query_key_value.weight" in model.graph.initializers
     assert tuple(model.graph.initializers["layer.query_key_value.weight"].shape) == (SIZE, 3 * SIZE)
     assert sorted(model.graph.initializers) == [
+        "constant.split_8_8_8",
         "layer.query_key_value.bias",
         "layer.query_key_value.weight",
-        "split_8_8_8",
     ]
     assert_close(expected, run_semantic(model, x=X))
     assert merge_projections(model) == 0
@@ -69,7 +69,7 @@ def test_merge_projections_of_layers_that_share_their_weights() -> None:
     expected = run_semantic(model, x=X)
     assert merge_projections(model) == 2
     remove_dead_nodes(model)
-    merged = ["layer.query_key_value.bias", "layer.query_key_value.weight", "split_8_8_8"]
+    merged = ["constant.split_8_8_8", "layer.query_key_value.bias", "layer.query_key_value.weight"]
     assert sorted(model.graph.initializers) == merged
     assert_close(expected, run_semantic(model, x=X))
 
