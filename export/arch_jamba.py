@@ -69,7 +69,7 @@ class Experts(nn.Module):
         chosen, index = weights.topk(self.num_chosen, dim=-1)
         counted = torch.zeros_like(weights).scatter(-1, index, chosen).unsqueeze(-1)
         both = nn.functional.linear(hidden_states, self.experts.gate_up_proj.flatten(0, 1))
-        gate, up = both.unflatten(-1, (counted.shape[-2], -1)).chunk(2, dim=-1)
+        gate, up = both.view(*both.shape[:2], counted.shape[-2], -1).chunk(2, dim=-1)
         inner = self.experts.act_fn(gate) * up * counted
         rows: Tensor = inner.flatten(-2) @ self.experts.down_proj.transpose(1, 2).flatten(0, 1)
         return rows

@@ -148,18 +148,22 @@ def export_model(
                 targets=targets,
                 trust_remote_code=trust_remote_code,
             )
-        variants, stored = _build(plan, staging, stages)
-        manifest = build_manifest(plan, variants, min_cosine=min_cosine)
-        twin = _compare_with_twin(plan, stored, staging, stages, max_memory)
-        del stored
-        gc.collect()  # graphs are full of cycles, and of a large model they take hundreds of megabytes
-        report = (
-            _verify(plan, manifest, staging, stages)
-            if twin is None
-            else _verify_twin(plan, manifest, staging, stages, *twin)
-        )
+        manifest, report = _build_and_verify(plan, staging, stages, min_cosine, max_memory)
         _finish(manifest, report, staging)
     return ExportResult(path=Path(output), report=report, seconds=stages.seconds)
+
+
+def _build_and_verify(
+    plan: ExportPlan, staging: Path, stages: _Stages, min_cosine: float | None, max_memory: float | None
+) -> tuple[Manifest, Report]:
+    variants, stored = _build(plan, staging, stages)
+    manifest = build_manifest(plan, variants, min_cosine=min_cosine)
+    twin = _compare_with_twin(plan, stored, staging, stages, max_memory)
+    del stored
+    gc.collect()  # graphs are full of cycles, and those of a large model take hundreds of megabytes
+    if twin is None:
+        return manifest, _verify(plan, manifest, staging, stages)
+    return manifest, _verify_twin(plan, manifest, staging, stages, *twin)
 
 
 def _build(plan: ExportPlan, staging: Path, stages: _Stages) -> tuple[list[Variant], Stored]:

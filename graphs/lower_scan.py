@@ -38,7 +38,7 @@ def _lower(graph: ir.Graph, node: ir.Node) -> None:
     zeros = tape.op("ConstantOfShape", [tape.op("Concat", [batch_size, state_shape], {"axis": 0})])
     scanned = [step, tape.op("Mul", [step, rows]), write, read]
     body = _body(graph, str(node.outputs[0].name), transition, *sizes)
-    attributes = {
+    attributes: dict[str, ir.Graph | int | list[int]] = {
         "body": body,
         "num_scan_inputs": len(scanned),
         "scan_input_axes": [1] * len(scanned),
