@@ -36,7 +36,7 @@ class MambaMixer(nn.Module):
         time_step, write, read = self.x_proj(rows).split(self.sizes, dim=-1)
         scanned = selective_scan(
             rows,
-            nn.functional.softplus(self.dt_proj(self.dt_layernorm(time_step))),
+            softplus(self.dt_proj(self.dt_layernorm(time_step))),
             -self.A_log.exp(),
             self.b_layernorm(write),
             self.c_layernorm(read),
@@ -73,6 +73,19 @@ class Experts(nn.Module):
         inner = self.experts.act_fn(gate) * up * counted
         rows: Tensor = inner.flatten(-2) @ self.experts.down_proj.transpose(1, 2).flatten(0, 1)
         return rows
+
+
+def softplus(values: Tensor) -> Tensor:
+    """Return ``log(1 + exp(values))``, in operators of which ONNX Runtime gives the same bits in every batch.
+
+    Its Softplus does not: threads share the numbers out, and those at the edge of a share are rounded in another way.
+    The logarithm near 1 is Kahan's (HP-15C Advanced Functions Handbook, 1982, appendix): ``log(u) y / (u - 1)`` where
+    ``u`` is ``1 + y`` rounded.
+    """
+    smaller = (-values.abs()).exp()
+    total = 1 + smaller
+    rest = torch.where(total == 1, smaller, total.log() * smaller / (total - 1))
+    return values.clamp(min=0) + rest
 
 
 def _cut_out(rows: Tensor, attention_mask: Tensor | None) -> Tensor:

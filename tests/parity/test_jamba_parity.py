@@ -15,6 +15,7 @@ from tiny_models import VOCAB_SIZE
 from transformers import AutoTokenizer, JambaConfig, JambaForSequenceClassification
 
 from poolgraph import PoolingModel, export_model
+from poolgraph.export.arch_jamba import softplus
 from poolgraph.export.probes import PROBE_SENTENCES
 
 NUM_LABELS = 2
@@ -73,3 +74,8 @@ def test_jamba_equals_transformers(tmp_path: Path) -> None:
         found = answering.classify(texts)  # logits, unless a request asks for the activation
         assert max(answering.count_tokens(texts)) > 128
     assert largest_difference([expected], [found]) <= TOLERANCE * np.abs(expected).max()
+
+
+def test_softplus_equals_torch_where_the_logarithm_is_near_1() -> None:
+    values = torch.tensor([-100.0, -30.0, -16.7, -8.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 8.0, 30.0, 100.0])
+    torch.testing.assert_close(softplus(values), torch.nn.functional.softplus(values), rtol=1e-6, atol=0)
