@@ -12,7 +12,6 @@ from transformers.models.jamba.modeling_jamba import JambaMambaMixer, JambaSpars
 from poolgraph.export.arch_interface import build_backbone as build_interface_backbone
 from poolgraph.export.semantic_scan import selective_scan
 
-
 SERIES_TERMS = 8
 """Of the logarithm in ``softplus``."""
 
