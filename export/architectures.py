@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -19,11 +19,17 @@ class Architecture:
         family: The module ``arch_<family>.py`` that prepares the backbone for tracing.
         pooling: Pooling mode where no sentence-transformers file names one.
         positions: How position ids are counted.
+        refused: Precisions that the model cannot run in, and why.
     """
 
     family: str
     pooling: str
     positions: PositionRule = "absolute"
+    refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+NO_FP16 = MappingProxyType({"fp16": "its activations go beyond fp16's largest number, 65,504; bf16 and fp32 hold them"})
+"""Gemma 2 and 3 (vLLM refuses fp16 for them, too)."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -41,6 +47,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "NomicBertMoeModel": Architecture(family="nomic_moe", pooling="cls"),
         "GPT2Model": Architecture(family="interface", pooling="lasttoken"),
         "GemmaModel": Architecture(family="interface", pooling="lasttoken"),
+        "Gemma2Model": Architecture(family="interface", pooling="lasttoken", refused=NO_FP16),
+        "Gemma3TextModel": Architecture(family="interface", pooling="lasttoken", refused=NO_FP16),
         "JambaModel": Architecture(family="jamba", pooling="lasttoken"),
         "LlamaModel": Architecture(family="interface", pooling="lasttoken"),
         "MistralModel": Architecture(family="interface", pooling="lasttoken"),

@@ -75,6 +75,7 @@ SEQUENCE_LAYOUTS: dict[str, HeadLayout] = {
     ),
     "roberta": HeadLayout(pooling="cls", shared=(Layer("classifier.dense", TANH), Layer("classifier.out_proj"))),
     "score_mlp": HeadLayout(pooling="lasttoken", shared=(Layer("score.0", RELU), Layer("score.2"))),
+    "score_pooled": HeadLayout(pooling="config:pooling", shared=(Layer("score"),)),
     "score": HeadLayout(pooling="lasttoken", shared=(Layer("score"),)),
 }
 """Heads of sequence classifiers. The first whose tensors and configuration are all there is taken."""
@@ -110,7 +111,12 @@ def find_layout(
     for layout in layouts.values():
         layers = (*layout.pooled, *layout.shared)
         named = not layout.model_types or config.model_type in layout.model_types
-        if named and all(_fits(layer, weights, config, base_prefix) for layer in layers):
+        names = [str(it) for it in (layout.pooling, *(layer.activation for layer in layers))]
+        if (
+            named
+            and all(_is_set(name, config) for name in names)
+            and all(_fits(layer, weights, base_prefix) for layer in layers)
+        ):
             return layout
     outside = sorted(name for name in weights.names if not name.startswith(f"{base_prefix}."))
     raise ExportError(
@@ -133,10 +139,7 @@ def plan_layout(
     """
     pooling = layout.pooling
     if pooling is not None and pooling.startswith("config:"):
-        word = str(getattr(config, pooling.removeprefix("config:")))
-        pooling = POOLING_WORDS.get(word)
-        if pooling is None:
-            raise ExportError(f"config.json asks for the pooling {word!r}; known are {sorted(POOLING_WORDS)}")
+        pooling = read_pooling(config, pooling.removeprefix("config:"))
     return HeadPlan(
         kind="logits",
         pooling=None if pooling is None else (pooling,),
@@ -146,9 +149,25 @@ def plan_layout(
     )
 
 
-def _fits(layer: Layer, weights: Weights, config: PretrainedConfig, base_prefix: str) -> bool:
-    known = not layer.activation.startswith("config:") or hasattr(config, layer.activation.removeprefix("config:"))
-    return known and f"{layer.tensor.format(base=base_prefix)}.weight" in weights.names
+def read_pooling(config: PretrainedConfig, name: str) -> str:
+    """Return the pooling mode that a field of the configuration asks for.
+
+    Raises:
+        ExportError: a word for none.
+    """
+    word = str(getattr(config, name))
+    if word not in POOLING_WORDS:
+        raise ExportError(f"config.json asks for the pooling {word!r}; known are {sorted(POOLING_WORDS)}")
+    return POOLING_WORDS[word]
+
+
+def _is_set(name: str, config: PretrainedConfig) -> bool:
+    """Whether the configuration has the field that ``config:FIELD`` reads; anything else is set already."""
+    return not name.startswith("config:") or hasattr(config, name.removeprefix("config:"))
+
+
+def _fits(layer: Layer, weights: Weights, base_prefix: str) -> bool:
+    return f"{layer.tensor.format(base=base_prefix)}.weight" in weights.names
 
 
 def _plan_layers(

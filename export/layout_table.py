@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from poolgraph.export.layout_gte import GTE
 from poolgraph.export.layout_jina import JINA, JINA_ADAPTERS
+from poolgraph.export.layout_llama import INTERNLM2, LLAMA_BIDIRECTIONAL
 from poolgraph.export.layout_nomic import NOMIC, NOMIC_MOE
 from poolgraph.export.layouts import Layout
 
-LAYOUTS: tuple[Layout, ...] = (GTE, JINA_ADAPTERS, JINA, NOMIC, NOMIC_MOE)
+LAYOUTS: tuple[Layout, ...] = (GTE, JINA_ADAPTERS, JINA, NOMIC, NOMIC_MOE, LLAMA_BIDIRECTIONAL, INTERNLM2)
 """The first that recognizes a ``config.json`` holds."""

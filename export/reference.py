@@ -157,7 +157,16 @@ def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
             messages.enable_progress_bar()
     model: nn.Module = loaded.eval()
     forget_lengths(model)
+    if getattr(config, "is_causal", True) is False:
+        _see_both_sides(model)
     return model
+
+
+def _see_both_sides(model: nn.Module) -> None:
+    """Tell attention what the configuration says: without a mask, transformers asks the layer whether it is causal."""
+    for module in model.modules():
+        if getattr(module, "is_causal", None):
+            module.is_causal = False  # type: ignore[assignment]
 
 
 def _choose_source(backbone: Backbone) -> dict[str, Any]:

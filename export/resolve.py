@@ -154,13 +154,14 @@ def resolve_plan(
         TaskNotSupported: a task that this checkpoint cannot do.
         UnsupportedArchitecture: no row and no transformers class fits.
     """
-    chosen = choose_targets(targets, precisions)
     cross = parse_cross_encoder(checkpoint)
     late = _late_interaction(checkpoint, options)
     sentence = late.sentence_transformer if late is not None else _sentence_files(checkpoint, cross)
     folder = checkpoint.folder / sentence.transformer_path
     overrides = {**sentence.config_options, **options.hf_overrides}
     backbone = find_backbone(folder, overrides, trust_remote_code=trust_remote_code)
+    _check_precisions(backbone, precisions)
+    chosen = choose_targets(targets, precisions)
     translated = backbone.config if backbone.layout is not None else None
     tokenizer = load_tokenizer(folder, sentence, trust_remote_code=trust_remote_code, config=translated)
     if late is not None:
@@ -189,6 +190,13 @@ def resolve_plan(
     plan = replace(plan, limits=resolve_limits(plan))
     _check_task(plan)
     return plan
+
+
+def _check_precisions(backbone: Backbone, precisions: Sequence[str]) -> None:
+    for precision in precisions:
+        if precision in backbone.row.refused:
+            why = backbone.row.refused[precision]
+            raise InputError(f"{backbone.architecture} cannot be exported with --precision {precision}: {why}")
 
 
 def choose_targets(targets: Sequence[str], precisions: Sequence[str]) -> tuple[Target, ...]:

@@ -13,7 +13,7 @@ from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.export.activation import AUTO, resolve_activation
 from poolgraph.export.backbone import Backbone
 from poolgraph.export.checkpoint import Checkpoint
-from poolgraph.export.classifier_heads import SEQUENCE_LAYOUTS, TOKEN_LAYOUTS, find_layout, plan_layout
+from poolgraph.export.classifier_heads import SEQUENCE_LAYOUTS, TOKEN_LAYOUTS, find_layout, plan_layout, read_pooling
 from poolgraph.export.head import HeadPlan, HeadStep, describe_modules
 from poolgraph.export.language_model_head import (
     NO_POST_PROCESSING,
@@ -44,8 +44,9 @@ CONVERT_WISHES: Mapping[str, Wish] = {"auto": None, "none": None, "embed": "embe
 POOLING_NAMES = {"CLS": "cls", "LAST": "lasttoken", "MEAN": "mean"}
 """vLLM's pooling types as sentence-transformers calls them."""
 
-RAW_BY_DEFAULT = frozenset({"Qwen2ForRewardModel", "JambaForSequenceClassification"})
-"""Classes whose answers are logits unless a request asks for the activation (vLLM's class defaults)."""
+RAW_BY_DEFAULT = frozenset({"Qwen2ForRewardModel", "InternLM2ForRewardModel", "JambaForSequenceClassification"})
+"""Classes whose answers are logits unless a request asks for the activation: vLLM's class defaults, and InternLM2,
+whose single column a softmax would make 1."""
 
 STEP_TAGS = {"Qwen2ForProcessRewardModel": 151651}
 """Process-reward classes and the token that ends a step (``<extra_0>`` of Qwen2.5-Math-PRM)."""
@@ -178,7 +179,8 @@ def _plan_embedding(source: HeadSource) -> HeadPlan:
         steps = describe_modules(sentence.head, source.checkpoint.folder)
     else:
         steps = (HeadStep(kind="Normalize"),)
-    pooling = sentence.pooling or (source.backbone.row.pooling,)
+    own = read_pooling(source.config, "pooling") if hasattr(source.config, "pooling") else source.backbone.row.pooling
+    pooling = sentence.pooling or (own,)
     return HeadPlan(kind="embedding", pooling=pooling, shared=steps)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from poolgraph.export.packing import text_lengths
 
@@ -34,17 +36,47 @@ class DynamicRotary(nn.Module):
         length = text_lengths(position_ids).float()
         growth = (self.factor * length / self.trained - (self.factor - 1)).clamp(min=1.0)
         inv_freq = self.inv_freq * growth.unsqueeze(-1) ** self.exponents
-        angles = position_ids.unsqueeze(-1).float() * inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
-        return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
+        return _turn(x, position_ids.unsqueeze(-1).float() * inv_freq, self.scaling)
+
+
+class LongRotary(nn.Module):
+    """LongRoPE (arXiv:2402.13753) for a batch of texts of different lengths: each has the factors of its own length.
+
+    Args:
+        original: transformers' module of rope_type "longrope", which takes the longest text's factors for all.
+    """
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.trained = int(original.config.rope_parameters["original_max_position_embeddings"])
+        self.scaling = float(original.attention_scaling)
+        long_inv_freq, _ = ROPE_INIT_FUNCTIONS["longrope"](original.config, None, seq_len=self.trained + 1)
+        self.short_inv_freq = nn.Buffer(original.original_inv_freq.clone(), persistent=False)
+        self.long_inv_freq = nn.Buffer(long_inv_freq, persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine, (batch_size or 1, sequence_length, head_dim), for positions without the last axis."""
+        is_long = (text_lengths(position_ids) > self.trained).unsqueeze(-1)
+        inv_freq = torch.where(is_long, self.long_inv_freq, self.short_inv_freq)
+        return _turn(x, position_ids.unsqueeze(-1).float() * inv_freq, self.scaling)
+
+
+def _turn(x: Tensor, angles: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    angles = torch.cat((angles, angles), dim=-1)
+    return (angles.cos() * scaling).to(x.dtype), (angles.sin() * scaling).to(x.dtype)
+
+
+REPLACEMENTS: Mapping[str, Callable[[Any], nn.Module]] = {"dynamic": DynamicRotary, "longrope": LongRotary}
+"""Ours by transformers' rope_type."""
 
 
 def replace_dynamic(model: nn.Module) -> None:
-    """Put ours in the place of a model's dynamic rotary embeddings."""
+    """Put ours in the place of a model's rotary embeddings that depend on the longest text."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
-            if _is_dynamic(module):
-                setattr(parent, name, DynamicRotary(module))
+            kind = getattr(module, "rope_type", None)
+            if isinstance(kind, str) and kind in REPLACEMENTS:
+                setattr(parent, name, REPLACEMENTS[kind](module))
 
 
 def forget_lengths(model: nn.Module) -> None:

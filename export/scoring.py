@@ -18,7 +18,7 @@ from poolgraph.runtime.score_template import TEMPLATES, resolve_template
 TEMPLATE_FILE = "score_template.jinja"
 """The template's file in an artifact, and where a checkpoint may keep its own."""
 
-BY_MODEL_TYPE: Mapping[str, str] = {"llama_bidirec": "nemotron_rerank", "llama_nemotron": "nemotron_rerank"}
+BY_ARCHITECTURE: Mapping[str, str] = {"LlamaBidirectionalForSequenceClassification": "nemotron_rerank"}
 """Templates of classifiers that need one although their head is an ordinary one."""
 
 
@@ -86,4 +86,4 @@ def _published_name(config: PretrainedConfig, head: HeadPlan) -> str | None:
     if head.converted or tokens:
         reranker = find_reranker(config.model_type, tokens)
         return reranker.template if reranker is not None else None
-    return BY_MODEL_TYPE.get(config.model_type)
+    return BY_ARCHITECTURE.get(str((config.architectures or [""])[0]))

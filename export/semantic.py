@@ -249,7 +249,9 @@ def _window(module: torch.nn.Module, sliding_window: int | None, is_causal: bool
     (``sliding_window_bidirectional_overlay``).
     """
     module_is_causal = bool(getattr(module, "is_causal", False))
-    causal = module_is_causal if is_causal is None else bool(is_causal)
+    if is_causal is None:
+        is_causal = module_is_causal and getattr(getattr(module, "config", None), "is_causal", True) is not False
+    causal = bool(is_causal)
     if sliding_window is None:
         return -1, 0 if causal else -1
     if sliding_window < 1:

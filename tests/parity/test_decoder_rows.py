@@ -1,0 +1,162 @@
+"""Decoders that read both ways, relatives of Llama without a class in transformers, and positions beyond training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from architecture_graphs import MAX_LENGTH, TextOracle, check_graphs
+from internlm2_oracle import reward_rows
+from parity_table import TOLERANCE, largest_difference, record
+from tiny_decoders import WINDOW
+from tiny_llamas import (
+    both_sides_rows,
+    llama_config,
+    save_bidirectional_llama,
+    save_internlm,
+    save_long,
+    score_weight,
+)
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from poolgraph import PoolingModel, export_model
+from poolgraph.errors import InputError, UnsupportedArchitecture
+from poolgraph.export.probes import PROBE_SENTENCES
+
+POOLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "avg": lambda rows: rows.mean(0),
+    "cls": lambda rows: rows[0],
+    "last": lambda rows: rows[-1],
+}
+
+
+def pooled(rows: TextOracle, mode: str) -> TextOracle:
+    return lambda inputs: POOLED[mode](rows(inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", POOLED)
+def test_bidirectional_llama_embeds(pooling: str, tmp_path: Path) -> None:
+    checkpoint = save_bidirectional_llama(tmp_path / "checkpoint", pooling)
+    export_model(checkpoint, tmp_path / "artifact")
+    rows = both_sides_rows(checkpoint, "LlamaModel", llama_config(checkpoint))
+    difference = check_graphs(tmp_path / "artifact", pooled(rows, pooling))
+    record("embed", f"LlamaBidirectionalModel, {pooling}", "transformers", difference)
+    assert difference <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_bidirectional_llama_reranks_through_its_template(tmp_path: Path) -> None:
+    checkpoint = save_bidirectional_llama(tmp_path / "checkpoint", "avg", num_labels=1)
+    export_model(checkpoint, tmp_path / "artifact")
+    rows, weight = both_sides_rows(checkpoint, "LlamaModel", llama_config(checkpoint)), score_weight(checkpoint)
+
+    def oracle(inputs: dict[str, Tensor]) -> Tensor:
+        return rows(inputs).mean(0) @ weight.T
+
+    difference = check_graphs(tmp_path / "artifact", oracle)
+    record("score", "LlamaBidirectionalForSequenceClassification", "transformers", difference)
+    assert difference <= TOLERANCE
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, config=llama_config(checkpoint))
+    query, documents = PROBE_SENTENCES[0], PROBE_SENTENCES[1:6]
+    prompts = [f"question:{query} \n \n passage:{document}" for document in documents]
+    with torch.no_grad():
+        expected = [oracle(dict(tokenizer(prompt, return_tensors="pt"))).sigmoid().numpy() for prompt in prompts]
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        found = model.score(query, documents)
+    assert largest_difference([np.concatenate(expected)], [np.asarray(found)]) <= TOLERANCE
+
+
+def test_what_bidirectional_llama_cannot_be_is_refused(tmp_path: Path) -> None:
+    checkpoint = save_bidirectional_llama(tmp_path / "checkpoint", "max")
+    with pytest.raises(UnsupportedArchitecture, match=r"has pooling 'max'; it is one of avg, cls, last"):
+        export_model(checkpoint, tmp_path / "artifact")
+    with pytest.raises(UnsupportedArchitecture, match="temperature"):
+        export_model(checkpoint, tmp_path / "artifact", hf_overrides={"pooling": "avg", "temperature": 0.2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["config.json", "hf_overrides"])
+def test_a_decoder_reads_both_ways_where_it_is_not_causal(where: str, tmp_path: Path) -> None:
+    flag = {"is_causal": False}
+    name = "Qwen2Model" if where == "config.json" else "MistralModel"
+    changes = flag if where == "config.json" else {"sliding_window": None}
+    checkpoint = save_long(tmp_path / "checkpoint", name, **changes)
+    export_model(checkpoint, tmp_path / "artifact", hf_overrides={} if where == "config.json" else flag)
+    rows = both_sides_rows(checkpoint, name)
+    difference = check_graphs(tmp_path / "artifact", pooled(rows, "last"))
+    record("embed", f"{name}, is_causal false in {where}", "transformers", difference)
+    assert difference <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [MAX_LENGTH, 64])
+def test_internlm_rewards_equal_numpy(trained: int, tmp_path: Path) -> None:
+    checkpoint = save_internlm(tmp_path / "checkpoint", trained=trained)
+    export_model(checkpoint, tmp_path / "artifact")
+
+    def oracle(inputs: dict[str, Tensor]) -> Tensor:
+        return torch.from_numpy(reward_rows(checkpoint, inputs["input_ids"][0].numpy()))
+
+    difference = check_graphs(tmp_path / "artifact", oracle, "token")
+    record("reward", f"InternLM2ForRewardModel trained to {trained}", "numpy", difference)
+    assert difference <= TOLERANCE
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        ids = AutoTokenizer.from_pretrained(checkpoint, config=llama_config(checkpoint))(PROBE_SENTENCES[0])
+        expected = reward_rows(checkpoint, np.array(ids["input_ids"]))
+        assert largest_difference([expected], list(model.reward([PROBE_SENTENCES[0]]))) <= TOLERANCE
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.0, 2.0, 4.0, 9.0],
+    "original_max_position_embeddings": 64,
+}
+SCALED: dict[str, tuple[str, dict[str, Any]]] = {
+    "yarn": ("LlamaModel", YARN),
+    "llama3": ("LlamaModel", LLAMA3),
+    "linear": ("Qwen2Model", {"rope_type": "linear", "factor": 4.0}),
+    "longrope": ("LlamaModel", LONG),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SCALED, "a base for each kind of layer"])
+def test_positions_beyond_training(name: str, tmp_path: Path) -> None:
+    if name in SCALED:
+        cls, parameters = SCALED[name]
+        changes: dict[str, Any] = {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
+    else:
+        full = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+        sliding = {"rope_type": "default", "rope_theta": 1e4}
+        cls, changes = "Gemma3TextModel", {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+        changes["sliding_window"] = 4 * WINDOW
+    checkpoint = save_long(tmp_path / "checkpoint", cls, **changes)
+    export_model(checkpoint, tmp_path / "artifact", task="embed", pooler_config={"pooling_type": "LAST"})
+    model: Any = getattr(transformers, cls).from_pretrained(checkpoint, attn_implementation="eager").eval()
+    difference = check_graphs(tmp_path / "artifact", lambda inputs: model(**inputs).last_hidden_state[0, -1])
+    record("embed", f"{cls}, {name}", "transformers", difference)
+    assert difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["Gemma2Model", "Gemma3TextModel"])
+def test_fp16_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    checkpoint = save_long(tmp_path / "checkpoint", name)
+    with pytest.raises(InputError, match=rf"{name} cannot be exported with --precision fp16: .*65,504; bf16 and fp32"):
+        export_model(checkpoint, tmp_path / "artifact", precisions=("fp16",), targets=("cuda",))
+    assert not (tmp_path / "artifact").exists()
