@@ -112,11 +112,8 @@ def find_layout(
         layers = (*layout.pooled, *layout.shared)
         named = not layout.model_types or config.model_type in layout.model_types
         names = [str(it) for it in (layout.pooling, *(layer.activation for layer in layers))]
-        if (
-            named
-            and all(_is_set(name, config) for name in names)
-            and all(_fits(layer, weights, base_prefix) for layer in layers)
-        ):
+        configured = named and all(_is_set(name, config) for name in names)
+        if configured and all(_fits(layer, weights, base_prefix) for layer in layers):
             return layout
     outside = sorted(name for name in weights.names if not name.startswith(f"{base_prefix}."))
     raise ExportError(

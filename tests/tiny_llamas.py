@@ -97,7 +97,7 @@ def save_internlm(folder: Path, *, trained: int = MAX_LENGTH) -> Path:
         "rope_scaling": {"type": "dynamic", "factor": 2.0},
         "n_positions": MAX_LENGTH,
         "reward_token_id": 3,
-        **{name: size for name, size in SIZES.items()},
+        **SIZES,
         "max_position_embeddings": trained,
     }
     (folder / "config.json").write_text(json.dumps(config))
