@@ -37,7 +37,7 @@ demo: setup
 	@$(BIN)/python examples/semantic_search.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: setup
 	$(BIN)/ruff check .
