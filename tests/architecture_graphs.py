@@ -63,7 +63,8 @@ class _Session:
 
     def run(self, inputs: Inputs) -> np.ndarray:
         """Answer a batch; a mask of ones where the graph takes one and there is none."""
-        feeds = {"attention_mask": np.ones_like(inputs["input_ids"]), **inputs}
+        ones = np.ones_like(inputs["input_ids"])
+        feeds = {"attention_mask": ones, "attended_mask": inputs.get("attention_mask", ones), **inputs}
         answers = self._session.run([self._output], {name: feeds[name] for name in self.inputs})
         result: np.ndarray = answers[0]
         return result

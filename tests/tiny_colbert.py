@@ -26,7 +26,7 @@ MAX_LENGTH = 128
 IDENTITY = "torch.nn.modules.linear.Identity"
 
 
-def colbert_tokenizer(words: Sequence[str] = MARKERS) -> PreTrainedTokenizerFast:
+def colbert_tokenizer(words: Sequence[str] = MARKERS, max_length: int = MAX_LENGTH) -> PreTrainedTokenizerFast:
     """Return a lower-casing WordPiece tokenizer whose vocabulary has ``words`` and all punctuation."""
     base = bert_tokenizer()
     content = json.loads(base.backend_tokenizer.to_str())
@@ -35,25 +35,27 @@ def colbert_tokenizer(words: Sequence[str] = MARKERS) -> PreTrainedTokenizerFast
         vocab.setdefault(word, len(vocab))
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)),
-        model_max_length=MAX_LENGTH,
+        model_max_length=max_length,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         **{name: base.special_tokens_map[name] for name in base.special_tokens_map},
     )
 
 
-def build_backbone(vocab_size: int, seed: int = 0) -> BertModel:
+def build_backbone(vocab_size: int, seed: int = 0, *, max_length: int = MAX_LENGTH) -> BertModel:
     """Build a BERT whose weights are drawn wide enough that attention is far from uniform."""
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=vocab_size, max_position_embeddings=MAX_LENGTH, pad_token_id=0, **SIZES)
+    config = BertConfig(vocab_size=vocab_size, max_position_embeddings=max_length, pad_token_id=0, **SIZES)
     return _draw(BertModel(config).eval())
 
 
-def build_modern_backbone(local_attention: int, vocab_size: int, seed: int = 0) -> ModernBertModel:
+def build_modern_backbone(
+    local_attention: int, vocab_size: int, seed: int = 0, *, max_length: int = MAX_LENGTH
+) -> ModernBertModel:
     """Build a ModernBERT, likewise."""
     torch.manual_seed(seed)
     config = ModernBertConfig(
         vocab_size=vocab_size,
-        max_position_embeddings=MAX_LENGTH,
+        max_position_embeddings=max_length,
         pad_token_id=0,
         cls_token_id=2,
         sep_token_id=3,
@@ -71,12 +73,14 @@ def projection(size: int = VECTOR_SIZE, seed: int = 1) -> torch.Tensor:
     return torch.randn(size, HIDDEN_SIZE, generator=torch.Generator().manual_seed(seed)) * 0.3
 
 
-def save_stanford(folder: Path, metadata: Mapping[str, Any] | None = None, *, name: str = "linear.weight") -> Path:
+def save_stanford(
+    folder: Path, metadata: Mapping[str, Any] | None = None, *, name: str = "linear.weight", max_length: int = MAX_LENGTH
+) -> Path:
     """Save as Stanford's code does: ``bert.`` before the backbone's tensors, the projection beside them."""
-    tokenizer = colbert_tokenizer()
+    tokenizer = colbert_tokenizer(max_length=max_length)
     folder.mkdir(parents=True)
     tokenizer.save_pretrained(folder)
-    model = build_backbone(len(tokenizer))
+    model = build_backbone(len(tokenizer), max_length=max_length)
     save_file(
         {**{f"bert.{key}": value for key, value in model.state_dict().items()}, name: projection()},
         folder / "model.safetensors",
@@ -94,17 +98,18 @@ def save_pylate(
     *,
     transformer: Mapping[str, Any] | None = None,
     local_attention: int | None = None,
+    max_length: int = MAX_LENGTH,
 ) -> Path:
     """Save as PyLate does: markers as added tokens, options of the whole model, a Dense of its own class.
 
     The backbone is a BERT, or with ``local_attention`` a ModernBERT whose local layers see so many tokens.
     """
-    tokenizer = colbert_tokenizer()
+    tokenizer = colbert_tokenizer(max_length=max_length)
     tokenizer.add_tokens(["[Q] ", "[D] "])
     folder.mkdir(parents=True)
     tokenizer.save_pretrained(folder)
     build = build_backbone if local_attention is None else partial(build_modern_backbone, local_attention)
-    build(len(tokenizer)).save_pretrained(folder)
+    build(len(tokenizer), max_length=max_length).save_pretrained(folder)
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": 39, "do_lower_case": False, **(transformer or {})}
     )
