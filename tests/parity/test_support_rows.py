@@ -13,7 +13,7 @@ from packed_graphs import check_packed
 from parity_table import TOLERANCE, largest_difference, make_texts
 from support_rows import FINISH, SUPPORT_ROWS, SupportRow
 from support_table import measured
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from poolgraph import PoolingModel, export_model
 from poolgraph.export.probes import PROBE_SENTENCES
@@ -48,7 +48,9 @@ def test_support_row(row: SupportRow, tmp_path: Path) -> None:
 
 def finished(row: SupportRow, oracle: TextOracle, checkpoint: Path, texts: list[tuple[str, ...]]) -> list[np.ndarray]:
     """The oracle's answers of texts or pairs, by the checkpoint's own tokenizer."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    # AutoTokenizer rebuilds what it knows by model type, as it does for the export.
+    rebuilt = (row.kind, row.oracle) in (("", "transformers"), ("from a causal LM", "transformers"), ("is_causal: false", "transformers"), ("STEP", "transformers"))
+    tokenizer = (AutoTokenizer if rebuilt else PreTrainedTokenizerFast).from_pretrained(checkpoint)
     answers = []
     with torch.no_grad():
         for text in texts:
