@@ -55,7 +55,7 @@ class PackedGraph:
         """Answer texts, whose inputs are (1, num_tokens) each, in one run: (size,) or (num_tokens, size) each."""
         lengths = [text["input_ids"].shape[1] for text in texts]
         bounds = np.cumsum([0, *lengths])
-        feeds = {"cu_seqlens": bounds}
+        feeds = {"cu_seqlens": bounds, "attended_mask": np.ones(bounds[-1], dtype=np.int64)}
         feeds |= {name: np.concatenate([text[name][0] for text in texts]) for name in texts[0]}
         answers = self._session.run([self._output], {name: feeds[name] for name in self.inputs})[0]
         return np.split(answers, bounds[1:-1]) if self._is_token else list(answers)

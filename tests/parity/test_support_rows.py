@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from poolgraph import PoolingModel, export_model
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.support import read_support
-from poolgraph.runtime.score_template import resolve_template
+from poolgraph.runtime.score_template import ScoreTemplate
 
 MAX_SECONDS = 30.0
 LONGEST = 610
@@ -86,7 +86,7 @@ def check_pairs(row: SupportRow, artifact: Path, oracle: TextOracle) -> float:
     assert scoring is not None
     pairs: list[tuple[str, ...]] = [(query, document) for document in documents]
     if scoring.template is not None:
-        template = resolve_template(scoring.template)
+        template = ScoreTemplate.parse((artifact / scoring.template).read_text())
         pairs = [(template.render(*pair),) for pair in pairs]
     expected = np.concatenate(finished(row, oracle, artifact.with_name("checkpoint"), pairs))
     return largest_difference([expected], [found])
