@@ -1,7 +1,8 @@
-# make demo   export a real checkpoint and answer a semantic search with it
-# make test   the tests
-# make check  ruff and mypy
-# make bench  the benchmark against the peers (about half an hour)
+# make demo     export a real checkpoint and answer a semantic search with it
+# make test     the tests
+# make check    ruff and mypy
+# make support  the support table, written from what its tests measure (about six minutes)
+# make bench    the benchmark against the peers (about half an hour)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ ROOMS := export graphs poolers runtime serving
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test check wheel-smoke bench clean
+.PHONY: setup demo test check wheel-smoke support bench clean
 
 setup: $(INSTALLED) .typing/poolgraph
 
@@ -47,8 +48,13 @@ check: setup
 wheel-smoke: setup
 	@PYTHON="$(PYTHON)" BIN="$(BIN)" bash tests/wheel_smoke.sh
 
+support: setup
+	@rm -rf .support && mkdir .support
+	POOLGRAPH_SUPPORT_MEASURED=.support/rows.json $(BIN)/python -m pytest -n 2 --dist worksteal -q tests/parity/test_support_rows.py
+	$(BIN)/python tests/support_table.py .support/rows.json
+
 bench: $(BENCH_INSTALLED)
 	$(BIN)/python benchmarks/offline.py
 
 clean:
-	rm -rf build dist .typing .demo .bench *.egg-info src/*.egg-info
+	rm -rf build dist .typing .demo .bench .support *.egg-info src/*.egg-info

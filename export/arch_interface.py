@@ -8,14 +8,25 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from poolgraph.errors import UnsupportedArchitecture
 from poolgraph.export.rotary import replace_dynamic
 from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, register_attention
 
 
 def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """Build a model whose attention layers are our semantic op."""
+    """Build a model whose attention layers are our semantic op.
+
+    Raises:
+        UnsupportedArchitecture: The class chooses among attentions of its own.
+    """
     register_attention()
-    model = build_from_config(model_class, config, attn_implementation=ATTENTION_IMPLEMENTATION)
+    try:
+        model = build_from_config(model_class, config, attn_implementation=ATTENTION_IMPLEMENTATION)
+    except (KeyError, ValueError) as error:
+        raise UnsupportedArchitecture(
+            f"{model_class.__name__} cannot be built with poolgraph's attention, which goes through transformers' "
+            f"AttentionInterface: {type(error).__name__}: {error}"
+        ) from error
     replace_dynamic(model)
     return model
 

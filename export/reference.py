@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from poolgraph.errors import ExportError
 from poolgraph.export.backbone import Backbone
 from poolgraph.export.head import load_steps
 from poolgraph.export.resolve import ExportPlan
@@ -74,7 +75,16 @@ def compute_reference(plan: ExportPlan, encoded: Sequence[EncodedText]) -> Refer
     Args:
         plan: What is exported.
         encoded: The texts as the artifact's tokenizer encodes them.
+
+    Raises:
+        ExportError: The tokenizer gives token ids that the model has no embedding of.
     """
+    largest = max(int(text.input_ids.max(initial=0)) for text in encoded)
+    if largest >= plan.limits.vocab_size:
+        raise ExportError(
+            f"the tokenizer gives token id {largest}, but the model's vocabulary ends at "
+            f"{plan.limits.vocab_size - 1}: they do not belong together"
+        )
     model = _load_model(plan, plan.model_class if _full_class(plan) is None else _full_class(plan))
     head = _ReferenceHead(plan)
     sequence, token = [], []

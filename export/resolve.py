@@ -221,6 +221,8 @@ def resolve_limits(plan: ExportPlan) -> Limits:
     are, of which the RoBERTa family loses pad_token_id + 1.
     """
     positions = getattr(plan.config, "max_position_embeddings", None)
+    if positions is not None and positions < 0:  # XLNet's, which have no end
+        positions = None
     if positions is not None:  # a rotary base that grows with the text takes it beyond the trained positions
         positions = max(positions, getattr(plan.config, "n_positions", None) or 0)
     declared = plan.sentence_transformer.max_seq_length or plan.tokenizer.model_max_length

@@ -80,13 +80,20 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(
-            f"the model cannot be traced in the {layout} layout: {type(error).__name__}: {error}"
-        ) from error
+        where = f"in the {layout} layout{_own_attention(module)}"
+        raise ExportError(f"the model cannot be traced {where}: {type(error).__name__}: {error}") from error
     assert exported is not None
     model: ir.Model = exported.model
     _name_interface(model, axes, module.output_names)
     return model
+
+
+def _own_attention(module: PoolingModule) -> str:
+    """Say that the backbone has attention of its own, which is what tracing mostly fails at."""
+    backbone = module.backbone
+    if getattr(backbone, "_supports_attention_backend", True):
+        return ""
+    return f" ({type(backbone).__name__} computes attention without transformers' AttentionInterface)"
 
 
 def _input_axes(entry: Entry, inputs: TraceInputs) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Checkpoints of the support table with the oracles of their raw answers: each maker saves one and returns the other."""
+"""Checkpoints of the support table with the oracles of their raw answers: each maker saves one, returns the other."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from torch import Tensor
 
 Maker = Callable[[Path], TextOracle]
 """Saves a checkpoint in a folder that is not there yet and returns the oracle of its texts' raw answers."""
+
+Publish = Callable[[], Published]
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 OFFSET_FAMILY = ("RobertaModel", "XLMRobertaModel")
@@ -98,9 +100,7 @@ def both_ways(cls: str) -> Oracle:
     return lambda folder: both_sides_rows(folder, cls)
 
 
-def published(
-    publish: Callable[[], Published], pool: Callable[[Tensor], Tensor] | None = None, *, native: bool = False
-) -> Maker:
+def published(publish: Publish, pool: Callable[[Tensor], Tensor] | None = None, *, native: bool = False) -> Maker:
     """A rotary encoder in its published or its native layout; logits of a text, or its pooled rows."""
 
     def make(folder: Path) -> TextOracle:
@@ -127,7 +127,7 @@ def make_nomic_moe(folder: Path) -> TextOracle:
     return lambda inputs: torch.from_numpy(moe_rows(checkpoint, inputs["input_ids"][0].tolist())).mean(0)
 
 
-def make_jina_colbert(publish: Callable[[], Published]) -> Maker:
+def make_jina_colbert(publish: Publish) -> Maker:
     """Jina's late-interaction encoder: the rows after its projection."""
 
     def make(folder: Path) -> TextOracle:
@@ -145,7 +145,9 @@ def make_embeddinggemma(folder: Path) -> TextOracle:
     save_long(folder, "Gemma3TextModel", sliding_window=64)
     layers = dense(32, 48, IDENTITY), dense(48, 16, IDENTITY, seed=2)
     pooling = {"pooling_mode_mean_tokens": True}
-    save_head(folder, HeadSpec(pooling=pooling, modules=(*layers, ("Normalize", {}, {})), max_seq_length=MAX_LENGTH), 32)
+    save_head(
+        folder, HeadSpec(pooling=pooling, modules=(*layers, ("Normalize", {}, {})), max_seq_length=MAX_LENGTH), 32
+    )
     rows = mean(rows_of("Gemma3TextModel"))(folder)
 
     def answer(inputs: dict[str, Tensor]) -> Tensor:

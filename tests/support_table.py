@@ -19,15 +19,26 @@ BEGIN, END = "<!-- support table: make support -->", "<!-- end of the support ta
 MEASURED = "POOLGRAPH_SUPPORT_MEASURED"
 """The variable that names a file for what is measured."""
 
+MARGIN = 10.0
+"""How far another machine's float32 answers may lie above the recorded difference."""
 
-def measured(name: str, differences: Mapping[str, float]) -> None:
-    """Note a row's differences, in a file that several workers may write; while it is written all is recorded."""
+
+def check_recorded(name: str, differences: Mapping[str, float]) -> None:
+    """Check that support.json has what a row's test compared; while ``make support`` runs, note it instead."""
     file = os.environ.get(MEASURED)
-    if not file:
+    if file:
+        note(Path(file), name, differences)
         return
+    (recorded,) = [entry for entry in read_support() if entry.name == name]
+    assert recorded.verified == tuple(differences)
+    assert max(differences.values()) <= recorded.difference * MARGIN, (differences, recorded.difference)
+
+
+def note(file: Path, name: str, differences: Mapping[str, float]) -> None:
+    """Note a row's differences in a file that several workers write."""
     with FileLock(f"{file}.lock"):
-        rows = json.loads(Path(file).read_text()) if Path(file).exists() else {}
-        Path(file).write_text(json.dumps({**rows, name: dict(differences)}))
+        rows = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**rows, name: dict(differences)}))
 
 
 def replace_table(readme: str, table: str) -> str:

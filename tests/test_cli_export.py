@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from poolgraph.cli_export import TASKS, suggest_command
 from poolgraph.errors import ExportError, InputError, VerificationError
 from poolgraph.export import options
 from poolgraph.export.exporter import ExportResult
+from poolgraph.export.support import read_support, render_text
 from poolgraph.graphs.artifact import record_files, save_manifest
 from poolgraph.graphs.manifest import Scoring
 
@@ -191,6 +193,27 @@ def test_the_unexpected_is_exit_code_1_with_a_traceback(exports, capsys, outcome
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert str(outcome) in error
+
+
+def test_the_support_table_is_listed_without_torch(exports, capsys):
+    assert main(["export", "--list"]) == 0
+    assert capsys.readouterr().out == render_text(read_support()) + "\n"
+    assert main(["export", "--list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["architecture"] for row in rows] == [entry.architecture for entry in read_support()]
+    command = "import sys; from poolgraph.cli import main; main(['export', '--list']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False, capture_output=True).returncode == 0
+    assert exports.calls == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [([], "export needs MODEL"), (["acme/tiny", "--list"], "leave MODEL out")],
+)
+def test_a_model_or_the_list(exports, capsys, argv, message):
+    assert main(["export", *argv]) == 2
+    assert message in capsys.readouterr().err
+    assert exports.calls == []
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,11 @@ def test_types_marker_is_there_and_installed() -> None:
     assert "py.typed" in SETUPTOOLS["package-data"]["poolgraph"]
 
 
+def test_the_support_table_is_installed() -> None:
+    assert (folder_of("poolgraph.export") / "support.json").is_file()
+    assert "*.json" in SETUPTOOLS["package-data"]["poolgraph.export"]
+
+
 def test_command_resolves() -> None:
     module, _, name = PROJECT["project"]["scripts"]["poolgraph"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))

@@ -74,7 +74,11 @@ def projection(size: int = VECTOR_SIZE, seed: int = 1) -> torch.Tensor:
 
 
 def save_stanford(
-    folder: Path, metadata: Mapping[str, Any] | None = None, *, name: str = "linear.weight", max_length: int = MAX_LENGTH
+    folder: Path,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    name: str = "linear.weight",
+    max_length: int = MAX_LENGTH,
 ) -> Path:
     """Save as Stanford's code does: ``bert.`` before the backbone's tensors, the projection beside them."""
     tokenizer = colbert_tokenizer(max_length=max_length)

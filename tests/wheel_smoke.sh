@@ -30,6 +30,8 @@ printf 'a first text\nand a second one\n' > "$work/texts.txt"
 cd "$work" # away from the checkout, so that only the wheel can be imported
 env/bin/poolgraph --version
 env/bin/poolgraph doctor > doctor.txt
+env/bin/poolgraph export --list > support.txt
+grep -q "^embed *NomicBertModel" support.txt
 env/bin/poolgraph verify artifact
 env/bin/poolgraph embed artifact texts.txt -o vectors.npy
 env/bin/poolgraph encode artifact texts.txt --task token_embed -o tokens.jsonl

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from poolgraph.cli_command import DONE, JSON, Argument, Command, add_arguments, parse_names, parse_object, print_json
 from poolgraph.cli_inspect import print_verification
+from poolgraph.errors import InputError
 from poolgraph.progress import print_stages
 
 if TYPE_CHECKING:
@@ -99,6 +100,33 @@ _NEXT_TASK: Final = {
 }
 
 
+def run_command(args: argparse.Namespace) -> int:
+    """Export a checkpoint, or print the support table.
+
+    Raises:
+        InputError: There is neither MODEL nor ``--list``, or both.
+    """
+    if args.list and args.model is None:
+        return print_support(as_json=args.json)
+    if args.list:
+        raise InputError("--list prints the support table and exports nothing: leave MODEL out")
+    if args.model is None:
+        raise InputError("export needs MODEL, a checkpoint folder or a hub id; --list prints what is supported")
+    return run_export(args)
+
+
+def print_support(*, as_json: bool) -> int:
+    """Print the rows of the support table; torch is not needed."""
+    from poolgraph.export.support import read_support, render_text
+
+    entries = read_support()
+    if as_json:
+        print_json(entries)
+    else:
+        print(render_text(entries))
+    return DONE
+
+
 def run_export(args: argparse.Namespace) -> int:
     """Export ``args.model`` to ``args.output`` with the options of ``EXPORT_OPTIONS``."""
     from poolgraph.export.exporter import export_model
@@ -154,11 +182,12 @@ EXPORT_COMMAND: Final = Command(
     name="export",
     help="compile a checkpoint into a verified artifact",
     add_arguments=add_arguments(
-        Argument("model", metavar="MODEL", help="a checkpoint folder or a hub id"),
+        Argument("model", metavar="MODEL", nargs="?", help="a checkpoint folder or a hub id"),
         Argument(
             "-o", "--output", metavar="DIR", type=Path, help="the artifact to make (default: MODEL's name + .poolgraph)"
         ),
+        Argument("--list", action="store_true", help="print the architectures that tests verify, and export nothing"),
         *EXPORT_OPTIONS,
     ),
-    run=run_export,
+    run=run_command,
 )

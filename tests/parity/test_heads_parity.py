@@ -111,15 +111,6 @@ def classifier(
     )
 
 
-def token_classifier(name: str, backbone: str, cls: str) -> Row:
-    """A token classifier of transformers."""
-    return Row(
-        name=name,
-        save=lambda folder: save_model(folder, backbone, cls, num_labels=5, max_length=LIMIT),
-        asks=(Ask("token_classify", finished(logits_of(cls), softmax)),),
-    )
-
-
 def save_step_model(folder: Path, cls: str, **changes: Any) -> Path:
     return save_model(
         folder,
@@ -199,12 +190,6 @@ SEQUENCE_ROWS = (
         activation=torch.sigmoid,
         tasks=("classify", "reward"),
     ),
-)
-
-TOKEN_ROWS = (
-    token_classifier("bert tokens", "BertModel", "BertForTokenClassification"),
-    token_classifier("roberta tokens", "RobertaModel", "RobertaForTokenClassification"),
-    token_classifier("modernbert tokens", "ModernBertModel", "ModernBertForTokenClassification"),
 )
 
 REWARD_ROWS = (
@@ -295,7 +280,7 @@ EMBED_ROWS = (
     ),
 )
 
-ROWS = (*SEQUENCE_ROWS, *TOKEN_ROWS, *REWARD_ROWS, *LANGUAGE_MODEL_ROWS, *EMBED_ROWS)
+ROWS = (*SEQUENCE_ROWS, *REWARD_ROWS, *LANGUAGE_MODEL_ROWS, *EMBED_ROWS)
 
 
 def assert_same_bits(model: PoolingModel, ask: Ask, texts: list[str], found: list[np.ndarray]) -> None:

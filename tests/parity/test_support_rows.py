@@ -11,13 +11,13 @@ import torch
 from architecture_graphs import MAX_LENGTH, TextOracle, check_graphs
 from packed_graphs import check_packed
 from parity_table import TOLERANCE, largest_difference, make_texts
-from support_rows import FINISH, SUPPORT_ROWS, SupportRow
-from support_table import measured
+from support_row import FINISH, SupportRow
+from support_rows import SUPPORT_ROWS
+from support_table import check_recorded
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from poolgraph import PoolingModel, export_model
 from poolgraph.export.probes import PROBE_SENTENCES
-from poolgraph.export.support import read_support
 from poolgraph.runtime.score_template import ScoreTemplate
 
 MAX_SECONDS = 30.0
@@ -41,16 +41,12 @@ def test_support_row(row: SupportRow, tmp_path: Path) -> None:
     if row.task == "score":
         differences["pairs"] = check_pairs(row, artifact, oracle)
     assert max(differences.values()) <= TOLERANCE, differences
-    measured(row.name, differences)
-    (recorded,) = [entry for entry in read_support() if entry.name == row.name]
-    assert recorded.verified == tuple(differences)
+    check_recorded(row.name, differences)
 
 
 def finished(row: SupportRow, oracle: TextOracle, checkpoint: Path, texts: list[tuple[str, ...]]) -> list[np.ndarray]:
     """The oracle's answers of texts or pairs, by the checkpoint's own tokenizer."""
-    # AutoTokenizer rebuilds what it knows by model type, as it does for the export.
-    rebuilt = (row.kind, row.oracle) in (("", "transformers"), ("from a causal LM", "transformers"), ("is_causal: false", "transformers"), ("STEP", "transformers"))
-    tokenizer = (AutoTokenizer if rebuilt else PreTrainedTokenizerFast).from_pretrained(checkpoint)
+    tokenizer = (AutoTokenizer if row.rebuilt else PreTrainedTokenizerFast).from_pretrained(checkpoint)
     answers = []
     with torch.no_grad():
         for text in texts:

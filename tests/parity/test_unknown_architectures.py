@@ -1,0 +1,98 @@
+"""Classes of transformers without a row: what verifies is exported with ``convert``, what does not is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from architecture_graphs import MAX_LENGTH, check_graphs
+from parity_table import TOLERANCE, record
+from support_oracles import first, last, rows_of
+from tiny_decoders import SIZES as TINY_SIZES
+from tiny_decoders import TINY_DECODERS, draw_wide
+from tiny_models import VOCAB_SIZE, bert_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from poolgraph import export_model
+from poolgraph.errors import PoolgraphError
+
+SIZES = {**TINY_SIZES, "max_position_embeddings": MAX_LENGTH}
+ENCODER = {key: size for key, size in SIZES.items() if key != "num_key_value_heads"}
+
+
+def decoder_tokenizer() -> PreTrainedTokenizerBase:
+    """The tokenizer of Llama's relatives."""
+    return TINY_DECODERS["LlamaModel"].tokenizer()
+
+
+Tokenizer = Callable[[], PreTrainedTokenizerBase]
+UNKNOWN: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer]] = {
+    "Electra": ("ForMaskedLM", {**ENCODER, "embedding_size": 24}, bert_tokenizer),
+    "Albert": ("ForMaskedLM", {**ENCODER, "embedding_size": 24}, bert_tokenizer),
+    "Phi3": ("ForCausalLM", {**SIZES, "sliding_window": 48}, decoder_tokenizer),
+    "Olmo2": ("ForCausalLM", SIZES, decoder_tokenizer),
+    "EuroBert": ("ForMaskedLM", SIZES, decoder_tokenizer),
+}
+CAUSAL = ("Phi3", "Olmo2")
+
+REFUSED: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer, str]] = {
+    "FNet": (
+        "Model",
+        ENCODER,
+        bert_tokenizer,
+        r"checks against transformers .* portable_fp32 sequence in batches: cosine 0\.",
+    ),
+    "BigBird": (
+        "Model",
+        ENCODER,
+        bert_tokenizer,
+        r"cannot be traced in the padded layout \(BigBirdModel computes attention without transformers' AttentionInter",
+    ),
+    "Falcon": (
+        "Model",
+        {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers")},
+        decoder_tokenizer,
+        "FalconModel cannot be built with poolgraph's attention",
+    ),
+    "XLNet": (
+        "Model",
+        {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_head": 4, "d_inner": 64, "n_layer": 2},
+        bert_tokenizer,
+        "XLNetModel computes attention without",
+    ),
+    "Llama": ("Model", {**SIZES, "vocab_size": 70}, decoder_tokenizer, "but the model's vocabulary ends at 69"),
+}
+
+
+def save(folder: Path, family: str, cls: str, changes: Mapping[str, Any], tokenizer: Tokenizer) -> Path:
+    """Save a tiny seeded checkpoint."""
+    config = getattr(transformers, f"{family}Config")(**changes)
+    draw_wide(getattr(transformers, f"{family}{cls}")(config), seed=4).save_pretrained(folder)
+    chosen = tokenizer()
+    chosen.model_max_length = MAX_LENGTH
+    chosen.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", UNKNOWN)
+def test_a_class_without_a_row_embeds(family: str, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "checkpoint", family, *UNKNOWN[family])
+    export_model(checkpoint, tmp_path / "artifact", convert="embed")
+    rows = rows_of(f"{family}Model")
+    difference = check_graphs(tmp_path / "artifact", (last if family in CAUSAL else first)(rows)(checkpoint))
+    record("embed", f"{family}{UNKNOWN[family][0]} by convert", "transformers", difference)
+    assert difference <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_does_not_verify_is_refused_with_the_reason(family: str, tmp_path: Path) -> None:
+    *checkpoint, message = REFUSED[family]
+    save(tmp_path / "checkpoint", family, *checkpoint)
+    with pytest.raises(PoolgraphError, match=message):
+        export_model(tmp_path / "checkpoint", tmp_path / "artifact", convert="embed")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
