@@ -90,7 +90,7 @@ def test_help_loads_nothing_heavy():
     [
         [],
         ["unknown"],
-        ["export"],
+        ["export", "model", "another"],
         ["embed", "model"],
         ["embed", "model", "in.txt", "--resume", "--force"],
         ["embed", "model", "in.txt", "--format", "xml"],
