@@ -79,7 +79,7 @@ def test_pairs_score_as_in_sentence_transformers(backbone: str, cls: str, tmp_pa
     # By score, not by index: documents whose scores differ by less than the tolerance may change places.
     own = [scores[document.index] for document in ranked]
     np.testing.assert_allclose(own, sorted(scores.values(), reverse=True)[:5], atol=1e-4)
-    np.testing.assert_allclose([document.relevance_score for document in ranked], own, atol=1e-4)
+    np.testing.assert_allclose([document.score for document in ranked], own, atol=1e-4)
 
 
 def test_a_chat_template_of_sentence_transformers_scores_as_there(tmp_path: Path) -> None:
