@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from poolgraph.graphs.cleanup import clear_notes, fold_constants, remove_dead_nodes
@@ -39,6 +39,7 @@ class Target:
         providers: Execution providers that run it.
         finished_outputs: Whether the graph returns the finished value beside the raw one.
         session_options: Session configuration for the runtime.
+        cpu_features: Instruction sets that the processor must have; an entry may name several, of which one suffices.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     providers: tuple[str, ...]
     finished_outputs: bool
     session_options: Mapping[str, str]
+    cpu_features: tuple[str, ...] = ()
 
     @property
     def variant_name(self) -> str:
@@ -79,6 +81,12 @@ CPU_FP32 = Target(
     session_options=MappingProxyType({"graph_optimization_level": "basic"}),
 )
 
+CPU_INT8 = replace(CPU_FP32, precision="int8", file_stem="model_cpu_int8", cpu_features=("avx512_vnni|avx_vnni|asimddp",))
+"""The pass that quantizes comes first; the export makes it, with recipes from calibration."""
+
+PORTABLE_INT8 = replace(PORTABLE, precision="int8", file_stem="model_int8")
+"""Weights in 8 bits that become float32 where they are loaded: what any processor and any ONNX runtime can run."""
+
 PACKED_FP32 = Target(
     name="packed",
     layout="packed",
@@ -92,4 +100,4 @@ PACKED_FP32 = Target(
 """The packed layout on standard operators, whose mask is blocks: what any machine can check packed graphs with. No
 artifact has it."""
 
-TARGETS: tuple[Target, ...] = (PORTABLE, CPU_FP32)
+TARGETS: tuple[Target, ...] = (PORTABLE, PORTABLE_INT8, CPU_FP32, CPU_INT8)

@@ -1,0 +1,125 @@
+"""int8: which products are quantized and how, by fidelity first and speed second, judged on held-out texts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from poolgraph.export.build import lower_variant
+from poolgraph.export.calibration import observe, split_held_out
+from poolgraph.export.recipes import GroupRecipes, measure_group
+from poolgraph.graphs.families import AnswerKind
+from poolgraph.graphs.manifest import Tokenization
+from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, Target
+from poolgraph.graphs.products import find_products
+from poolgraph.graphs.quantize_products import Recipe, quantize_products
+from poolgraph.graphs.storage import save_graphs
+from poolgraph.runtime.activations import finish_logits
+from poolgraph.runtime.compare import Comparison, Threshold, compare_answers
+from poolgraph.runtime.runner import build_runner
+from poolgraph.runtime.session import open_session, run_graph
+from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.tokenizer import EncodedText
+
+Answers = list[NDArray[np.float32]]
+Recipes = Mapping[str, Recipe]
+
+BARS: Mapping[str, Threshold] = MappingProxyType(
+    {
+        "embedding": Threshold(min_cosine=0.985, mean_cosine=0.9965),
+        "logits": Threshold(min_cosine=-1.0, max_difference=0.03),
+    }
+)
+"""What held-out texts must reach by kind of answer, stricter than the gate: those that are verified are others."""
+
+TOKEN_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
+"""Shares of the products, those first that static scales change most, that get a scale a token."""
+FLOAT_SHARES = (0.05, 0.125, 0.25, 0.5, 0.75)
+"""Shares of the products that stay float32 where scales a token do not suffice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The recipes of a model.
+
+    Attributes:
+        recipes: By the name of a group of products.
+        float32: Groups that have none.
+        found: Held-out texts' answers against float32's.
+        tried: How many sets of recipes were run.
+    """
+
+    recipes: Recipes
+    float32: tuple[str, ...]
+    found: Comparison
+    tried: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Runs a graph on held-out texts and compares with float32's answers."""
+
+    semantic: ir.Model
+    kind: AnswerKind
+    activation: str | None
+    tokenization: Tokenization
+    texts: Sequence[EncodedText]
+
+    def answer(self, target: Target, recipes: Recipes) -> Answers:
+        """Answer the texts, each alone, by the graph that the recipes make."""
+        target = replace(target, passes=(quantize_products(recipes), *target.passes))
+        lowered = lower_variant(self.semantic, (), target, self.kind)
+        family = "sequence" if "sequence" in lowered.variant.graphs else "token"
+        graph = lowered.variant.graphs[family]
+        name = Path(graph.file).name
+        runner = build_runner(lowered.variant, self.tokenization)
+        with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
+            save_graphs({name: lowered.models[name]}, Path(folder), "weights.bin")
+            provider = lowered.variant.providers[0]
+            session = open_session(
+                Path(folder) / name, lowered.variant, read_cpu_info().num_cores, provider=provider
+            )
+            raw = [run_graph(session, graph, runner.feed([text], graph))[0] for text in self.texts]
+        return raw if self.kind == "embedding" else [finish_logits(rows, self.activation) for rows in raw]
+
+
+def choose_recipes(judge: Judge, measured: Mapping[str, GroupRecipes]) -> Chosen:
+    """Take the fastest set of recipes whose answers of held-out texts are good enough, else the best one."""
+    expected = judge.answer(CPU_FP32, {})
+    bar = BARS[judge.kind]
+    best: Chosen | None = None
+    for tried, recipes in enumerate(_sets(measured), start=1):
+        found = compare_answers(expected, judge.answer(CPU_INT8, recipes), bar)
+        chosen = Chosen(
+            recipes=recipes,
+            float32=tuple(name for name in measured if name not in recipes),
+            found=found,
+            tried=tried,
+        )
+        if found.passed:
+            return chosen
+        if best is None or found.mean_cosine > best.found.mean_cosine:
+            best = chosen
+    assert best is not None
+    return best
+
+
+def _sets(measured: Mapping[str, GroupRecipes]) -> Iterator[Recipes]:
+    """Yield sets of recipes, the fastest first."""
+    by_static = sorted(measured, key=lambda name: -measured[name].static.error)
+    for share in TOKEN_SHARES:
+        per_token = set(by_static[: round(share * len(by_static))])
+        yield {
+            name: (found.token if name in per_token else found.static).recipe for name, found in measured.items()
+        }
+    by_token = sorted(measured, key=lambda name: -measured[name].token.error)
+    for share in FLOAT_SHARES:
+        left = set(by_token[: -(-round(share * len(by_token) * 100) // 100)])
+        yield {name: found.token.recipe for name, found in measured.items() if name not in left}

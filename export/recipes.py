@@ -1,0 +1,107 @@
+"""Recipes: for each group of products the scales that change its results least, measured on observed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.export.calibration import Observation
+from poolgraph.graphs.products import ProductGroup
+from poolgraph.graphs.quantize_products import LARGEST, MIDDLE, TINIEST, Recipe, join_weights, quantize_weights
+
+Floats = NDArray[np.float32]
+
+STRENGTHS = (0.3, 0.5, 0.7, 0.85)
+"""How much of the activations' spread moves to the weights (alpha of SmoothQuant, arXiv 2211.10438, equation 4)."""
+SHRINKS = (1.0, 0.8, 0.6, 0.45, 0.3)
+"""Shares of the observed range that static scales cover; what lies beyond is cut."""
+WORTH = 0.8
+"""Smoothing costs a pass over the activations: it must leave at most this share of the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A recipe and what it costs: the error's share of the product's norm."""
+
+    recipe: Recipe
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRecipes:
+    """The best recipe of each scheme for one group."""
+
+    static: Measured
+    token: Measured
+
+
+def measure_group(group: ProductGroup, observed: Observation) -> GroupRecipes:
+    """Search both schemes' recipes for a group; its weights are read here and let go."""
+    weight = join_weights([product.weight.const_value for product in group.products], None)
+    expected = observed.rows @ weight
+    smoothings = [None, *(_smooth(observed, weight, strength) for strength in STRENGTHS)]
+    static, token = [], []
+    for smoothing in smoothings:
+        rows, quantized = _smoothed(observed.rows, weight, smoothing)
+        low, high = _range(observed, smoothing)
+        candidates = [_static_scale(low * shrink, high * shrink) for shrink in SHRINKS]
+        ranged = [Recipe(scheme="static", scale=s, zero_point=z, smoothing=smoothing) for s, z in candidates]
+        static.append(min((_measure(rows, quantized, expected, recipe) for recipe in ranged), key=_error))
+        token.append(_measure(rows, quantized, expected, Recipe(scheme="token", smoothing=smoothing)))
+    return GroupRecipes(static=_choose(static), token=_choose(token))
+
+
+def _error(measured: Measured) -> float:
+    return measured.error
+
+
+def _choose(measured: Sequence[Measured]) -> Measured:
+    """Return the best, or the one without smoothing, which comes first, where it is hardly worse."""
+    best = min(measured, key=_error)
+    return measured[0] if best.error > WORTH * measured[0].error else best
+
+
+def _smooth(observed: Observation, weight: Floats, strength: float) -> Floats:
+    activations = np.maximum(np.maximum(np.abs(observed.low), np.abs(observed.high)), 1e-5)
+    weights = np.maximum(np.abs(weight).max(axis=1), 1e-5)
+    smoothing = activations**strength / weights ** (1.0 - strength)
+    return np.asarray(smoothing / np.exp(np.log(smoothing).mean()), dtype=np.float32)
+
+
+def _smoothed(rows: Floats, weight: Floats, smoothing: Floats | None) -> tuple[Floats, Floats]:
+    """Return the rows divided, and the weight multiplied and rounded to 8 bits, in float32 again."""
+    if smoothing is not None:
+        rows, weight = rows * (1.0 / smoothing).astype(np.float32), weight * smoothing[:, None]
+    integers, scales = quantize_weights(weight)
+    return rows, integers * scales
+
+
+def _range(observed: Observation, smoothing: Floats | None) -> tuple[float, float]:
+    divisor = 1.0 if smoothing is None else smoothing
+    return min(0.0, float((observed.low / divisor).min())), max(0.0, float((observed.high / divisor).max()))
+
+
+def _static_scale(low: float, high: float) -> tuple[float, int]:
+    """Return scale and zero point of 8 bits that reach from ``low`` to ``high``, zero among them."""
+    scale = max((high - low) / 255.0, TINIEST)
+    return float(np.float32(scale)), int(np.clip(np.rint(-low / scale), 0, 255))
+
+
+def quantize_rows(rows: Floats, recipe: Recipe) -> Floats:
+    """Round rows as a recipe's graph does, in float32 again."""
+    if recipe.scheme == "static":
+        integers = np.clip(np.rint(rows / np.float32(recipe.scale)) + recipe.zero_point, 0, 255) - recipe.zero_point
+        return np.asarray(integers * np.float32(recipe.scale), dtype=np.float32)
+    scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True) * np.float32(1.0 / LARGEST), TINIEST)
+    integers = np.clip(np.rint(rows / scales), -MIDDLE, LARGEST)
+    return np.asarray(integers * scales, dtype=np.float32)
+
+
+def _measure(rows: Floats, weight: Floats, expected: Floats, recipe: Recipe) -> Measured:
+    difference = expected - quantize_rows(rows, recipe) @ weight
+    correction = difference.mean(axis=0)
+    error = float(np.linalg.norm(difference - correction) / max(float(np.linalg.norm(expected)), TINIEST))
+    return Measured(replace(recipe, correction=correction.astype(np.float32)), error)
