@@ -12,7 +12,7 @@ from poolgraph.export.pooling_module import PoolingModule
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.trace import TraceInputs, fake_parameters, trace_module
 from poolgraph.graphs.families import AnswerKind, finished_name, select_family
-from poolgraph.graphs.manifest import Graph, Rewrites, Tensor, Variant
+from poolgraph.graphs.manifest import Graph, Quantization, Rewrites, Tensor, Variant
 from poolgraph.graphs.passes import PassReport, run_passes
 from poolgraph.graphs.pipeline import SEMANTIC_PASSES, Target
 from poolgraph.poolers.pooling import Pooling
@@ -68,9 +68,13 @@ def trace_layout(plan: ExportPlan, module: PoolingModule, layout: str) -> tuple[
 
 
 def lower_variant(
-    semantic: ir.Model, reports: tuple[PassReport, ...], target: Target, kind: AnswerKind
+    semantic: ir.Model,
+    reports: tuple[PassReport, ...],
+    target: Target,
+    kind: AnswerKind,
+    quantization: Quantization | None = None,
 ) -> LoweredVariant:
-    """Lower the semantic graph for one target: one model a family."""
+    """Lower the semantic graph for one target: one model a family; ``quantization`` is recorded."""
     models: dict[str, ir.Model] = {}
     graphs: dict[str, Graph] = {}
     for family, suffix in FAMILY_SUFFIX.items():
@@ -89,7 +93,9 @@ def lower_variant(
         layout=target.layout,
         providers=target.providers,
         graphs=graphs,
+        cpu_features=target.cpu_features,
         session_options=dict(target.session_options),
+        quantization=quantization,
         passes=tuple(Rewrites(name=report.name, rewrites=report.rewrites) for report in reports),
     )
     return LoweredVariant(variant, models)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,5 @@ def _update(observations: dict[str, Observation], name: str, rows: Floats, chose
 
 def split_held_out(count: int) -> tuple[list[int], list[int]]:
     """Return the indices of texts that are observed, and those of every fourth one, by which recipes are judged."""
-    indices: Iterator[int] = iter(range(count))
-    observed, held_out = [], []
-    for index in indices:
-        (held_out if index % 4 == 3 else observed).append(index)
-    return observed, held_out
+    indices = range(count)
+    return [index for index in indices if index % 4 != 3], [index for index in indices if index % 4 == 3]

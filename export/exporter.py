@@ -17,8 +17,10 @@ import onnx_ir as ir
 
 from poolgraph.config import PoolerConfig
 from poolgraph.export.build import LoweredVariant, build_module, lower_variant, trace_layout
+from poolgraph.export.calibration_texts import CalibrationTexts, read_calibration
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.describe import build_manifest
+from poolgraph.export.int8 import Int8Plan, plan_int8
 from poolgraph.export.model_card import render_model_card
 from poolgraph.export.options import make_options
 from poolgraph.export.probes import PROBE_SENTENCES
@@ -38,6 +40,8 @@ from poolgraph.export.twin import (
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
 from poolgraph.graphs.manifest import CheckRow, Manifest, Report, Variant
+from poolgraph.graphs.passes import PassReport
+from poolgraph.graphs.pipeline import Target
 from poolgraph.graphs.probe_files import load_probes, save_probes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.cpu import read_cpu_info
@@ -49,7 +53,7 @@ StageHook = Callable[[str], None]
 Stored = tuple[Mapping[str, ir.Model], Sources]
 """Models by file name, and the tensors that their files were written from."""
 
-WEIGHTS_FILE = "weights_fp32.data"
+WEIGHTS_FILE = "weights.data"
 
 COPIED_FILES = (
     "config.json",
@@ -108,6 +112,7 @@ def export_model(
     targets: Sequence[str] = ("cpu",),
     min_cosine: float | None = None,
     max_memory: float | None = None,
+    calibration: str | Path | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     on_stage: StageHook | None = None,
@@ -128,6 +133,7 @@ def export_model(
         targets: Targets beside the portable one.
         min_cosine: Overrides the lowest cosine that verification accepts; recorded in the manifest.
         max_memory: GiB that this process may use to verify (None: half of what is free); beyond it, a twin is verified.
+        calibration: File of texts by which int8 scales are chosen (None: texts that ship with poolgraph).
         trust_remote_code: Let transformers run code that comes with the checkpoint, during this call only.
         overwrite: Replace an artifact that is already there.
         on_stage: Called with the name of each stage as it starts.
@@ -148,15 +154,21 @@ def export_model(
                 targets=targets,
                 trust_remote_code=trust_remote_code,
             )
-        manifest, report = _build_and_verify(plan, staging, stages, min_cosine, max_memory)
+        texts = read_calibration(calibration) if any(t.precision == "int8" for t in plan.targets) else None
+        manifest, report = _build_and_verify(plan, staging, stages, min_cosine, max_memory, texts)
         _finish(manifest, report, staging)
     return ExportResult(path=Path(output), report=report, seconds=stages.seconds)
 
 
 def _build_and_verify(
-    plan: ExportPlan, staging: Path, stages: _Stages, min_cosine: float | None, max_memory: float | None
+    plan: ExportPlan,
+    staging: Path,
+    stages: _Stages,
+    min_cosine: float | None,
+    max_memory: float | None,
+    calibration: CalibrationTexts | None,
 ) -> tuple[Manifest, Report]:
-    variants, stored = _build(plan, staging, stages)
+    variants, stored = _build(plan, staging, stages, calibration, max_memory)
     manifest = build_manifest(plan, variants, min_cosine=min_cosine)
     twin = _compare_with_twin(plan, stored, staging, stages, max_memory)
     del stored
@@ -166,25 +178,55 @@ def _build_and_verify(
     return manifest, _verify_twin(plan, manifest, staging, stages, *twin)
 
 
-def _build(plan: ExportPlan, staging: Path, stages: _Stages) -> tuple[list[Variant], Stored]:
+def _build(
+    plan: ExportPlan,
+    staging: Path,
+    stages: _Stages,
+    calibration: CalibrationTexts | None = None,
+    max_memory: float | None = None,
+) -> tuple[list[Variant], Stored]:
     """Compile and write; return the variants, and the models as written with the tensors behind them."""
-    lowered, models = _compile(plan, stages)
+    lowered, models = _compile(plan, stages, calibration, max_memory)
     sources = collect_sources(models)
     with stages.stage("write the graphs"):
         _write(plan, models, staging)
     return [item.variant for item in lowered], (models, sources)
 
 
-def _compile(plan: ExportPlan, stages: _Stages) -> tuple[list[LoweredVariant], dict[str, ir.Model]]:
+def _compile(
+    plan: ExportPlan, stages: _Stages, calibration: CalibrationTexts | None, max_memory: float | None
+) -> tuple[list[LoweredVariant], dict[str, ir.Model]]:
     """Trace each layout once and lower each target from it: the variants, and all their models by file name."""
     module = build_module(plan)
     semantic = {}
     for layout in dict.fromkeys(target.layout for target in plan.targets):
         with stages.stage(f"trace ({layout})"):
             semantic[layout] = trace_layout(plan, module, layout)
+    int8 = None
+    if any(target.precision == "int8" for target in plan.targets):
+        with stages.stage("calibrate int8"):
+            int8 = _plan_int8(plan, semantic["uniform"][0], calibration, max_memory)
     with stages.stage("lower"):
-        lowered = [lower_variant(*semantic[target.layout], target, plan.head.kind) for target in plan.targets]
+        lowered = [_lower(plan, *semantic[target.layout], target, int8) for target in plan.targets]
     return lowered, {file: model for item in lowered for file, model in item.models.items()}
+
+
+def _plan_int8(
+    plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts | None, max_memory: float | None
+) -> Int8Plan:
+    """Calibrate a model that fits into the memory allowed; a larger one, and its twin, do without."""
+    sizes = measure_weights(collect_sources({"": semantic}))
+    is_large = choose_twin(sizes, plan.config, free_memory(max_memory)) is not None
+    return plan_int8(plan, semantic, None if is_large else calibration)
+
+
+def _lower(
+    plan: ExportPlan, semantic: ir.Model, reports: tuple[PassReport, ...], target: Target, int8: Int8Plan | None
+) -> LoweredVariant:
+    if target.precision != "int8" or int8 is None:
+        return lower_variant(semantic, reports, target, plan.head.kind)
+    quantizing, record = int8.for_target(target)
+    return lower_variant(semantic, reports, quantizing, plan.head.kind, record)
 
 
 def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> None:

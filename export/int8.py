@@ -14,19 +14,26 @@ from numpy.typing import NDArray
 
 from poolgraph.export.build import lower_variant
 from poolgraph.export.calibration import observe, split_held_out
+from poolgraph.export.calibration_texts import CalibrationTexts
+from poolgraph.export.describe import build_manifest
+from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.recipes import GroupRecipes, measure_group
+from poolgraph.export.resolve import ExportPlan
+from poolgraph.export.tokenizer import save_tokenizer
+from poolgraph.export.verify import takes_pairs
 from poolgraph.graphs.families import AnswerKind
-from poolgraph.graphs.manifest import Tokenization
+from poolgraph.graphs.manifest import Manifest, Quantization, Tokenization
 from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, Target
 from poolgraph.graphs.products import find_products
 from poolgraph.graphs.quantize_products import Recipe, quantize_products
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.activations import finish_logits
 from poolgraph.runtime.compare import Comparison, Threshold, compare_answers
+from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.pair_tokenizer import encode_pairs
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import open_session, run_graph
-from poolgraph.runtime.cpu import read_cpu_info
-from poolgraph.runtime.tokenizer import EncodedText
+from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
 Answers = list[NDArray[np.float32]]
 Recipes = Mapping[str, Recipe]
@@ -39,10 +46,36 @@ BARS: Mapping[str, Threshold] = MappingProxyType(
 )
 """What held-out texts must reach by kind of answer, stricter than the gate: those that are verified are others."""
 
+LONGEST = 256
+"""Longest calibration text in tokens."""
+
 TOKEN_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Shares of the products, those first that static scales change most, that get a scale a token."""
 FLOAT_SHARES = (0.05, 0.125, 0.25, 0.5, 0.75)
 """Shares of the products that stay float32 where scales a token do not suffice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Plan:
+    """The recipes of a model, and what the manifest says of them."""
+
+    recipes: Recipes
+    record: Quantization
+
+    def for_target(self, target: Target) -> tuple[Target, Quantization]:
+        """Return a target that quantizes first, and its record; the portable one keeps activations in float32."""
+        recipes, record = self.recipes, self.record
+        if target.layout == "padded":
+            recipes = {
+                name: replace(recipe, scheme="weights", correction=None) for name, recipe in self.recipes.items()
+            }
+            record = Quantization(
+                weights=len(recipes),
+                smoothed=record.smoothed,
+                float32=record.float32,
+                calibration=record.calibration,
+            )
+        return replace(target, passes=(quantize_products(recipes), *target.passes)), record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +105,13 @@ class Judge:
     tokenization: Tokenization
     texts: Sequence[EncodedText]
 
+    def feeds(self, texts: Sequence[EncodedText]) -> list[Mapping[str, NDArray[np.int64]]]:
+        """Return the inputs of texts, each alone."""
+        lowered = lower_variant(self.semantic, (), CPU_FP32, self.kind)
+        runner = build_runner(lowered.variant, self.tokenization)
+        graph = next(iter(lowered.variant.graphs.values()))
+        return [runner.feed([text], graph) for text in texts]
+
     def answer(self, target: Target, recipes: Recipes) -> Answers:
         """Answer the texts, each alone, by the graph that the recipes make."""
         target = replace(target, passes=(quantize_products(recipes), *target.passes))
@@ -83,11 +123,66 @@ class Judge:
         with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
             save_graphs({name: lowered.models[name]}, Path(folder), "weights.bin")
             provider = lowered.variant.providers[0]
-            session = open_session(
-                Path(folder) / name, lowered.variant, read_cpu_info().num_cores, provider=provider
-            )
+            session = open_session(Path(folder) / name, lowered.variant, read_cpu_info().num_cores, provider=provider)
             raw = [run_graph(session, graph, runner.feed([text], graph))[0] for text in self.texts]
         return raw if self.kind == "embedding" else [finish_logits(rows, self.activation) for rows in raw]
+
+
+def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts | None) -> Int8Plan:
+    """Decide how a model's products are quantized.
+
+    Args:
+        plan: What is exported.
+        semantic: The traced graph of the uniform layout, left as it is.
+        calibration: None for a checkpoint too large to run here: every product gets a scale a token.
+    """
+    groups = find_products(semantic)
+    if calibration is None:
+        recipes = {group.name: Recipe(scheme="token") for group in groups}
+        return Int8Plan(recipes, Quantization(token=len(recipes), calibration="none"))
+    encoded, manifest = _encode(plan, calibration.texts)
+    observed, held_out = split_held_out(len(encoded))
+    judge = Judge(
+        semantic=semantic,
+        kind=plan.head.kind,
+        activation=plan.head.activation,
+        tokenization=manifest.tokenization,
+        texts=[encoded[index] for index in held_out],
+    )
+    with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
+        feeds = judge.feeds([encoded[index] for index in observed])
+        observations = observe(semantic, feeds, Path(folder))
+    measured = {group.name: measure_group(group, observations[group.name]) for group in groups}
+    chosen = choose_recipes(judge, measured)
+    return Int8Plan(chosen.recipes, _describe(chosen, calibration.name))
+
+
+def _encode(plan: ExportPlan, texts: Sequence[str]) -> tuple[list[EncodedText], Manifest]:
+    """Tokenize the texts, and pairs of neighbours where pairs are what the model reads."""
+    manifest = build_manifest(plan, (), min_cosine=None)
+    limit = min(LONGEST, plan.limits.max_model_len)
+    prompt = manifest.prompts.get(manifest.default_prompt_name or "", "")
+    with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
+        save_tokenizer(plan.tokenizer, plan.backbone.folder, Path(folder), list(PROBE_SENTENCES))
+        tokenizer = TextTokenizer(Path(folder), manifest)
+        encoded = tokenizer.encode(texts, prompt=prompt, truncate_to=limit)
+        if takes_pairs(manifest):
+            pairs = list(zip(texts[::2], texts[1::2], strict=False))
+            encoded += encode_pairs(tokenizer, pairs, truncate_to=limit)
+    return encoded, manifest
+
+
+def _describe(chosen: Chosen, calibration: str) -> Quantization:
+    schemes = [recipe.scheme for recipe in chosen.recipes.values()]
+    return Quantization(
+        static=schemes.count("static"),
+        token=schemes.count("token"),
+        smoothed=sum(recipe.smoothing is not None for recipe in chosen.recipes.values()),
+        float32=chosen.float32,
+        calibration=calibration,
+        mean_cosine=chosen.found.mean_cosine,
+        min_cosine=chosen.found.min_cosine,
+    )
 
 
 def choose_recipes(judge: Judge, measured: Mapping[str, GroupRecipes]) -> Chosen:
@@ -116,9 +211,7 @@ def _sets(measured: Mapping[str, GroupRecipes]) -> Iterator[Recipes]:
     by_static = sorted(measured, key=lambda name: -measured[name].static.error)
     for share in TOKEN_SHARES:
         per_token = set(by_static[: round(share * len(by_static))])
-        yield {
-            name: (found.token if name in per_token else found.static).recipe for name, found in measured.items()
-        }
+        yield {name: (found.token if name in per_token else found.static).recipe for name, found in measured.items()}
     by_token = sorted(measured, key=lambda name: -measured[name].token.error)
     for share in FLOAT_SHARES:
         left = set(by_token[: -(-round(share * len(by_token) * 100) // 100)])

@@ -23,7 +23,7 @@ from poolgraph.export.scoring import choose_template, describe_scoring
 from poolgraph.export.sentence_transformers import SentenceTransformer, parse_sentence_transformers
 from poolgraph.export.tokenizer import load_tokenizer
 from poolgraph.graphs.manifest import LateInteraction, Limits, Scoring
-from poolgraph.graphs.pipeline import PORTABLE, TARGETS, Target
+from poolgraph.graphs.pipeline import PORTABLE, PORTABLE_INT8, TARGETS, Target
 
 UNLIMITED = 1_000_000
 """Transformers writes numbers far beyond this as model_max_length where a tokenizer knows no limit."""
@@ -202,16 +202,16 @@ def _check_precisions(backbone: Backbone, precisions: Sequence[str]) -> None:
 def choose_targets(targets: Sequence[str], precisions: Sequence[str]) -> tuple[Target, ...]:
     """Return the rows of the target table asked for, portable first; any other pair is an error that lists them."""
     available = {(target.name, target.precision): target for target in TARGETS}
-    wanted = {("portable", "fp32")} | {(t, p) for t in targets for p in precisions}
+    # int8 alone is for little space: its portable graph has the same weights, in 8 bits.
+    portable = PORTABLE_INT8 if set(precisions) == {"int8"} else PORTABLE
+    wanted = {(portable.name, portable.precision)} | {(t, p) for t in targets for p in precisions}
     unknown = sorted(pair for pair in wanted if pair not in available)
     if unknown:
         pairs = ", ".join(f"--target {t} --precision {p}" for t, p in available)
         asked = ", ".join(f"--target {t} --precision {p}" for t, p in unknown)
         raise InputError(f"{asked} is not offered; what is: {pairs}")
-    return (
-        PORTABLE,
-        *(target for target in TARGETS if target is not PORTABLE and (target.name, target.precision) in wanted),
-    )
+    chosen = [target for target in TARGETS if (target.name, target.precision) in wanted and target is not portable]
+    return (portable, *sorted(chosen, key=lambda target: precisions.index(target.precision)))
 
 
 def resolve_limits(plan: ExportPlan) -> Limits:

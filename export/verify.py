@@ -51,12 +51,12 @@ def build_probes(tokenizer: TextTokenizer, manifest: Manifest) -> Probes:
     prompt = manifest.prompts.get(manifest.default_prompt_name or "", "")
     texts = build_probe_texts(tokenizer.count, choose_lengths(limit))
     texts.append(" ".join(["overlong"] * (limit + 5)))
-    pairs = build_probe_pairs(limit) if _takes_pairs(manifest) else ()
+    pairs = build_probe_pairs(limit) if takes_pairs(manifest) else ()
     encoded = encode_probes(tokenizer, texts, prompt, pairs)
     return Probes(texts=tuple(texts), prompt=prompt, pairs=pairs, encoded=tuple(encoded))
 
 
-def _takes_pairs(manifest: Manifest) -> bool:
+def takes_pairs(manifest: Manifest) -> bool:
     """Whether two texts can be one input: encoders that classify, unless a score template joins the texts."""
     pooler = manifest.pooler
     templated = manifest.scoring is not None and manifest.scoring.template is not None

@@ -51,6 +51,23 @@ class Rewrites(_Record, frozen=True, kw_only=True):
     rewrites: int
 
 
+class Quantization(_Record, frozen=True, kw_only=True):
+    """How a variant's products are quantized: the numbers of products (merged ones count once) by scheme.
+
+    ``static`` activations have one scale from calibration, ``token`` ones a scale a token, those of ``weights`` are
+    float32. ``float32`` names the products that are not quantized. Cosines are those of held-out calibration texts.
+    """
+
+    static: int = 0
+    token: int = 0
+    weights: int = 0
+    smoothed: int = 0
+    float32: tuple[str, ...] = ()
+    calibration: str = ""
+    mean_cosine: float | None = None
+    min_cosine: float | None = None
+
+
 class Variant(_Record, frozen=True, kw_only=True):
     """The model lowered for one target in one precision.
 
@@ -67,6 +84,7 @@ class Variant(_Record, frozen=True, kw_only=True):
     cpu_features: tuple[str, ...] = ()
     session_options: dict[str, str] = {}
     passes: tuple[Rewrites, ...] = ()
+    quantization: Quantization | None = None
     verified: bool = False
 
 

@@ -81,7 +81,9 @@ CPU_FP32 = Target(
     session_options=MappingProxyType({"graph_optimization_level": "basic"}),
 )
 
-CPU_INT8 = replace(CPU_FP32, precision="int8", file_stem="model_cpu_int8", cpu_features=("avx512_vnni|avx_vnni|asimddp",))
+CPU_INT8 = replace(
+    CPU_FP32, precision="int8", file_stem="model_cpu_int8", cpu_features=("avx512_vnni|avx_vnni|asimddp",)
+)
 """The pass that quantizes comes first; the export makes it, with recipes from calibration."""
 
 PORTABLE_INT8 = replace(PORTABLE, precision="int8", file_stem="model_int8")

@@ -84,7 +84,8 @@ def _match(node: ir.Node) -> Product | None:
 def _with_bias(node: ir.Node, weight: ir.Value) -> Product:
     output = node.outputs[0]
     if used_once(output):
-        add = output.uses()[0].node
+        (use,) = output.uses()
+        add = use.node
         others = [value for value in add.inputs if value is not output]
         if (add.domain, add.op_type) == ("", "Add") and len(others) == 1 and is_initializer(others[0]):
             bias = others[0]

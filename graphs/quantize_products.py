@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
-from poolgraph.graphs.pattern import add_constant
 from poolgraph.graphs.passes import Pass
+from poolgraph.graphs.pattern import add_constant
 from poolgraph.graphs.products import ProductGroup, find_products
 
 CONTRIB_DOMAIN = "com.microsoft"
@@ -161,9 +161,7 @@ def join_weights(tensors: Sequence[ir.TensorProtocol | None], smoothing: Floats 
     return joined if smoothing is None else joined * smoothing[:, None]
 
 
-def join_biases(
-    tensors: Sequence[ir.TensorProtocol | None], sizes: Sequence[int], correction: Floats | None
-) -> Floats:
+def join_biases(tensors: Sequence[ir.TensorProtocol | None], sizes: Sequence[int], correction: Floats | None) -> Floats:
     """Read biases side by side, (out_features,), zeros where there is none, and add ``correction``."""
     parts = [
         np.zeros(size, dtype=np.float32) if tensor is None else tensor.numpy()

@@ -39,6 +39,11 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = MappingProxyType(
 )
 """Thresholds by precision."""
 
+ACTIVATED: Final[Mapping[str, Threshold]] = MappingProxyType(
+    {**THRESHOLDS, "int8": Threshold(min_cosine=-1.0, max_difference=5e-2)}
+)
+"""Thresholds of what classifiers answer; where they are others than the above, activated answers are compared."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:

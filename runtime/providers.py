@@ -84,6 +84,7 @@ def choose_variant(
     for provider in (name for name in providers if name in available):
         fitting = _fitting_variants(variants, provider, wish, cpu_features)
         if fitting:
+            warning = warning or _explain_passed_over(variants, fitting[0], provider, wish, cpu_features)
             return Choice(variant=fitting[0], provider=provider, warning=warning)
     raise _explain_no_variant(variants, wish, providers, available)
 
@@ -104,11 +105,28 @@ def check_verified(variant: Variant, path: object) -> None:
 def _fitting_variants(
     variants: Sequence[Variant], provider: str, wish: Wish, cpu_features: Collection[str]
 ) -> list[Variant]:
-    runnable = [v for v in variants if provider in v.providers and set(v.cpu_features) <= set(cpu_features)]
+    runnable = [v for v in variants if provider in v.providers and has_features(v, cpu_features)]
     if wish.variant is None:
         own = [variant for variant in runnable if variant.target != PORTABLE]
         runnable = own or runnable
     return [v for v in runnable if wish.precision is None or v.precision == wish.precision]
+
+
+def has_features(variant: Variant, cpu_features: Collection[str]) -> bool:
+    """Whether a processor has what a variant needs: of each entry, names with bars between them, one."""
+    return all(set(entry.split("|")) & set(cpu_features) for entry in variant.cpu_features)
+
+
+def _explain_passed_over(
+    variants: Sequence[Variant], chosen: Variant, provider: str, wish: Wish, cpu_features: Collection[str]
+) -> str | None:
+    """Say that the processor lacks what the variant that would have been taken needs."""
+    every = [entry for variant in variants for entry in variant.cpu_features]
+    features = {name for entry in every for name in entry.split("|")} | set(cpu_features)
+    first = _fitting_variants(variants, provider, wish, features)[0]
+    if first is chosen:
+        return None
+    return f"this processor lacks {' '.join(first.cpu_features)}, which {first.name} needs; {chosen.name} runs instead"
 
 
 def _explain_missing(provider: str, available: Sequence[str]) -> str:

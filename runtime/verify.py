@@ -16,7 +16,8 @@ from poolgraph.errors import ArtifactError, InputError, ProviderError, Verificat
 from poolgraph.graphs.artifact import open_artifact, save_manifest
 from poolgraph.graphs.manifest import CheckRow, Manifest, Report
 from poolgraph.graphs.probe_files import StoredProbes, load_probes
-from poolgraph.runtime.compare import THRESHOLDS, Comparison, Threshold, compare_answers
+from poolgraph.runtime.activations import finish_logits
+from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, Comparison, Threshold, compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.pair_tokenizer import encode_pairs
@@ -25,6 +26,7 @@ from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
 OnRow: TypeAlias = Callable[[CheckRow], None]
 Answers: TypeAlias = Sequence[NDArray[np.float32]] | NDArray[np.float32]
+Finish: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Run: TypeAlias = Callable[[Sequence[EncodedText]], Answers]
 
 SAME_BITS: Final = Threshold(min_cosine=-1.0, max_difference=0.0)
@@ -72,7 +74,7 @@ def check_model(model: PoolingModel, probes: StoredProbes, families: Sequence[st
         families: Which graphs; all of the variant's where None.
     """
     encoded = encode_probes(model.tokenizer, probes.texts, probes.prompt, probes.pairs)
-    required = choose_threshold(model.variant.precision, model.manifest.options.get("min_cosine"))
+    required, finish = _choose_comparison(model)
     stored = {"sequence": dict(enumerate(probes.sequence)), "token": probes.token}
     runs: dict[str, Run] = {"sequence": model.run_sequence, "token": model.run_token}
     for family in families or model.variant.graphs:
@@ -86,8 +88,20 @@ def check_model(model: PoolingModel, probes: StoredProbes, families: Sequence[st
         if model.variant.layout == "uniform":
             checks.append(("same bits in batches", alone, batched, SAME_BITS))
         for check, reference, answers, threshold in checks:
-            found = compare_answers(reference, answers, threshold)
+            left, right = reference, answers
+            if threshold is required:
+                left, right = ([finish(rows) for rows in side] for side in (reference, answers))
+            found = compare_answers(left, right, threshold)
             yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
+
+
+def _choose_comparison(model: PoolingModel) -> tuple[Threshold, Finish]:
+    """Return what answers must reach, and what is done to both sides before: a classifier's activation for int8."""
+    precision, min_cosine = model.variant.precision, model.manifest.options.get("min_cosine")
+    threshold, activation = choose_threshold(precision, min_cosine), model.manifest.pooler.activation
+    if activation is None or min_cosine is not None or ACTIVATED[precision] == threshold:
+        return threshold, lambda rows: rows
+    return ACTIVATED[precision], lambda rows: finish_logits(rows, activation)
 
 
 def encode_probes(

@@ -27,9 +27,7 @@ class WatchedGraph:
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         onnxruntime = import_onnxruntime()
-        options = build_session_options(
-            onnxruntime, {"graph_optimization_level": "basic"}, read_cpu_info().num_cores
-        )
+        options = build_session_options(onnxruntime, {"graph_optimization_level": "basic"}, read_cpu_info().num_cores)
         with mapped_errors(f"opening {path}"):
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
         self._inputs = {node.name for node in self._session.get_inputs()}

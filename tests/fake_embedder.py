@@ -77,7 +77,7 @@ MANIFEST = Manifest(
     files={
         "onnx/model_cpu_fp32.onnx": FileRecord(size=1234, sha256="11" * 32),
         "tokenizer.json": FileRecord(size=700_000, sha256="44" * 32),
-        "onnx/weights_fp32.data": FileRecord(size=90_000_000, sha256="22" * 32),
+        "onnx/weights.data": FileRecord(size=90_000_000, sha256="22" * 32),
     },
 )
 

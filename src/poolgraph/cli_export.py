@@ -67,7 +67,13 @@ EXPORT_OPTIONS: Final = (
         help="the prompt of a reranker: a template of poolgraph's or a file (default: what the model is known to need)",
     ),
     Argument("--revision", help="branch, tag or commit of a hub id"),
-    Argument("--precision", metavar="P[,P]", type=parse_names, default=("fp32",), help="fp32 (default)"),
+    Argument(
+        "--precision",
+        metavar="P[,P]",
+        type=parse_names,
+        default=("fp32",),
+        help="fp32 (default), int8; the first runs unless told",
+    ),
     Argument("--target", metavar="T[,T]", type=parse_names, default=("cpu",), help="cpu (default)"),
     Argument(
         "--min-cosine",
@@ -81,6 +87,11 @@ EXPORT_OPTIONS: Final = (
         type=_parse_memory,
         help="memory for verification; a checkpoint too large for it is verified on its first layers, and all its "
         "stored tensors are compared (default: half of what is free)",
+    ),
+    Argument(
+        "--calibration",
+        metavar="FILE",
+        help="texts by which int8 scales are chosen: txt, jsonl, csv or parquet (default: those that ship with it)",
     ),
     Argument("--trust-remote-code", action="store_true", help="run the checkpoint's own Python code while exporting"),
     Argument("--force", action="store_true", help="replace an artifact that is there already"),
@@ -147,6 +158,7 @@ def run_export(args: argparse.Namespace) -> int:
             targets=args.target,
             min_cosine=args.min_cosine,
             max_memory=args.max_memory,
+            calibration=args.calibration,
             trust_remote_code=args.trust_remote_code,
             overwrite=args.force,
             on_stage=on_stage,

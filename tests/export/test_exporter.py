@@ -81,7 +81,7 @@ def test_files(artifact: Path, manifest: Manifest) -> None:
     found = set(contents(artifact))
     assert found == {MANIFEST_FILE, *manifest.files}
     assert found >= GRAPHS | {"README.md", "tokenizer.json", "probes.json", "probes.npz", "1_Pooling/config.json"}
-    assert {name for name in found if name.startswith("onnx/")} == {*GRAPHS, "onnx/weights_fp32.data"}
+    assert {name for name in found if name.startswith("onnx/")} == {*GRAPHS, "onnx/weights.data"}
 
 
 def test_the_checkpoints_own_files_are_copied_as_they_are(artifact: Path, checkpoint: Path) -> None:
@@ -191,11 +191,11 @@ def test_weights_are_shared_by_all_graphs(artifact: Path, checkpoint: Path) -> N
             if entry:
                 places.setdefault(tensor.name, set()).add((entry["location"], entry["offset"]))
     assert all(len(found) == 1 for found in places.values())
-    assert {location for found in places.values() for location, _ in found} == {"weights_fp32.data"}
+    assert {location for found in places.values() for location, _ in found} == {"weights.data"}
     offsets = [offset for found in places.values() for _, offset in found]
     assert len(set(offsets)) == len(offsets)
     parameters = sum(tensor.numel() for tensor in read_weights(checkpoint).values())
-    assert (artifact / "onnx/weights_fp32.data").stat().st_size < 4 * parameters + 4096 * len(offsets)
+    assert (artifact / "onnx/weights.data").stat().st_size < 4 * parameters + 4096 * len(offsets)
 
 
 # --- other ways of storing the same weights

@@ -70,7 +70,7 @@ def change_a_weight(directory: Path) -> None:
     tensors = onnx.load(directory / "model.onnx", load_external_data=False).graph.initializer
     tensor = next(t for t in tensors if "intermediate.dense.weight" in t.name and t.external_data)
     offset = int({entry.key: entry.value for entry in tensor.external_data}["offset"])
-    with (directory / "weights_fp32.data").open("r+b") as file:
+    with (directory / "weights.data").open("r+b") as file:
         file.seek(offset)
         number = np.frombuffer(file.read(4), np.float32)
         file.seek(offset)

@@ -35,7 +35,7 @@ from poolgraph.graphs.manifest import (
     encode_manifest,
 )
 
-FILES = {"onnx/model.onnx": b"graph", "onnx/weights_fp32.data": b"weights", "tokenizer.json": b"{}"}
+FILES = {"onnx/model.onnx": b"graph", "onnx/weights.data": b"weights", "tokenizer.json": b"{}"}
 
 
 def make_manifest(files: dict[str, FileRecord], graph: str = "onnx/model.onnx") -> Manifest:
@@ -135,7 +135,7 @@ def test_changed_graph_is_always_found(artifact: Path) -> None:
 
 
 def test_changed_weights_are_found_when_all_hashes_are_checked(artifact: Path) -> None:
-    (artifact / "onnx/weights_fp32.data").write_bytes(b"weighTs")
+    (artifact / "onnx/weights.data").write_bytes(b"weighTs")
     open_artifact(artifact)
     with pytest.raises(ArtifactError, match=r"weights_fp32\.data does not have the SHA-256"):
         open_artifact(artifact, check_hashes="all")
@@ -163,9 +163,9 @@ def test_graph_that_the_list_of_files_lacks(artifact: Path) -> None:
 
 def test_link_that_leaves_the_directory(artifact: Path) -> None:
     outside = artifact.parent / "outside"
-    outside.write_bytes(FILES["onnx/weights_fp32.data"])
-    (artifact / "onnx/weights_fp32.data").unlink()
-    (artifact / "onnx/weights_fp32.data").symlink_to(outside)
+    outside.write_bytes(FILES["onnx/weights.data"])
+    (artifact / "onnx/weights.data").unlink()
+    (artifact / "onnx/weights.data").symlink_to(outside)
     with pytest.raises(ArtifactError, match="link that leaves the artifact"):
         open_artifact(artifact)
 
@@ -178,9 +178,9 @@ def test_folder_that_is_a_link_and_leaves_the_directory(artifact: Path) -> None:
 
 
 def test_link_within_the_directory_and_link_to_the_directory(artifact: Path) -> None:
-    (artifact / "weights").write_bytes(FILES["onnx/weights_fp32.data"])
-    (artifact / "onnx/weights_fp32.data").unlink()
-    (artifact / "onnx/weights_fp32.data").symlink_to("../weights")
+    (artifact / "weights").write_bytes(FILES["onnx/weights.data"])
+    (artifact / "onnx/weights.data").unlink()
+    (artifact / "onnx/weights.data").symlink_to("../weights")
     (artifact.parent / "current").symlink_to(artifact, target_is_directory=True)
     open_artifact(artifact.parent / "current", check_hashes="all")
 

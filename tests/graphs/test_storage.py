@@ -12,7 +12,7 @@ from little_graphs import build, random
 
 from poolgraph.graphs.storage import ALIGNMENT, INLINE_BYTES, save_graphs
 
-WEIGHTS = "weights_fp32.data"
+WEIGHTS = "weights.data"
 LARGE = random(32, 32, seed=1)
 HUGE = random(64, 64, seed=2)
 SMALL = random(32, seed=3)

@@ -166,7 +166,7 @@ def test_starting_over_forgets_the_old_state(tmp_path, source):
     ("change", "message"),
     [
         (
-            {"model": {"files": {"onnx/model.onnx": FakeEmbedder().manifest.files["onnx/weights_fp32.data"]}}},
+            {"model": {"files": {"onnx/model.onnx": FakeEmbedder().manifest.files["onnx/weights.data"]}}},
             "artifact",
         ),
         ({"model": {"prompts": {"query": "other: "}}}, "artifact was"),
