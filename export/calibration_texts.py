@@ -10,6 +10,9 @@ import msgspec
 
 from poolgraph.runtime.file_sources import FileSource
 
+EDGE_TEXTS = ("", "a", "?", ".", "1", "yes yes yes yes yes", "again " * 300)
+"""Texts that say next to nothing: their activations are unlike those of others, so they are observed and judged."""
+
 
 class _Line(msgspec.Struct, frozen=True):
     language: str

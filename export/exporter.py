@@ -154,8 +154,7 @@ def export_model(
                 targets=targets,
                 trust_remote_code=trust_remote_code,
             )
-        texts = read_calibration(calibration) if any(t.precision == "int8" for t in plan.targets) else None
-        manifest, report = _build_and_verify(plan, staging, stages, min_cosine, max_memory, texts)
+        manifest, report = _build_and_verify(plan, staging, stages, min_cosine, max_memory, calibration)
         _finish(manifest, report, staging)
     return ExportResult(path=Path(output), report=report, seconds=stages.seconds)
 
@@ -166,9 +165,10 @@ def _build_and_verify(
     stages: _Stages,
     min_cosine: float | None,
     max_memory: float | None,
-    calibration: CalibrationTexts | None,
+    calibration: str | Path | None,
 ) -> tuple[Manifest, Report]:
-    variants, stored = _build(plan, staging, stages, calibration, max_memory)
+    texts = read_calibration(calibration) if any(target.precision == "int8" for target in plan.targets) else None
+    variants, stored = _build(plan, staging, stages, texts, max_memory)
     manifest = build_manifest(plan, variants, min_cosine=min_cosine)
     twin = _compare_with_twin(plan, stored, staging, stages, max_memory)
     del stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from poolgraph.errors import InputError
 from poolgraph.export.build import lower_variant
 from poolgraph.export.calibration import observe, split_held_out
-from poolgraph.export.calibration_texts import CalibrationTexts
+from poolgraph.export.calibration_texts import EDGE_TEXTS, CalibrationTexts
 from poolgraph.export.describe import build_manifest
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.recipes import GroupRecipes, measure_group
@@ -22,7 +24,7 @@ from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.tokenizer import save_tokenizer
 from poolgraph.export.verify import takes_pairs
 from poolgraph.graphs.families import AnswerKind
-from poolgraph.graphs.manifest import Manifest, Quantization, Tokenization
+from poolgraph.graphs.manifest import Graph, Manifest, Quantization, Tokenization, Variant
 from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, Target
 from poolgraph.graphs.products import find_products
 from poolgraph.graphs.quantize_products import Recipe, quantize_products
@@ -46,12 +48,15 @@ BARS: Mapping[str, Threshold] = MappingProxyType(
 )
 """What held-out texts must reach by kind of answer, stricter than the gate: those that are verified are others."""
 
-LONGEST = 256
+LONGEST = 512
 """Longest calibration text in tokens."""
+
+LONG_TEXTS = 3
+"""Texts joined from all others, cut at LONGEST."""
 
 TOKEN_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Shares of the products, those first that static scales change most, that get a scale a token."""
-FLOAT_SHARES = (0.05, 0.125, 0.25, 0.5, 0.75)
+FLOAT_SHARES = (0.05, 0.125, 0.25, 0.5, 0.75, 0.9)
 """Shares of the products that stay float32 where scales a token do not suffice."""
 
 
@@ -66,9 +71,7 @@ class Int8Plan:
         """Return a target that quantizes first, and its record; the portable one keeps activations in float32."""
         recipes, record = self.recipes, self.record
         if target.layout == "padded":
-            recipes = {
-                name: replace(recipe, scheme="weights", correction=None) for name, recipe in self.recipes.items()
-            }
+            recipes = {name: recipe.of_weights() for name, recipe in self.recipes.items()}
             record = Quantization(
                 weights=len(recipes),
                 smoothed=record.smoothed,
@@ -112,20 +115,29 @@ class Judge:
         graph = next(iter(lowered.variant.graphs.values()))
         return [runner.feed([text], graph) for text in texts]
 
-    def answer(self, target: Target, recipes: Recipes) -> Answers:
-        """Answer the texts, each alone, by the graph that the recipes make."""
+    def answer(self, target: Target, recipes: Recipes) -> list[Answers]:
+        """Answer the texts, each alone, by every graph that the recipes make: a list a family."""
         target = replace(target, passes=(quantize_products(recipes), *target.passes))
         lowered = lower_variant(self.semantic, (), target, self.kind)
-        family = "sequence" if "sequence" in lowered.variant.graphs else "token"
-        graph = lowered.variant.graphs[family]
-        name = Path(graph.file).name
-        runner = build_runner(lowered.variant, self.tokenization)
         with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
-            save_graphs({name: lowered.models[name]}, Path(folder), "weights.bin")
-            provider = lowered.variant.providers[0]
-            session = open_session(Path(folder) / name, lowered.variant, read_cpu_info().num_cores, provider=provider)
-            raw = [run_graph(session, graph, runner.feed([text], graph))[0] for text in self.texts]
+            save_graphs(lowered.models, Path(folder), "weights.bin")
+            return [self._run(Path(folder), lowered.variant, graph) for graph in lowered.variant.graphs.values()]
+
+    def _run(self, folder: Path, variant: Variant, graph: Graph) -> Answers:
+        path = folder / Path(graph.file).name
+        session = open_session(path, variant, read_cpu_info().num_cores, provider=variant.providers[0])
+        runner = build_runner(variant, self.tokenization)
+        raw = [run_graph(session, graph, runner.feed([text], graph))[0] for text in self.texts]
         return raw if self.kind == "embedding" else [finish_logits(rows, self.activation) for rows in raw]
+
+    def compare(self, expected: list[Answers], recipes: Recipes) -> Comparison:
+        """Return the worst comparison of both int8 graphs: quantized activations, and quantized weights alone."""
+        of_weights = {name: recipe.of_weights() for name, recipe in recipes.items()}
+        found = self.answer(CPU_INT8, recipes) + self.answer(replace(CPU_FP32, precision="int8"), of_weights)
+        comparisons = [
+            compare_answers(one, other, BARS[self.kind]) for one, other in zip(expected * 2, found, strict=True)
+        ]
+        return min(comparisons, key=lambda it: (it.passed, it.mean_cosine))
 
 
 def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts | None) -> Int8Plan:
@@ -140,25 +152,25 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
     if calibration is None:
         recipes = {group.name: Recipe(scheme="token") for group in groups}
         return Int8Plan(recipes, Quantization(token=len(recipes), calibration="none"))
-    encoded, manifest = _encode(plan, calibration.texts)
+    encoded, edges, manifest = _encode(plan, calibration.texts)
     observed, held_out = split_held_out(len(encoded))
     judge = Judge(
         semantic=semantic,
         kind=plan.head.kind,
         activation=plan.head.activation,
         tokenization=manifest.tokenization,
-        texts=[encoded[index] for index in held_out],
+        texts=[*(encoded[index] for index in held_out), *edges],
     )
     with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
-        feeds = judge.feeds([encoded[index] for index in observed])
+        feeds = judge.feeds([*(encoded[index] for index in observed), *edges])
         observations = observe(semantic, feeds, Path(folder))
     measured = {group.name: measure_group(group, observations[group.name]) for group in groups}
     chosen = choose_recipes(judge, measured)
     return Int8Plan(chosen.recipes, _describe(chosen, calibration.name))
 
 
-def _encode(plan: ExportPlan, texts: Sequence[str]) -> tuple[list[EncodedText], Manifest]:
-    """Tokenize the texts, and pairs of neighbours where pairs are what the model reads."""
+def _encode(plan: ExportPlan, texts: Sequence[str]) -> tuple[list[EncodedText], list[EncodedText], Manifest]:
+    """Tokenize the texts, pairs of neighbours where pairs are what the model reads, and EDGE_TEXTS apart."""
     manifest = build_manifest(plan, (), min_cosine=None)
     limit = min(LONGEST, plan.limits.max_model_len)
     prompt = manifest.prompts.get(manifest.default_prompt_name or "", "")
@@ -169,7 +181,17 @@ def _encode(plan: ExportPlan, texts: Sequence[str]) -> tuple[list[EncodedText], 
         if takes_pairs(manifest):
             pairs = list(zip(texts[::2], texts[1::2], strict=False))
             encoded += encode_pairs(tokenizer, pairs, truncate_to=limit)
-    return encoded, manifest
+        longest = [" ".join(texts[start::LONG_TEXTS]) for start in range(LONG_TEXTS)]
+        edges = [text for edge in (*EDGE_TEXTS, *longest) for text in _encode_edge(tokenizer, edge, prompt, limit)]
+    return encoded, edges, manifest
+
+
+def _encode_edge(tokenizer: TextTokenizer, text: str, prompt: str, limit: int) -> list[EncodedText]:
+    """Return nothing for a text that has no token of this tokenizer."""
+    try:
+        return tokenizer.encode([text], prompt=prompt, truncate_to=limit)
+    except InputError:
+        return []
 
 
 def _describe(chosen: Chosen, calibration: str) -> Quantization:
@@ -188,10 +210,9 @@ def _describe(chosen: Chosen, calibration: str) -> Quantization:
 def choose_recipes(judge: Judge, measured: Mapping[str, GroupRecipes]) -> Chosen:
     """Take the fastest set of recipes whose answers of held-out texts are good enough, else the best one."""
     expected = judge.answer(CPU_FP32, {})
-    bar = BARS[judge.kind]
     best: Chosen | None = None
     for tried, recipes in enumerate(_sets(measured), start=1):
-        found = compare_answers(expected, judge.answer(CPU_INT8, recipes), bar)
+        found = judge.compare(expected, recipes)
         chosen = Chosen(
             recipes=recipes,
             float32=tuple(name for name in measured if name not in recipes),
@@ -214,5 +235,5 @@ def _sets(measured: Mapping[str, GroupRecipes]) -> Iterator[Recipes]:
         yield {name: (found.token if name in per_token else found.static).recipe for name, found in measured.items()}
     by_token = sorted(measured, key=lambda name: -measured[name].token.error)
     for share in FLOAT_SHARES:
-        left = set(by_token[: -(-round(share * len(by_token) * 100) // 100)])
+        left = set(by_token[: min(math.ceil(share * len(by_token)), len(by_token) - 1)])
         yield {name: found.token.recipe for name, found in measured.items() if name not in left}

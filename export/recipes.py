@@ -102,6 +102,6 @@ def quantize_rows(rows: Floats, recipe: Recipe) -> Floats:
 
 def _measure(rows: Floats, weight: Floats, expected: Floats, recipe: Recipe) -> Measured:
     difference = expected - quantize_rows(rows, recipe) @ weight
-    correction = difference.mean(axis=0)
+    correction, of_weights = difference.mean(axis=0), expected.mean(axis=0) - rows.mean(axis=0) @ weight
     error = float(np.linalg.norm(difference - correction) / max(float(np.linalg.norm(expected)), TINIEST))
-    return Measured(replace(recipe, correction=correction.astype(np.float32)), error)
+    return Measured(replace(recipe, correction=correction, weight_correction=of_weights), error)

@@ -27,7 +27,7 @@ from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import open_session, run_graph
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
-from poolgraph.runtime.verify import build_row, check_model, choose_threshold, encode_probes
+from poolgraph.runtime.verify import build_row, check_model, choose_comparison, encode_probes
 
 Answers = list[NDArray[np.float32]]
 
@@ -142,7 +142,7 @@ def _check_padding(
 ) -> Iterator[CheckRow]:
     expected = reference.sequence if family == "sequence" else reference.token
     assert expected is not None
-    threshold = choose_threshold(model.variant.precision, model.manifest.options.get("min_cosine"))
+    threshold, finish = choose_comparison(model)
     graph = model.variant.graphs[family]
     finished = [
         finish_embeddings(answer, normalize=model.manifest.pooler.normalize, dimensions=None) for answer in expected
@@ -154,7 +154,8 @@ def _check_padding(
         ("finished output", "right", as_finished, finished),
     )
     for check, side, run, answers in checks:
-        found = compare_answers(answers, _run_mixed(model, family, run, texts, side), threshold)
+        mixed = _run_mixed(model, family, run, texts, side)
+        found = compare_answers([finish(rows) for rows in answers], [finish(rows) for rows in mixed], threshold)
         yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
 
 

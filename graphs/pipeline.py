@@ -13,11 +13,13 @@ from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_atten
 from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import Pass
+from poolgraph.graphs.unflatten_products import unflatten_products
 
 SEMANTIC_PASSES: tuple[Pass, ...] = (
     store_transposed_weights,  # before fold_constants, which would compute small ones under other names
     fold_constants,
     fold_transposes,
+    unflatten_products,
     fold_reshapes,  # after fold_transposes: the reshapes around a pair meet only then
     remove_dead_nodes,
     merge_projections,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnx_ir.tape import Tape
 
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.pattern import add_constant
-from poolgraph.graphs.products import ProductGroup, find_products
+from poolgraph.graphs.products import Product, ProductGroup, find_products
 
 CONTRIB_DOMAIN = "com.microsoft"
 LARGEST = 127
@@ -38,6 +38,7 @@ class Recipe:
         smoothing: What the activations are divided by and the weight's rows are multiplied by, (in_features,); None
             leaves both (SmoothQuant, arXiv 2211.10438).
         correction: What is added to the bias, (out_features,): the mean of what quantizing took from the product.
+        weight_correction: The same where only the weights are quantized.
     """
 
     scheme: Scheme
@@ -45,6 +46,11 @@ class Recipe:
     zero_point: int = MIDDLE
     smoothing: Floats | None = None
     correction: Floats | None = None
+    weight_correction: Floats | None = None
+
+    def of_weights(self) -> Recipe:
+        """Return the recipe that has the same weights and leaves the activations in float32."""
+        return replace(self, scheme="weights", correction=self.weight_correction)
 
 
 def quantize_products(recipes: Mapping[str, Recipe]) -> Pass:
@@ -86,6 +92,13 @@ def _replace(graph: ir.Graph, group: ProductGroup, recipe: Recipe) -> None:
     for product, new in zip(group.products, results, strict=True):
         new.shape, new.type = product.output.shape, product.output.type
         ir.convenience.replace_all_uses_with(product.output, new, replace_graph_outputs=True)
+        _remove(graph, product)
+
+
+def _remove(graph: ir.Graph, product: Product) -> None:
+    last = product.output.producer()
+    assert last is not None
+    graph.remove([last] if last is product.node else [last, product.node], safe=True)
 
 
 @dataclass(frozen=True, slots=True)

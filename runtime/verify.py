@@ -74,7 +74,7 @@ def check_model(model: PoolingModel, probes: StoredProbes, families: Sequence[st
         families: Which graphs; all of the variant's where None.
     """
     encoded = encode_probes(model.tokenizer, probes.texts, probes.prompt, probes.pairs)
-    required, finish = _choose_comparison(model)
+    required, finish = choose_comparison(model)
     stored = {"sequence": dict(enumerate(probes.sequence)), "token": probes.token}
     runs: dict[str, Run] = {"sequence": model.run_sequence, "token": model.run_token}
     for family in families or model.variant.graphs:
@@ -95,11 +95,12 @@ def check_model(model: PoolingModel, probes: StoredProbes, families: Sequence[st
             yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
 
 
-def _choose_comparison(model: PoolingModel) -> tuple[Threshold, Finish]:
+def choose_comparison(model: PoolingModel) -> tuple[Threshold, Finish]:
     """Return what answers must reach, and what is done to both sides before: a classifier's activation for int8."""
     precision, min_cosine = model.variant.precision, model.manifest.options.get("min_cosine")
     threshold, activation = choose_threshold(precision, min_cosine), model.manifest.pooler.activation
-    if activation is None or min_cosine is not None or ACTIVATED[precision] == threshold:
+    embeds = {"embed", "token_embed"} & set(model.manifest.tasks)
+    if embeds or min_cosine is not None or ACTIVATED[precision] == threshold:
         return threshold, lambda rows: rows
     return ACTIVATED[precision], lambda rows: finish_logits(rows, activation)
 

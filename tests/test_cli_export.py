@@ -33,6 +33,7 @@ DEFAULTS = {
     "targets": ("cpu",),
     "min_cosine": None,
     "max_memory": None,
+    "calibration": None,
     "trust_remote_code": False,
     "overwrite": False,
 }
@@ -64,7 +65,18 @@ def exports(monkeypatch, tmp_path):
 
 def test_every_option_is_passed(exports, capsys):
     argv = ["export", "acme/tiny", "--task", "score", "-o", "out", "--revision", "v1", "--precision", "fp32, int8"]
-    argv += ["--target", "cpu,cuda", "--min-cosine", "0.9", "--max-memory", "1.5", "--trust-remote-code", "--force"]
+    argv += [
+        "--target",
+        "cpu,cuda",
+        "--min-cosine",
+        "0.9",
+        "--max-memory",
+        "1.5",
+        "--calibration",
+        "texts.txt",
+        "--trust-remote-code",
+        "--force",
+    ]
     argv += ["--convert", "classify", "--runner", "pooling", "--score-template", "qwen3_reranker"]
     argv += ["--pooler-config", '{"pooling_type": "LAST"}', "--hf-overrides", '{"num_labels": 1}']
     assert main(argv) == 0
@@ -80,6 +92,7 @@ def test_every_option_is_passed(exports, capsys):
         "targets": ("cpu", "cuda"),
         "min_cosine": 0.9,
         "max_memory": 1.5,
+        "calibration": "texts.txt",
         "trust_remote_code": True,
         "overwrite": True,
     }

@@ -22,7 +22,7 @@ def variant(name, *, target="cpu", precision="fp32", provider=CPU, features=()):
 
 PORTABLE = variant("portable_fp32", target="portable")
 FP32 = variant("cpu_fp32")
-INT8 = variant("cpu_int8", precision="int8", features=("avx512_vnni",))
+INT8 = variant("cpu_int8", precision="int8", features=("avx512_vnni|avx_vnni",))
 FP16 = variant("cuda_fp16", target="cuda", precision="fp16", provider=CUDA)
 
 
@@ -51,7 +51,7 @@ ALL = (PORTABLE, FP32, INT8, FP16)
     [
         (ALL, Wish(), [CPU], (), "cpu_fp32"),
         ((PORTABLE, INT8, FP32), Wish(), [CPU], ("avx512_vnni",), "cpu_int8"),
-        ((PORTABLE, INT8, FP32), Wish(), [CPU], ("avx2",), "cpu_fp32"),
+        ((PORTABLE, INT8, FP32), Wish(), [CPU], ("avx2", "avx_vnni"), "cpu_int8"),
         (ALL, Wish(precision="int8"), [CPU], ("avx512_vnni",), "cpu_int8"),
         (ALL, Wish(), [CPU, CUDA], (), "cuda_fp16"),
         (ALL, Wish(provider="cpu"), [CPU, CUDA], (), "cpu_fp32"),
@@ -67,6 +67,15 @@ def test_choices(variants, wish, available, features, expected):
     choice = choose_variant(manifest(*variants), wish, available=available, cpu_features=features)
     assert (choice.variant.name, choice.warning) == (expected, None)
     assert choice.provider in choice.variant.providers
+
+
+@pytest.mark.parametrize(
+    ("variants", "expected"), [((PORTABLE, INT8, FP32), "cpu_fp32"), ((PORTABLE, INT8), "portable_fp32")]
+)
+def test_a_processor_that_lacks_what_int8_needs_is_told_so(variants, expected):
+    choice = choose_variant(manifest(*variants), Wish(), available=[CPU], cpu_features=("avx2",))
+    assert choice.variant.name == expected
+    assert choice.warning == f"this processor lacks avx512_vnni|avx_vnni, which cpu_int8 needs; {expected} runs instead"
 
 
 def test_a_provider_that_does_not_load_is_an_error():

@@ -1,0 +1,60 @@
+"""int8 of the support table's rows: the export's gate passes, and texts keep their bits in batches."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from parity_table import make_texts, record
+from safetensors.torch import load_file, save_file
+from support_row import SupportRow
+from support_rows import SUPPORT_ROWS
+from support_table import MEASURED
+
+from poolgraph import PoolingModel, export_model
+
+IN_CI = (
+    "embed Qwen3Model",
+    "embed ModernBertModel",
+    "embed NewModel fixed NTK",
+    "classify GPT2ForSequenceClassification",
+    "score DebertaV2ForSequenceClassification",
+    "reward Qwen2ForProcessRewardModel STEP",
+    "colbert HF_ColBERT",
+    "tokens RobertaForTokenClassification",
+)
+"""Rows that every run of the tests has; ``make support`` has all."""
+
+SHRINK = 0.3
+
+ROWS = [row for row in SUPPORT_ROWS if os.environ.get(MEASURED) or row.name in IN_CI]
+
+
+def tame(file: Path) -> None:
+    """Shrink the layers' weights, which are drawn wide, so that a percent of error in a layer stays a percent."""
+    tensors = load_file(file)
+    layers = {name: it * SHRINK for name, it in tensors.items() if it.dim() > 1 and re.search(r"\.\d+\.", name)}
+    save_file({**tensors, **layers}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_int8_of_a_row(row: SupportRow, tmp_path: Path) -> None:
+    row.make(tmp_path / "checkpoint")
+    tame(tmp_path / "checkpoint" / "model.safetensors")
+    export_model(tmp_path / "checkpoint", tmp_path / "artifact", precisions=("int8",), **row.options)
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        assert (model.variant.name, model.manifest.variants[0].name) == ("cpu_int8", "portable_int8")
+        quantization = model.variant.quantization
+        assert quantization is not None
+        assert quantization.mean_cosine is not None
+        assert quantization.static + quantization.token > 0
+        record("int8, held-out texts", row.name, "its float32", 1.0 - quantization.mean_cosine)
+        texts = make_texts(model.count_tokens, 100, tag=row.tag)
+        ask = getattr(model, row.method)
+        found = list(ask(texts))
+        alone = [ask([text])[0] for text in texts]
+        assert all(np.array_equal(*pair) for pair in zip(alone, found, strict=True))
