@@ -40,7 +40,8 @@ BLOCK_BYTES: Final = 3 * 2**19
 SLAB_ROWS: Final = 16
 """Document vectors in one matrix product: few are computed in vain at a document's end."""
 
-FEWEST_SLAB_ROWS: Final = 4
+SLAB_SIZES: Final = (SLAB_ROWS, 8, 4)
+"""What a slab may have: each divides SLAB_ROWS, so that documents in a block never need more rows than it has."""
 
 SERIAL_PRODUCTS: Final = 2**18
 """Multiplications up to which OpenBLAS stays on the core that asks; beyond, its threads would fight with ours."""
@@ -243,7 +244,7 @@ def _best_products(documents: Sequence[Vectors], query: Rows, rows: Rows, produc
 def _slab_rows(size: int, num_columns: int) -> int:
     """Return how many document vectors one product has: a rule of the query alone, so that all its pairs are alike."""
     serial = SERIAL_PRODUCTS // max(1, size * num_columns)
-    return max(FEWEST_SLAB_ROWS, min(SLAB_ROWS, serial // FEWEST_SLAB_ROWS * FEWEST_SLAB_ROWS))
+    return next((rows for rows in SLAB_SIZES if rows <= serial), SLAB_SIZES[-1])
 
 
 def _pad(number: int, step: int) -> int:
