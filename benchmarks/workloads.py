@@ -12,7 +12,14 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-UNIFORM_SHAPES = {"1x16": (1, 16), "1x128": (1, 128), "1x512": (1, 512), "8x128": (8, 128), "32x128": (32, 128)}
+UNIFORM_SHAPES = {
+    "1x16": (1, 16),
+    "1x128": (1, 128),
+    "1x512": (1, 512),
+    "8x128": (8, 128),
+    "32x128": (32, 128),
+    "8x512": (8, 512),
+}
 MIXED = "mixed"
 WORKLOAD_NAMES = (*UNIFORM_SHAPES, MIXED)
 NUM_CALIBRATION_PASSAGES = 300
