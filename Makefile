@@ -50,7 +50,7 @@ wheel-smoke: setup
 
 support: setup
 	@rm -rf .support && mkdir .support
-	POOLGRAPH_SUPPORT_MEASURED=.support/rows.json $(BIN)/python -m pytest -n 2 --dist worksteal -q tests/parity/test_support_rows.py tests/parity/test_int8_rows.py
+	POOLGRAPH_SUPPORT_MEASURED=.support/rows.json $(BIN)/python -m pytest -n 2 --dist worksteal -q tests/parity/test_support_rows.py
 	$(BIN)/python tests/support_table.py .support/rows.json
 
 bench: $(BENCH_INSTALLED)

@@ -6,17 +6,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import msgspec
-
 from poolgraph.runtime.file_sources import FileSource
 
 EDGE_TEXTS = ("", "a", "?", ".", "1", "yes yes yes yes yes", "again " * 300)
 """Texts that say next to nothing: their activations are unlike those of others, so they are observed and judged."""
-
-
-class _Line(msgspec.Struct, frozen=True):
-    language: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +27,12 @@ def read_calibration(path: str | Path | None) -> CalibrationTexts:
         InputError: the file cannot be read, or has no text.
     """
     if path is None:
-        content = resources.files(__package__).joinpath("calibration_texts.jsonl").read_text(encoding="utf-8")
-        lines = [msgspec.json.decode(line, type=_Line) for line in content.splitlines()]
-        return CalibrationTexts(f"{len(lines)} texts that ship with poolgraph", tuple(line.text for line in lines))
-    texts = tuple(str(text) for (text,) in FileSource(path=str(path)).read())
+        with resources.as_file(resources.files(__package__).joinpath("calibration_texts.jsonl")) as file:
+            texts = _read(file)
+        return CalibrationTexts(f"{len(texts)} texts that ship with poolgraph", texts)
+    texts = _read(Path(path))
     return CalibrationTexts(f"{len(texts)} texts of {Path(path).name}", texts)
+
+
+def _read(path: Path) -> tuple[str, ...]:
+    return tuple(str(text) for (text,) in FileSource(path=str(path)).read())

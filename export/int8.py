@@ -89,13 +89,11 @@ class Chosen:
         recipes: By the name of a group of products.
         float32: Groups that have none.
         found: Held-out texts' answers against float32's.
-        tried: How many sets of recipes were run.
     """
 
     recipes: Recipes
     float32: tuple[str, ...]
     found: Comparison
-    tried: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +131,7 @@ class Judge:
     def compare(self, expected: list[Answers], recipes: Recipes) -> Comparison:
         """Return the worst comparison of both int8 graphs: quantized activations, and quantized weights alone."""
         of_weights = {name: recipe.of_weights() for name, recipe in recipes.items()}
-        found = self.answer(CPU_INT8, recipes) + self.answer(replace(CPU_FP32, precision="int8"), of_weights)
+        found = self.answer(CPU_INT8, recipes) + self.answer(CPU_FP32, of_weights)
         comparisons = [
             compare_answers(one, other, BARS[self.kind]) for one, other in zip(expected * 2, found, strict=True)
         ]
@@ -211,13 +209,12 @@ def choose_recipes(judge: Judge, measured: Mapping[str, GroupRecipes]) -> Chosen
     """Take the fastest set of recipes whose answers of held-out texts are good enough, else the best one."""
     expected = judge.answer(CPU_FP32, {})
     best: Chosen | None = None
-    for tried, recipes in enumerate(_sets(measured), start=1):
+    for recipes in _sets(measured):
         found = judge.compare(expected, recipes)
         chosen = Chosen(
             recipes=recipes,
             float32=tuple(name for name in measured if name not in recipes),
             found=found,
-            tried=tried,
         )
         if found.passed:
             return chosen
