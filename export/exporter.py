@@ -16,6 +16,7 @@ import msgspec
 import onnx_ir as ir
 
 from poolgraph.config import PoolerConfig
+from poolgraph.errors import InputError
 from poolgraph.export.build import LoweredVariant, build_module, lower_variant, trace_layout
 from poolgraph.export.calibration_texts import CalibrationTexts, read_calibration
 from poolgraph.export.checkpoint import open_checkpoint
@@ -167,7 +168,7 @@ def _build_and_verify(
     max_memory: float | None,
     calibration: str | Path | None,
 ) -> tuple[Manifest, Report]:
-    texts = read_calibration(calibration) if any(target.precision == "int8" for target in plan.targets) else None
+    texts = _read_texts(plan, calibration)
     variants, stored = _build(plan, staging, stages, texts, max_memory)
     manifest = build_manifest(plan, variants, min_cosine=min_cosine)
     twin = _compare_with_twin(plan, stored, staging, stages, max_memory)
@@ -176,6 +177,14 @@ def _build_and_verify(
     if twin is None:
         return manifest, _verify(plan, manifest, staging, stages)
     return manifest, _verify_twin(plan, manifest, staging, stages, *twin)
+
+
+def _read_texts(plan: ExportPlan, calibration: str | Path | None) -> CalibrationTexts | None:
+    if any(target.precision == "int8" for target in plan.targets):
+        return read_calibration(calibration)
+    if calibration is not None:
+        raise InputError(f"--calibration {calibration} is for int8: add --precision int8, or leave it out")
+    return None
 
 
 def _build(

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from poolgraph import export_model
+from poolgraph.errors import InputError
+
 FILE = Path(__file__).parents[2] / "export" / "calibration_texts.jsonl"
 
 
@@ -42,3 +45,11 @@ def test_rows_hold_a_language_and_a_text_without_outer_whitespace(rows: list[dic
 def test_lengths_go_from_8_to_512_tokens(rows: list[dict[str, str]], counts: list[int]) -> None:
     assert [row["text"] for row, count in zip(rows, counts, strict=True) if not 8 <= count <= 512] == []
     assert any(row["language"] == "en" and count > 400 for row, count in zip(rows, counts, strict=True))
+
+
+def test_texts_without_int8_are_refused(minilm_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--calibration own\.txt is for int8: add --precision int8"):
+        export_model(minilm_checkpoint, tmp_path / "out", calibration="own.txt")
+    with pytest.raises(InputError, match=r"cannot read own\.txt"):
+        export_model(minilm_checkpoint, tmp_path / "out", calibration="own.txt", precisions=("int8",))
+    assert list(tmp_path.iterdir()) == []
