@@ -22,7 +22,7 @@ from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.recipes import GroupRecipes, measure_group
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.tokenizer import save_tokenizer
-from poolgraph.export.verify import takes_pairs
+from poolgraph.export.verify import build_probes, takes_pairs
 from poolgraph.graphs.families import AnswerKind
 from poolgraph.graphs.manifest import Graph, Manifest, Quantization, Tokenization, Variant
 from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, Target
@@ -46,7 +46,7 @@ BARS: Mapping[str, Threshold] = MappingProxyType(
         "logits": Threshold(min_cosine=-1.0, max_difference=0.03),
     }
 )
-"""What held-out texts must reach by kind of answer, stricter than the gate: those that are verified are others."""
+"""What held-out texts and the probes must reach by kind of answer, stricter than the gate."""
 
 LONGEST = 512
 """Longest calibration text in tokens."""
@@ -150,14 +150,14 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
     if calibration is None:
         recipes = {group.name: Recipe(scheme="token") for group in groups}
         return Int8Plan(recipes, Quantization(token=len(recipes), calibration="none"))
-    encoded, edges, manifest = _encode(plan, calibration.texts)
+    encoded, edges, probes, manifest = _encode(plan, calibration.texts)
     observed, held_out = split_held_out(len(encoded))
     judge = Judge(
         semantic=semantic,
         kind=plan.head.kind,
         activation=plan.head.activation,
         tokenization=manifest.tokenization,
-        texts=[*(encoded[index] for index in held_out), *edges],
+        texts=[*(encoded[index] for index in held_out), *edges, *probes],
     )
     with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
         feeds = judge.feeds([*(encoded[index] for index in observed), *edges])
@@ -167,8 +167,10 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
     return Int8Plan(chosen.recipes, _describe(chosen, calibration.name))
 
 
-def _encode(plan: ExportPlan, texts: Sequence[str]) -> tuple[list[EncodedText], list[EncodedText], Manifest]:
-    """Tokenize the texts, pairs of neighbours where pairs are what the model reads, and EDGE_TEXTS apart."""
+def _encode(
+    plan: ExportPlan, texts: Sequence[str]
+) -> tuple[list[EncodedText], list[EncodedText], list[EncodedText], Manifest]:
+    """Tokenize the texts, pairs of neighbours where pairs are what the model reads; EDGE_TEXTS and the probes apart."""
     manifest = build_manifest(plan, (), min_cosine=None)
     limit = min(LONGEST, plan.limits.max_model_len)
     prompt = manifest.prompts.get(manifest.default_prompt_name or "", "")
@@ -181,7 +183,8 @@ def _encode(plan: ExportPlan, texts: Sequence[str]) -> tuple[list[EncodedText], 
             encoded += encode_pairs(tokenizer, pairs, truncate_to=limit)
         longest = [" ".join(texts[start::LONG_TEXTS]) for start in range(LONG_TEXTS)]
         edges = [text for edge in (*EDGE_TEXTS, *longest) for text in _encode_edge(tokenizer, edge, prompt, limit)]
-    return encoded, edges, manifest
+        probes = build_probes(tokenizer, manifest)
+    return encoded, edges, list(probes.encoded), manifest
 
 
 def _encode_edge(tokenizer: TextTokenizer, text: str, prompt: str, limit: int) -> list[EncodedText]:
