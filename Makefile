@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE ?= 1
 
 setup: $(INSTALLED) .typing/poolgraph
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard runtime/kernel*)
 	@echo "Installing into $(VENV) (pinned by constraints.txt)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,files,export,dev]'

@@ -94,6 +94,7 @@ def lower_variant(
         providers=target.providers,
         graphs=graphs,
         cpu_features=target.cpu_features,
+        operators=target.operators,
         session_options=dict(target.session_options),
         quantization=quantization,
         passes=tuple(Rewrites(name=report.name, rewrites=report.rewrites) for report in reports),

@@ -19,15 +19,15 @@ from poolgraph.export.calibration import observe, split_held_out
 from poolgraph.export.calibration_texts import EDGE_TEXTS, CalibrationTexts
 from poolgraph.export.describe import build_manifest
 from poolgraph.export.probes import PROBE_SENTENCES
-from poolgraph.export.recipes import GroupRecipes, measure_group
+from poolgraph.export.recipes import GroupRecipes, Measured, measure_group
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.tokenizer import save_tokenizer
 from poolgraph.export.verify import build_probes, takes_pairs
 from poolgraph.graphs.families import AnswerKind
 from poolgraph.graphs.manifest import Graph, Manifest, Quantization, Tokenization, Variant
-from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, Target
-from poolgraph.graphs.products import find_products
-from poolgraph.graphs.quantize_products import Recipe, quantize_products
+from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8, Target
+from poolgraph.graphs.products import ProductGroup, find_products
+from poolgraph.graphs.quantize_products import Recipe, Scheme, quantize_products
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.activations import finish_logits
 from poolgraph.runtime.compare import Comparison, Threshold, compare_answers
@@ -39,6 +39,7 @@ from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
 Answers = list[NDArray[np.float32]]
 Recipes = Mapping[str, Recipe]
+Measurements = Mapping[str, GroupRecipes]
 
 BARS: Mapping[str, Threshold] = MappingProxyType(
     {
@@ -61,24 +62,50 @@ FLOAT_SHARES = (0.05, 0.125, 0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Plan:
-    """The recipes of a model, and what the manifest says of them."""
+class QuantizedProducts:
+    """The recipes of a model for some targets, and what the manifest says of them."""
 
     recipes: Recipes
     record: Quantization
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Plan:
+    """How a model's products are quantized.
+
+    Attributes:
+        contrib: On ONNX Runtime's operators, of which those with static scales are the fastest.
+        native: On this package's own, which are as fast with a scale a token; None where no target has them.
+    """
+
+    contrib: QuantizedProducts
+    native: QuantizedProducts | None = None
+
     def for_target(self, target: Target) -> tuple[Target, Quantization]:
         """Return a target that quantizes first, and its record; the portable one keeps activations in float32."""
-        recipes, record = self.recipes, self.record
+        if target.operators is not None:
+            assert self.native is not None
+            return quantizing(target, self.native.recipes), self.native.record
+        recipes, record = self.contrib.recipes, self.contrib.record
         if target.layout == "padded":
-            recipes = {name: recipe.of_weights() for name, recipe in self.recipes.items()}
+            recipes = of_weights(recipes)
             record = Quantization(
                 weights=len(recipes),
                 smoothed=record.smoothed,
                 float32=record.float32,
                 calibration=record.calibration,
             )
-        return replace(target, passes=(quantize_products(recipes), *target.passes)), record
+        return quantizing(target, recipes), record
+
+
+def quantizing(target: Target, recipes: Recipes) -> Target:
+    """Return the target with the pass that quantizes in front of its own."""
+    return replace(target, passes=(quantize_products(recipes, native=target.operators is not None), *target.passes))
+
+
+def of_weights(recipes: Recipes) -> Recipes:
+    """Return the recipes with the same weights that leave activations in float32."""
+    return {name: recipe.of_weights() for name, recipe in recipes.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +142,7 @@ class Judge:
 
     def answer(self, target: Target, recipes: Recipes) -> list[Answers]:
         """Answer the texts, each alone, by every graph that the recipes make: a list a family."""
-        target = replace(target, passes=(quantize_products(recipes), *target.passes))
-        lowered = lower_variant(self.semantic, (), target, self.kind)
+        lowered = lower_variant(self.semantic, (), quantizing(target, recipes), self.kind)
         with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
             save_graphs(lowered.models, Path(folder), "weights.bin")
             return [self._run(Path(folder), lowered.variant, graph) for graph in lowered.variant.graphs.values()]
@@ -128,13 +154,13 @@ class Judge:
         raw = [run_graph(session, graph, runner.feed([text], graph))[0] for text in self.texts]
         return raw if self.kind == "embedding" else [finish_logits(rows, self.activation) for rows in raw]
 
-    def compare(self, expected: list[Answers], recipes: Recipes) -> Comparison:
-        """Return the worst comparison of both int8 graphs: quantized activations, and quantized weights alone."""
-        of_weights = {name: recipe.of_weights() for name, recipe in recipes.items()}
-        found = self.answer(CPU_INT8, recipes) + self.answer(CPU_FP32, of_weights)
-        comparisons = [
-            compare_answers(one, other, BARS[self.kind]) for one, other in zip(expected * 2, found, strict=True)
-        ]
+    def compare(self, expected: list[Answers], recipes: Recipes, target: Target) -> Comparison:
+        """Return the worst comparison of a target's graphs, for the contrib one also with quantized weights alone."""
+        found = self.answer(target, recipes)
+        if target is CPU_INT8:
+            found += self.answer(CPU_FP32, of_weights(recipes))
+        pairs = zip(expected * (len(found) // len(expected)), found, strict=True)
+        comparisons = [compare_answers(one, other, BARS[self.kind]) for one, other in pairs]
         return min(comparisons, key=lambda it: (it.passed, it.mean_cosine))
 
 
@@ -147,9 +173,10 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
         calibration: None for a checkpoint too large to run here: every product gets a scale a token.
     """
     groups = find_products(semantic)
+    is_native = any(target.operators is not None for target in plan.targets)
     if calibration is None:
-        recipes = {group.name: Recipe(scheme="token") for group in groups}
-        return Int8Plan(recipes, Quantization(token=len(recipes), calibration="none"))
+        contrib, native = (_uncalibrated(groups, scheme) for scheme in ("token", "range"))
+        return Int8Plan(contrib=contrib, native=native if is_native else None)
     encoded, edges, probes, manifest = _encode(plan, calibration.texts)
     observed, held_out = split_held_out(len(encoded))
     judge = Judge(
@@ -163,8 +190,21 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
         feeds = judge.feeds([*(encoded[index] for index in observed), *edges])
         observations = observe(semantic, feeds, Path(folder))
     measured = {group.name: measure_group(group, observations[group.name]) for group in groups}
-    chosen = choose_recipes(judge, measured)
-    return Int8Plan(chosen.recipes, _describe(chosen, calibration.name))
+    expected = judge.answer(CPU_FP32, {})
+
+    def choose(target: Target, sets: Iterator[Recipes]) -> QuantizedProducts:
+        chosen = choose_recipes(judge, measured, expected, target, sets)
+        return QuantizedProducts(chosen.recipes, _describe(chosen, calibration.name))
+
+    return Int8Plan(
+        contrib=choose(CPU_INT8, contrib_sets(measured)),
+        native=choose(NATIVE_INT8, native_sets(measured)) if is_native else None,
+    )
+
+
+def _uncalibrated(groups: Sequence[ProductGroup], scheme: Scheme) -> QuantizedProducts:
+    recipes = {group.name: Recipe(scheme=scheme) for group in groups}
+    return QuantizedProducts(recipes, Quantization(token=len(recipes), calibration="none"))
 
 
 def _encode(
@@ -199,7 +239,7 @@ def _describe(chosen: Chosen, calibration: str) -> Quantization:
     schemes = [recipe.scheme for recipe in chosen.recipes.values()]
     return Quantization(
         static=schemes.count("static"),
-        token=schemes.count("token"),
+        token=schemes.count("token") + schemes.count("range"),
         smoothed=sum(recipe.smoothing is not None for recipe in chosen.recipes.values()),
         float32=chosen.float32,
         calibration=calibration,
@@ -208,12 +248,13 @@ def _describe(chosen: Chosen, calibration: str) -> Quantization:
     )
 
 
-def choose_recipes(judge: Judge, measured: Mapping[str, GroupRecipes]) -> Chosen:
-    """Take the fastest set of recipes whose answers of held-out texts are good enough, else the best one."""
-    expected = judge.answer(CPU_FP32, {})
+def choose_recipes(
+    judge: Judge, measured: Measurements, expected: list[Answers], target: Target, sets: Iterator[Recipes]
+) -> Chosen:
+    """Take the first set of recipes whose answers of held-out texts are good enough, else the best one."""
     best: Chosen | None = None
-    for recipes in _sets(measured):
-        found = judge.compare(expected, recipes)
+    for recipes in sets:
+        found = judge.compare(expected, recipes, target)
         chosen = Chosen(
             recipes=recipes,
             float32=tuple(name for name in measured if name not in recipes),
@@ -227,13 +268,24 @@ def choose_recipes(judge: Judge, measured: Mapping[str, GroupRecipes]) -> Chosen
     return best
 
 
-def _sets(measured: Mapping[str, GroupRecipes]) -> Iterator[Recipes]:
-    """Yield sets of recipes, the fastest first."""
+def contrib_sets(measured: Measurements) -> Iterator[Recipes]:
+    """Yield sets of recipes for ONNX Runtime's operators, the fastest first."""
     by_static = sorted(measured, key=lambda name: -measured[name].static.error)
     for share in TOKEN_SHARES:
         per_token = set(by_static[: round(share * len(by_static))])
         yield {name: (found.token if name in per_token else found.static).recipe for name, found in measured.items()}
-    by_token = sorted(measured, key=lambda name: -measured[name].token.error)
+    yield from _partly_float({name: found.token for name, found in measured.items()})
+
+
+def native_sets(measured: Measurements) -> Iterator[Recipes]:
+    """Yield sets of recipes for this package's operators: a scale and zero point a token cost nothing there, and are closer."""
+    ranged = {name: found.range for name, found in measured.items()}
+    yield {name: found.recipe for name, found in ranged.items()}
+    yield from _partly_float(ranged)
+
+
+def _partly_float(measured: Mapping[str, Measured]) -> Iterator[Recipes]:
+    by_error = sorted(measured, key=lambda name: -measured[name].error)
     for share in FLOAT_SHARES:
-        left = set(by_token[: min(math.ceil(share * len(by_token)), len(by_token) - 1)])
-        yield {name: found.token.recipe for name, found in measured.items() if name not in left}
+        left = set(by_error[: min(math.ceil(share * len(by_error)), len(by_error) - 1)])
+        yield {name: found.recipe for name, found in measured.items() if name not in left}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from poolgraph.export.calibration import Observation
 from poolgraph.graphs.products import ProductGroup
-from poolgraph.graphs.quantize_products import LARGEST, MIDDLE, TINIEST, Recipe, join_weights, quantize_weights
+from poolgraph.graphs.quantize_products import LARGEST, MIDDLE, TINIEST, Recipe, Scheme, join_weights, quantize_weights
 
 Floats = NDArray[np.float32]
 
@@ -18,6 +18,8 @@ STRENGTHS = (0.3, 0.5, 0.7, 0.85)
 """How much of the activations' spread moves to the weights (alpha of SmoothQuant, arXiv 2211.10438, equation 4)."""
 SHRINKS = (1.0, 0.8, 0.6, 0.45, 0.3)
 """Shares of the observed range that static scales cover; what lies beyond is cut."""
+STEPS = 255
+"""Between the least and the largest of 8 bits."""
 WORTH = 0.8
 """Smoothing costs a pass over the activations: it must leave at most this share of the error."""
 
@@ -36,22 +38,38 @@ class GroupRecipes:
 
     static: Measured
     token: Measured
+    range: Measured
 
 
 def measure_group(group: ProductGroup, observed: Observation) -> GroupRecipes:
-    """Search both schemes' recipes for a group; its weights are read here and let go."""
+    """Search both schemes' recipes for a group; its weights are read here and let go.
+
+    Both have the smoothing that suits static scales, which need it more, and so the same weights in 8 bits: variants of
+    one artifact share them.
+    """
     weight = join_weights([product.weight.const_value for product in group.products], None)
     expected = observed.rows @ weight
-    smoothings = [None, *(_smooth(observed, weight, strength) for strength in STRENGTHS)]
-    static, token = [], []
-    for smoothing in smoothings:
-        rows, quantized = _smoothed(observed.rows, weight, smoothing)
-        low, high = _range(observed, smoothing)
-        candidates = [_static_scale(low * shrink, high * shrink) for shrink in SHRINKS]
-        ranged = [Recipe(scheme="static", scale=s, zero_point=z, smoothing=smoothing) for s, z in candidates]
-        static.append(min((_measure(rows, quantized, expected, recipe) for recipe in ranged), key=_error))
-        token.append(_measure(rows, quantized, expected, Recipe(scheme="token", smoothing=smoothing)))
-    return GroupRecipes(static=_choose(static), token=_choose(token))
+    static = _choose(
+        [_measure_static(observed, weight, expected, smoothing) for smoothing in _smoothings(observed, weight)]
+    )
+    smoothing = static.recipe.smoothing
+    rows, quantized = _smoothed(observed.rows, weight, smoothing)
+    own: list[Scheme] = ["token", "range"]
+    token, ranged = (_measure(rows, quantized, expected, Recipe(scheme=it, smoothing=smoothing)) for it in own)
+    return GroupRecipes(static=static, token=token, range=ranged)
+
+
+def _smoothings(observed: Observation, weight: Floats) -> list[Floats | None]:
+    return [None, *(_smooth(observed, weight, strength) for strength in STRENGTHS)]
+
+
+def _measure_static(observed: Observation, weight: Floats, expected: Floats, smoothing: Floats | None) -> Measured:
+    """Return the static scale that costs least under one smoothing."""
+    rows, quantized = _smoothed(observed.rows, weight, smoothing)
+    low, high = _range(observed, smoothing)
+    scales = [_static_scale(low * shrink, high * shrink) for shrink in SHRINKS]
+    ranged = [Recipe(scheme="static", scale=s, zero_point=z, smoothing=smoothing) for s, z in scales]
+    return min((_measure(rows, quantized, expected, recipe) for recipe in ranged), key=_error)
 
 
 def _error(measured: Measured) -> float:
@@ -86,17 +104,23 @@ def _range(observed: Observation, smoothing: Floats | None) -> tuple[float, floa
 
 def _static_scale(low: float, high: float) -> tuple[float, int]:
     """Return scale and zero point of 8 bits that reach from ``low`` to ``high``, zero among them."""
-    scale = max((high - low) / 255.0, TINIEST)
-    return float(np.float32(scale)), int(np.clip(np.rint(-low / scale), 0, 255))
+    scale = max((high - low) / STEPS, TINIEST)
+    return float(np.float32(scale)), int(np.clip(np.rint(-low / scale), 0, STEPS))
 
 
 def quantize_rows(rows: Floats, recipe: Recipe) -> Floats:
     """Round rows as a recipe's graph does, in float32 again."""
     if recipe.scheme == "static":
-        integers = np.clip(np.rint(rows / np.float32(recipe.scale)) + recipe.zero_point, 0, 255) - recipe.zero_point
+        integers = np.clip(np.rint(rows / np.float32(recipe.scale)) + recipe.zero_point, 0, STEPS) - recipe.zero_point
         return np.asarray(integers * np.float32(recipe.scale), dtype=np.float32)
-    scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True) * np.float32(1.0 / LARGEST), TINIEST)
-    integers = np.clip(np.rint(rows / scales), -MIDDLE, LARGEST)
+    if recipe.scheme == "range":
+        low, high = np.minimum(rows.min(axis=1, keepdims=True), 0), np.maximum(rows.max(axis=1, keepdims=True), 0)
+        scales = np.maximum((high - low) / np.float32(STEPS), TINIEST)
+        zero_points = np.rint(-low / scales)
+        integers = np.clip(np.rint(rows / scales) + zero_points, 0, STEPS) - zero_points
+    else:
+        scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True) * np.float32(1.0 / LARGEST), TINIEST)
+        integers = np.clip(np.rint(rows / scales), -MIDDLE, LARGEST)
     return np.asarray(integers * scales, dtype=np.float32)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -24,6 +24,7 @@ from poolgraph.export.sentence_transformers import SentenceTransformer, parse_se
 from poolgraph.export.tokenizer import load_tokenizer
 from poolgraph.graphs.manifest import LateInteraction, Limits, Scoring
 from poolgraph.graphs.pipeline import PORTABLE, PORTABLE_INT8, TARGETS, Target
+from poolgraph.runtime.native_library import can_run
 
 UNLIMITED = 1_000_000
 """Transformers writes numbers far beyond this as model_max_length where a tokenizer knows no limit."""
@@ -199,18 +200,28 @@ def _check_precisions(backbone: Backbone, precisions: Sequence[str]) -> None:
             raise InputError(f"{backbone.architecture} cannot be exported with --precision {precision}: {why}")
 
 
-def choose_targets(targets: Sequence[str], precisions: Sequence[str]) -> tuple[Target, ...]:
-    """Return the rows of the target table asked for, portable first; any other pair is an error that lists them."""
-    available = {(target.name, target.precision): target for target in TARGETS}
+def choose_targets(
+    targets: Sequence[str], precisions: Sequence[str], runs_here: Callable[[Target], bool] = can_run
+) -> tuple[Target, ...]:
+    """Return the rows of the target table asked for, portable first; any other pair is an error that lists them.
+
+    Rows that need operators beside ONNX Runtime's own are left out where ``runs_here`` says that they cannot be
+    verified; every one of them has a row beside it that needs none.
+    """
+    available = {(target.word, target.precision): target for target in TARGETS}
     # int8 alone is for little space: its portable graph has the same weights, in 8 bits.
     portable = PORTABLE_INT8 if set(precisions) == {"int8"} else PORTABLE
-    wanted = {(portable.name, portable.precision)} | {(t, p) for t in targets for p in precisions}
+    wanted = {(portable.word, portable.precision)} | {(t, p) for t in targets for p in precisions}
     unknown = sorted(pair for pair in wanted if pair not in available)
     if unknown:
         pairs = ", ".join(f"--target {t} --precision {p}" for t, p in available)
         asked = ", ".join(f"--target {t} --precision {p}" for t, p in unknown)
         raise InputError(f"{asked} is not offered; what is: {pairs}")
-    chosen = [target for target in TARGETS if (target.name, target.precision) in wanted and target is not portable]
+    chosen = [
+        target
+        for target in TARGETS
+        if (target.word, target.precision) in wanted and target is not portable and runs_here(target)
+    ]
     return (portable, *sorted(chosen, key=lambda target: precisions.index(target.precision)))
 
 

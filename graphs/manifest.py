@@ -15,6 +15,9 @@ OLDEST_READABLE: Final = 1
 
 MANIFEST_FILE: Final = "poolgraph.json"
 
+NATIVE_OPERATORS: Final = "poolgraph.cpu/1"
+"""This package's own operators for the CPU and the version of their meaning, which ``runtime/kernels.cpp`` computes."""
+
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises for bytes that are no JSON, or JSON of another shape."""
 
@@ -72,7 +75,8 @@ class Variant(_Record, frozen=True, kw_only=True):
     """The model lowered for one target in one precision.
 
     ``layout`` says what a batch looks like: ``padded`` (batch_size, sequence_length) with an attention mask,
-    ``uniform`` the same without any padding or mask, ``packed`` (num_tokens,) with cumulative lengths.
+    ``uniform`` the same without any padding or mask, ``packed`` (num_tokens,) with cumulative lengths. ``operators``
+    names the library of operators that its graphs need beside ONNX Runtime's own, with its version.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Variant(_Record, frozen=True, kw_only=True):
     providers: tuple[str, ...]
     graphs: dict[str, Graph]
     cpu_features: tuple[str, ...] = ()
+    operators: str | None = None
     session_options: dict[str, str] = {}
     passes: tuple[Rewrites, ...] = ()
     quantization: Quantization | None = None

@@ -9,8 +9,14 @@ from types import MappingProxyType
 from poolgraph.graphs.cleanup import clear_notes, fold_constants, remove_dead_nodes
 from poolgraph.graphs.fold_reshapes import fold_reshapes
 from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
+from poolgraph.graphs.fuse_activations import fuse_activations, fuse_gates
+from poolgraph.graphs.fuse_feed_forward import fuse_feed_forward
+from poolgraph.graphs.fuse_residual_norm import fuse_norms, fuse_residuals
+from poolgraph.graphs.fuse_rms_norm import fuse_rms_norm
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
+from poolgraph.graphs.lower_attention_native import lower_attention_to_native
 from poolgraph.graphs.lower_scan import lower_selective_scan
+from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.unflatten_products import unflatten_products
@@ -33,7 +39,8 @@ class Target:
     """How one target is lowered and run.
 
     Attributes:
-        name: Word of ``--target``; portable is always made.
+        name: The variant's name, together with the precision.
+        word: Word of ``--target``; portable is always made.
         layout: Layout that is traced for it.
         precision: Precision of this row.
         passes: Lowering passes.
@@ -42,9 +49,11 @@ class Target:
         finished_outputs: Whether the graph returns the finished value beside the raw one.
         session_options: Session configuration for the runtime.
         cpu_features: Instruction sets that the processor must have; an entry may name several, of which one suffices.
+        operators: The library of operators that the graphs need, None for ONNX Runtime's own alone.
     """
 
     name: str
+    word: str
     layout: str
     precision: str
     passes: tuple[Pass, ...]
@@ -53,6 +62,7 @@ class Target:
     finished_outputs: bool
     session_options: Mapping[str, str]
     cpu_features: tuple[str, ...] = ()
+    operators: str | None = None
 
     @property
     def variant_name(self) -> str:
@@ -62,6 +72,7 @@ class Target:
 
 PORTABLE = Target(
     name="portable",
+    word="portable",
     layout="padded",
     precision="fp32",
     passes=(lower_attention_to_standard, lower_selective_scan, remove_dead_nodes, clear_notes),
@@ -73,9 +84,10 @@ PORTABLE = Target(
 
 CPU_FP32 = Target(
     name="cpu",
+    word="cpu",
     layout="uniform",
     precision="fp32",
-    passes=(lower_attention_to_cpu, lower_selective_scan, remove_dead_nodes, clear_notes),
+    passes=(fuse_rms_norm, lower_attention_to_cpu, lower_selective_scan, remove_dead_nodes, clear_notes),
     file_stem="model_cpu_fp32",
     providers=("CPUExecutionProvider",),
     finished_outputs=False,
@@ -88,11 +100,31 @@ CPU_INT8 = replace(
 )
 """The pass that quantizes comes first; the export makes it, with recipes from calibration."""
 
+NATIVE_INT8 = replace(
+    CPU_INT8,
+    name="native",
+    file_stem="model_native_int8",
+    passes=(
+        fuse_rms_norm,
+        fuse_activations,
+        fuse_gates,
+        fuse_feed_forward,  # before the norms: a product that has one does not stand in the middle
+        fuse_residuals,
+        fuse_norms,
+        lower_attention_to_native,
+        *CPU_INT8.passes,
+    ),
+    cpu_features=("avx512_vnni", "avx512_bf16"),
+    operators=NATIVE_OPERATORS,
+)
+"""On this package's own operators, which take in what stands around a product: the fastest, where they load."""
+
 PORTABLE_INT8 = replace(PORTABLE, precision="int8", file_stem="model_int8")
 """Weights in 8 bits that become float32 where they are loaded: what any processor and any ONNX runtime can run."""
 
 PACKED_FP32 = Target(
     name="packed",
+    word="packed",
     layout="packed",
     precision="fp32",
     passes=(lower_attention_to_standard, remove_dead_nodes, clear_notes),
@@ -104,4 +136,4 @@ PACKED_FP32 = Target(
 """The packed layout on standard operators, whose mask is blocks: what any machine can check packed graphs with. No
 artifact has it."""
 
-TARGETS: tuple[Target, ...] = (PORTABLE, PORTABLE_INT8, CPU_FP32, CPU_INT8)
+TARGETS: tuple[Target, ...] = (PORTABLE, PORTABLE_INT8, CPU_FP32, NATIVE_INT8, CPU_INT8)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
+from poolgraph.graphs.native import NATIVE_DOMAIN, QUANTIZED_MATMUL, product_attributes
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.pattern import add_constant
 from poolgraph.graphs.products import Product, ProductGroup, find_products
@@ -22,7 +23,7 @@ MIDDLE = 128
 TINIEST = 1e-12
 """The least scale of a token, so that a row of zeros is no division by zero."""
 
-Scheme = Literal["static", "token", "weights"]
+Scheme = Literal["static", "token", "range", "weights"]
 Floats = NDArray[np.float32]
 
 
@@ -31,7 +32,8 @@ class Recipe:
     """How one group's products are quantized.
 
     Attributes:
-        scheme: ``static``: one scale for all activations, from calibration. ``token``: one a token, from itself.
+        scheme: ``static``: one scale for all activations, from calibration. ``token``: one a token, from its largest
+            magnitude. ``range``: a scale and a zero point a token, from its least and largest value; native only.
             ``weights``: the activations stay float32, the weights become float32 again where they are loaded.
         scale: Of static activations.
         zero_point: Of static activations.
@@ -53,8 +55,12 @@ class Recipe:
         return replace(self, scheme="weights", correction=self.weight_correction)
 
 
-def quantize_products(recipes: Mapping[str, Recipe]) -> Pass:
+def quantize_products(recipes: Mapping[str, Recipe], *, native: bool = False) -> Pass:
     """Return the pass that quantizes the groups that have a recipe; products of a group become one, and a Split.
+
+    Args:
+        recipes: By the names of groups.
+        native: Emit this package's own operator, which rounds, multiplies and adds in one.
 
     Given:   %y = Add(MatMul(%x, %W), %b)
     Result:  static   %q = QuantizeLinear(%x / smoothing, scale, zero_point)
@@ -62,27 +68,25 @@ def quantize_products(recipes: Mapping[str, Recipe]) -> Pass:
              token    %s = Max(ReduceMax(Abs(%x / smoothing)) / 127, tiniest); %q = QuantizeLinear(%x / %s, 1, 128)
                       %y = com.microsoft::MatMulIntegerToFloat(%q, %W8, 1, %scales, 128) * %s + %b
              weights  %y = MatMul(%x / smoothing, DequantizeLinear(%W8, %scales)) + %b
+             native   %y = poolgraph.cpu::QuantizedMatMul(%x, %W8, %scales, %b, 1 / smoothing)
     """
 
     def pass_(model: ir.Model) -> int:
         groups = [group for group in find_products(model) if group.name in recipes]
         for group in groups:
-            _replace(model.graph, group, recipes[group.name])
+            recipe = recipes[group.name]
+            _replace(model.graph, group, recipe, _emit_native if native else _EMIT[recipe.scheme])
         if groups:
-            model.graph.opset_imports.setdefault(CONTRIB_DOMAIN, 1)
+            model.graph.opset_imports.setdefault(NATIVE_DOMAIN if native else CONTRIB_DOMAIN, 1)
         return len(groups)
 
     pass_.__name__ = "quantize_products"
     return pass_
 
 
-def _replace(graph: ir.Graph, group: ProductGroup, recipe: Recipe) -> None:
-    tape, weights = Tape(), _quantized_weights(graph, group, recipe)
-    rows = group.source
-    if recipe.smoothing is not None:
-        inverse = add_constant(graph, f"{group.name}.smoothing", (1.0 / recipe.smoothing).astype(np.float32))
-        rows = tape.op("Mul", [rows, inverse])
-    result = _EMIT[recipe.scheme](graph, tape, rows, weights, recipe)
+def _replace(graph: ir.Graph, group: ProductGroup, recipe: Recipe, emit: _Emit) -> None:
+    tape = Tape()
+    result = emit(graph, tape, group.source, _quantized_weights(graph, group, recipe), recipe)
     results = [result]
     if len(group.products) > 1:
         sizes = [product.sizes[1] for product in group.products]
@@ -103,17 +107,29 @@ def _remove(graph: ir.Graph, product: Product) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """Of a group's products side by side: int8 (in_features, out_features), its scales, and the sum of biases."""
+    """Of a group's products side by side.
+
+    Attributes:
+        matrix: int8, (in_features, out_features).
+        scales: (out_features,).
+        bias: The biases, corrected, (out_features,).
+        inverse_smoothing: What rows are multiplied by in front of the products, (in_features,).
+    """
 
     matrix: ir.Value
     scales: ir.Value
     bias: ir.Value | None
+    inverse_smoothing: ir.Value | None
+
+
+def _smoothed(tape: Tape, rows: ir.Value, weights: _Weights) -> ir.Value:
+    return rows if weights.inverse_smoothing is None else tape.op("Mul", [rows, weights.inverse_smoothing])
 
 
 def _emit_static(graph: ir.Graph, tape: Tape, rows: ir.Value, weights: _Weights, recipe: Recipe) -> ir.Value:
     scale = _scalar(graph, recipe.scale, np.float32)
     zero_point = _scalar(graph, recipe.zero_point, np.uint8)
-    quantized = tape.op("QuantizeLinear", [rows, scale, zero_point])
+    quantized = tape.op("QuantizeLinear", [_smoothed(tape, rows, weights), scale, zero_point])
     inputs = [quantized, weights.matrix, scale, weights.scales, zero_point, None, weights.bias]
     return tape.op("MatMulIntegerToFloat", inputs, domain=CONTRIB_DOMAIN)
 
@@ -121,6 +137,7 @@ def _emit_static(graph: ir.Graph, tape: Tape, rows: ir.Value, weights: _Weights,
 def _emit_token(graph: ir.Graph, tape: Tape, rows: ir.Value, weights: _Weights, recipe: Recipe) -> ir.Value:
     one, middle = _scalar(graph, 1.0, np.float32), _scalar(graph, MIDDLE, np.uint8)
     last = add_constant(graph, "last_axis", np.array([-1], dtype=np.int64))
+    rows = _smoothed(tape, rows, weights)
     largest = tape.op("ReduceMax", [tape.op("Abs", [rows]), last], {"keepdims": 1})
     scale = tape.op("Mul", [largest, _scalar(graph, 1.0 / LARGEST, np.float32)])
     scale = tape.op("Max", [scale, _scalar(graph, TINIEST, np.float32)])
@@ -133,12 +150,21 @@ def _emit_token(graph: ir.Graph, tape: Tape, rows: ir.Value, weights: _Weights, 
 
 def _emit_weights(graph: ir.Graph, tape: Tape, rows: ir.Value, weights: _Weights, recipe: Recipe) -> ir.Value:
     matrix = tape.op("DequantizeLinear", [weights.matrix, weights.scales], {"axis": 1})
-    result = tape.op("MatMul", [rows, matrix])
+    result = tape.op("MatMul", [_smoothed(tape, rows, weights), matrix])
     return result if weights.bias is None else tape.op("Add", [result, weights.bias])
 
 
+def _emit_native(graph: ir.Graph, tape: Tape, rows: ir.Value, weights: _Weights, recipe: Recipe) -> ir.Value:
+    is_static = recipe.scheme == "static"
+    attributes = product_attributes(
+        scale=recipe.scale if is_static else 0.0, zero_point=recipe.zero_point if is_static else 0
+    )
+    inputs = [rows, weights.matrix, weights.scales, weights.bias, weights.inverse_smoothing]
+    return tape.op(QUANTIZED_MATMUL, inputs, attributes, domain=NATIVE_DOMAIN)
+
+
 _Emit = Callable[[ir.Graph, Tape, ir.Value, _Weights, Recipe], ir.Value]
-_EMIT: Mapping[Scheme, _Emit] = {"static": _emit_static, "token": _emit_token, "weights": _emit_weights}
+_EMIT: Mapping[str, _Emit] = {"static": _emit_static, "token": _emit_token, "weights": _emit_weights}
 
 
 def _scalar(graph: ir.Graph, number: float, dtype: type[np.generic]) -> ir.Value:
@@ -165,6 +191,7 @@ def _quantized_weights(graph: ir.Graph, group: ProductGroup, recipe: Recipe) -> 
         _lazy(graph, f"{name}.int8", ir.DataType.INT8, (sizes[0][0], columns), lambda: quantize_weights(matrix())[0]),
         _lazy(graph, f"{name}.scales", dtype, (columns,), lambda: quantize_weights(matrix())[1]),
         _lazy(graph, f"{name}.{recipe.scheme}_bias", dtype, (columns,), bias) if has_bias else None,
+        None if recipe.smoothing is None else add_constant(graph, f"{name}.smoothing", 1.0 / recipe.smoothing),
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 ROOT: Final = Path("/")
 
@@ -36,6 +36,16 @@ def read_cpu_info(root: Path = ROOT) -> CpuInfo:
     model = next((fields[key] for key in _MODEL_KEYS if key in fields), platform.processor() or platform.machine())
     features = next((fields[key] for key in _FEATURE_KEYS if key in fields), "")
     return CpuInfo(model=model, num_cores=count_cores(root), features=tuple(sorted(features.split())))
+
+
+class _Needs(Protocol):
+    @property
+    def cpu_features(self) -> tuple[str, ...]: ...
+
+
+def has_cpu_features(needed: _Needs, features: Collection[str]) -> bool:
+    """Whether a processor with ``features`` has what is needed: of each entry, names with bars between them, one."""
+    return all(set(entry.split("|")) & set(features) for entry in needed.cpu_features)
 
 
 def count_cores(root: Path = ROOT) -> int:

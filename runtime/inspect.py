@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from poolgraph.graphs.manifest import Graph, Manifest, Pooler, Report, Tensor, Variant
+from poolgraph.runtime.providers import list_needs
 
 REPORT_COLUMNS: Final = ("variant", "graph", "check", "texts", "min cosine", "max diff", "ok")
 
@@ -125,8 +126,8 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> list[str]:
     lines = [
         f"{variant.name}  {variant.precision} for {', '.join(variant.providers)}, {variant.layout} batches, {verified}"
     ]
-    if variant.cpu_features:
-        lines.append(f"  needs         {', '.join(variant.cpu_features)}")
+    if needs := list_needs(variant):
+        lines.append(f"  needs         {', '.join(needs)}")
     for family, graph in variant.graphs.items():
         lines += _describe_graph(family, graph, manifest)
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from poolgraph.graphs.artifact import is_artifact
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.model_paths import check_model_path, is_checkpoint_dir, is_local_path
-from poolgraph.runtime.providers import CPU_PROVIDER, Choice, Wish, choose_variant
+from poolgraph.runtime.native_library import available_operators
+from poolgraph.runtime.providers import CPU_PROVIDER, Choice, Machine, Wish, choose_variant
 from poolgraph.runtime.session import SessionPool, available_providers
 
 
@@ -61,10 +63,10 @@ def open_sessions(directory: Path, manifest: Manifest, wish: Wish, cpu: CpuInfo)
         ProviderError: the provider asked for does not load.
         ArtifactError: the artifact has no such variant.
     """
-    available = list(available_providers())
+    machine = Machine(providers=available_providers(), cpu_features=cpu.features, operators=available_operators())
     failure: ProviderError | None = None
     while True:
-        choice = choose_variant(manifest, wish, available=available, cpu_features=cpu.features)
+        choice = choose_variant(manifest, wish, machine)
         sessions = SessionPool(directory=directory, variant=choice.variant, provider=choice.provider)
         try:
             _try_provider(sessions, cpu.num_cores)
@@ -72,7 +74,7 @@ def open_sessions(directory: Path, manifest: Manifest, wish: Wish, cpu: CpuInfo)
             if wish.provider is not None and not wish.fallback:
                 raise
             failure = error
-            available.remove(choice.provider)
+            machine = replace(machine, providers=tuple(name for name in machine.providers if name != choice.provider))
             continue
         _warn_of_fallback(choice, failure if wish.fallback else None)
         return sessions

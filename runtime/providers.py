@@ -9,6 +9,8 @@ from typing import Final
 
 from poolgraph.errors import ArtifactError, ProviderError
 from poolgraph.graphs.manifest import Manifest, Variant
+from poolgraph.runtime.cpu import has_cpu_features
+from poolgraph.runtime.native_library import has_operators
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 
@@ -33,6 +35,25 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What this machine offers.
+
+    Attributes:
+        providers: Full names of the providers that load.
+        cpu_features: Instruction sets of the processor.
+        operators: Libraries of operators that load beside ONNX Runtime's own.
+    """
+
+    providers: tuple[str, ...]
+    cpu_features: Collection[str] = ()
+    operators: Collection[str] = ()
+
+    def runs(self, variant: Variant) -> bool:
+        """Whether the processor and the libraries have what a variant needs."""
+        return has_cpu_features(variant, self.cpu_features) and has_operators(variant, self.operators)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """A variant and the provider that runs it; ``warning`` says what was asked for and is not there."""
 
@@ -54,24 +75,17 @@ def resolve_provider(name: str) -> str:
     return full
 
 
-def choose_variant(
-    manifest: Manifest, wish: Wish, *, available: Sequence[str], cpu_features: Collection[str]
-) -> Choice:
+def choose_variant(manifest: Manifest, wish: Wish, machine: Machine) -> Choice:
     """Choose the best variant for a wish.
 
     The best provider that loads and has a variant comes first, then the artifact's own order of precisions. A portable
     variant is taken only by name or where its provider has no variant of its own.
 
-    Args:
-        manifest: The artifact's manifest.
-        wish: What the caller asked for.
-        available: Full names of the providers that load here.
-        cpu_features: Instruction sets of this processor.
-
     Raises:
         ProviderError: the provider asked for does not load here, or is unknown.
         ArtifactError: the artifact has no such variant.
     """
+    available = machine.providers
     providers = list(PROVIDER_NAMES.values()) if wish.provider is None else [resolve_provider(wish.provider)]
     variants = manifest.variants if wish.variant is None else (manifest.variant(wish.variant),)
     warning = None
@@ -82,9 +96,9 @@ def choose_variant(
             raise ProviderError(warning)
         providers = list(PROVIDER_NAMES.values())
     for provider in (name for name in providers if name in available):
-        fitting = _fitting_variants(variants, provider, wish, cpu_features)
+        fitting = _fitting_variants([v for v in variants if machine.runs(v)], provider, wish)
         if fitting:
-            warning = warning or _explain_passed_over(variants, fitting[0], provider, wish, cpu_features)
+            warning = warning or _explain_passed_over(variants, fitting[0], provider, wish, machine)
             return Choice(variant=fitting[0], provider=provider, warning=warning)
     raise _explain_no_variant(variants, wish, providers, available)
 
@@ -102,31 +116,29 @@ def check_verified(variant: Variant, path: object) -> None:
         )
 
 
-def _fitting_variants(
-    variants: Sequence[Variant], provider: str, wish: Wish, cpu_features: Collection[str]
-) -> list[Variant]:
-    runnable = [v for v in variants if provider in v.providers and has_features(v, cpu_features)]
+def _fitting_variants(variants: Sequence[Variant], provider: str, wish: Wish) -> list[Variant]:
+    runnable = [v for v in variants if provider in v.providers]
     if wish.variant is None:
         own = [variant for variant in runnable if variant.target != PORTABLE]
         runnable = own or runnable
     return [v for v in runnable if wish.precision is None or v.precision == wish.precision]
 
 
-def has_features(variant: Variant, cpu_features: Collection[str]) -> bool:
-    """Whether a processor has what a variant needs: of each entry, names with bars between them, one."""
-    return all(set(entry.split("|")) & set(cpu_features) for entry in variant.cpu_features)
-
-
 def _explain_passed_over(
-    variants: Sequence[Variant], chosen: Variant, provider: str, wish: Wish, cpu_features: Collection[str]
+    variants: Sequence[Variant], chosen: Variant, provider: str, wish: Wish, machine: Machine
 ) -> str | None:
-    """Say that the processor lacks what the variant that would have been taken needs."""
-    every = [entry for variant in variants for entry in variant.cpu_features]
-    features = {name for entry in every for name in entry.split("|")} | set(cpu_features)
-    first = _fitting_variants(variants, provider, wish, features)[0]
+    """Say what the variant that would have been taken needs and this machine lacks."""
+    first = _fitting_variants(variants, provider, wish)[0]
     if first is chosen:
         return None
-    return f"this processor lacks {' '.join(first.cpu_features)}, which {first.name} needs; {chosen.name} runs instead"
+    if not has_cpu_features(first, machine.cpu_features):
+        lacks = f"this processor lacks {' '.join(first.cpu_features)}, which {first.name} needs"
+    else:
+        lacks = (
+            f"the library of operators {first.operators}, which {first.name} needs, is not installed or does not load; "
+            "install poolgraph where there is a C++ compiler"
+        )
+    return f"{lacks}; {chosen.name} runs instead"
 
 
 def _explain_missing(provider: str, available: Sequence[str]) -> str:
@@ -150,5 +162,11 @@ def _explain_no_variant(
     )
 
 
+def list_needs(variant: Variant) -> list[str]:
+    """Return what a variant needs of a machine beside a provider: instruction sets, a library of operators."""
+    return [*variant.cpu_features, *([variant.operators] if variant.operators else [])]
+
+
 def _needs(variant: Variant) -> str:
-    return f", needs {' '.join(variant.cpu_features)}" if variant.cpu_features else ""
+    needs = list_needs(variant)
+    return f", needs {' '.join(needs)}" if needs else ""

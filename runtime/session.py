@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import ProviderError, SessionError, TaskNotSupported
 from poolgraph.graphs.manifest import Graph, Variant
+from poolgraph.runtime.native_library import library_path
 from poolgraph.runtime.providers import INSTALL_CURES
 
 ERROR_SEVERITY: Final = 3
@@ -84,6 +85,8 @@ def open_session(path: Path, variant: Variant, threads: int, *, provider: str) -
     """
     onnxruntime = import_onnxruntime()
     options = build_session_options(onnxruntime, variant.session_options, threads)
+    if variant.operators is not None:
+        register_operators(options)
     disabled = variant.session_options.get("disabled_optimizers", "")
     with mapped_errors(f"opening {path}"):
         session: Session = onnxruntime.InferenceSession(
@@ -100,7 +103,7 @@ def open_session(path: Path, variant: Variant, threads: int, *, provider: str) -
     return session
 
 
-def build_session_options(onnxruntime: ModuleType, entries: Mapping[str, str], threads: int) -> object:
+def build_session_options(onnxruntime: ModuleType, entries: Mapping[str, str], threads: int) -> Any:
     """Build ONNX Runtime's session options from a variant's entries."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -119,6 +122,21 @@ def build_session_options(onnxruntime: ModuleType, entries: Mapping[str, str], t
             with mapped_errors(f"setting session option {key}"):
                 options.add_session_config_entry(key, value)
     return options
+
+
+def register_operators(options: Any) -> None:
+    """Make this package's own operators known to sessions that are opened with ``options``.
+
+    Raises:
+        SessionError: the library is not there, or ONNX Runtime refused it.
+    """
+    path = library_path()
+    if path is None:
+        raise SessionError(
+            "poolgraph was installed without its library of operators; install it where there is a C++ compiler"
+        )
+    with mapped_errors(f"loading {path.name}"):
+        options.register_custom_ops_library(str(path))
 
 
 def run_graph(session: Session, graph: Graph, feed: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from little_graphs import build, random
 from poolgraph.errors import InputError
 from poolgraph.export.calibration import Observation, observe, split_held_out
 from poolgraph.export.calibration_texts import read_calibration
-from poolgraph.export.int8 import FLOAT_SHARES, TOKEN_SHARES, _sets
+from poolgraph.export.int8 import FLOAT_SHARES, TOKEN_SHARES, contrib_sets
 from poolgraph.export.recipes import GroupRecipes, Measured, measure_group, quantize_rows
 from poolgraph.graphs.products import find_products
 from poolgraph.graphs.quantize_products import Recipe
@@ -73,7 +73,7 @@ def test_sets_go_from_the_fastest_to_the_most_careful() -> None:
         )
         for i in range(8)
     }
-    sets = list(_sets(measured))
+    sets = list(contrib_sets(measured))
     assert len(sets) == len(TOKEN_SHARES) + len(FLOAT_SHARES)
     schemes = [[recipe.scheme for recipe in recipes.values()] for recipes in sets]
     assert [found.count("static") for found in schemes] == [8, 7, 6, 4, 0, 0, 0, 0, 0, 0, 0]

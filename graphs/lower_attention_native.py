@@ -1,0 +1,54 @@
+"""Pass: semantic attention to this package's own operator, where it computes the kind at hand."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
+from poolgraph.graphs.native import ATTENTION, NATIVE_DOMAIN
+from poolgraph.graphs.pattern import dimensions, producer, replace_node, used_once
+
+LARGEST_HEAD = 1024
+
+
+def lower_attention_to_native(model: ir.Model) -> int:
+    """Lower attention without mask, bias or softcap; others are left for the pass that follows.
+
+    Given:   %y = poolgraph::Attention(%q, %k, %v)
+    Result:  %y = poolgraph.cpu::Attention(%q, %k, %v), or of the one value that they are split from
+    """
+    return sum(_lower(model.graph, read_attention(node)) for node in attention_nodes(model))
+
+
+def _lower(graph: ir.Graph, attention: AttentionNode) -> int:
+    parts = (attention.mask, attention.bias, attention.cu_seqlens)
+    if any(part is not None for part in parts) or attention.softcap or attention.head_dim > LARGEST_HEAD:
+        return 0
+    attributes = {
+        "num_heads": attention.num_heads,
+        "kv_num_heads": attention.num_kv_heads,
+        "head_size": attention.head_dim,
+        "scale": attention.scale,
+        "is_causal": int(attention.is_causal),
+        "left_window": attention.left_window,
+        "right_window": attention.right_window,
+    }
+    tape = Tape()
+    result = tape.op(ATTENTION, _inputs(attention), attributes, domain=NATIVE_DOMAIN)
+    graph.opset_imports[NATIVE_DOMAIN] = 1
+    replace_node(graph, attention.node, tape.nodes, result)
+    return 1
+
+
+def _inputs(attention: AttentionNode) -> list[ir.Value]:
+    """Return what the three are split from, if nothing else reads them, else the three."""
+    rows = [attention.query, attention.key, attention.value]
+    split = producer(attention.query, "Split")
+    if split is None or list(split.outputs) != rows or not all(used_once(value) for value in rows):
+        return rows
+    whole = split.inputs[0]
+    assert whole is not None
+    widths = [attention.num_heads, attention.num_kv_heads, attention.num_kv_heads]
+    expected = [heads * attention.head_dim for heads in widths]
+    return [whole] if [(dimensions(value) or (None,))[-1] for value in rows] == expected else rows

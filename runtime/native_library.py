@@ -1,0 +1,64 @@
+"""The library of this package's own operators: where it is, whether it loads, and what runs on it.
+
+It is compiled when the package is installed, if there is a C++ compiler, from ``kernels.cpp``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Collection
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Protocol
+
+from poolgraph.graphs.manifest import NATIVE_OPERATORS
+from poolgraph.runtime.cpu import has_cpu_features, read_cpu_info
+
+MODULE: Final = "poolgraph.runtime._kernels"
+
+ENTRY_POINT: Final = "RegisterCustomOps"
+"""What ONNX Runtime calls in a library of operators."""
+
+
+class Requirements(Protocol):
+    """What a variant or a target needs of this machine."""
+
+    @property
+    def cpu_features(self) -> tuple[str, ...]:
+        """Instruction sets, all of them; of an entry with bars, one."""
+
+    @property
+    def operators(self) -> str | None:
+        """A library of operators, None for ONNX Runtime's own alone."""
+
+
+def library_path() -> Path | None:
+    """Return the compiled library, None where the package was installed without it."""
+    spec = find_spec(MODULE)
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+@cache
+def available_operators() -> tuple[str, ...]:
+    """Return the libraries of operators that load here."""
+    path = library_path()
+    if path is None:
+        return ()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # compiled for another machine
+        return ()
+    return (NATIVE_OPERATORS,) if hasattr(library, ENTRY_POINT) else ()
+
+
+def has_operators(needed: Requirements, operators: Collection[str]) -> bool:
+    """Whether the libraries that load have what a variant or a target needs."""
+    return needed.operators is None or needed.operators in operators
+
+
+def can_run(needed: Requirements) -> bool:
+    """Whether this machine runs what needs operators beside ONNX Runtime's own; what needs none is not asked more."""
+    if needed.operators is None:
+        return True
+    return has_operators(needed, available_operators()) and has_cpu_features(needed, read_cpu_info().features)

@@ -1,0 +1,140 @@
+"""Graphs of one native operator, run on ONNX Runtime, and what the operators compute, in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from scipy.special import erf
+
+from poolgraph.graphs.native import NATIVE_DOMAIN, Activation, Gate, Norm
+from poolgraph.graphs.pipeline import NATIVE_INT8
+from poolgraph.runtime.native_library import can_run
+from poolgraph.runtime.session import register_operators
+
+needs_native = pytest.mark.skipif(not can_run(NATIVE_INT8), reason="needs AVX-512 with VNNI and BF16, and a compiler")
+
+Array = np.ndarray[Any, Any]
+
+
+def native_session(
+    op_type: str,
+    inputs: Mapping[str, Array | None],
+    attributes: Mapping[str, Any],
+    fed: tuple[str, ...],
+    outputs: int = 1,
+    threads: int = 1,
+) -> onnxruntime.InferenceSession:
+    """Open a graph of one operator; inputs that are not fed are constants, None ones absent."""
+    values, initializers, graph_inputs = [], [], []
+    for name, array in inputs.items():
+        if array is None:
+            values.append(None)
+            continue
+        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
+        if name in fed:
+            value.shape = ir.Shape([f"{name}_{axis}" for axis in range(array.ndim)])
+            graph_inputs.append(value)
+        else:
+            value.shape, value.const_value = ir.Shape(array.shape), ir.tensor(array, name=name)
+            initializers.append(value)
+        values.append(value)
+    node = ir.node(op_type, values, dict(attributes), domain=NATIVE_DOMAIN, num_outputs=outputs)
+    for index, value in enumerate(node.outputs):
+        value.name, value.type = f"out_{index}", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        graph_inputs, node.outputs, nodes=[node], initializers=initializers, opset_imports={"": 20, NATIVE_DOMAIN: 1}
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    register_operators(options)
+    return onnxruntime.InferenceSession(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(), options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductCase:
+    """One quantized product, its weights random; ``scale`` 0 rounds by the row."""
+
+    in_features: int = 64
+    out_features: int = 64
+    scale: float = 0.0
+    zero_point: int = 0
+    bias: bool = True
+    factors: bool = False
+    activation: Activation = Activation.NONE
+    gate: Gate = Gate.NONE
+    seed: int = 0
+    weights: dict[str, Array | None] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        draw = np.random.default_rng(self.seed)
+        floats = lambda *shape: draw.standard_normal(shape).astype(np.float32)  # noqa: E731
+        self.weights.update(
+            weights=draw.integers(-127, 128, (self.in_features, self.out_features)).astype(np.int8),
+            scales=np.abs(floats(self.out_features)) * 1e-3 + 1e-4,
+            bias=floats(self.out_features) if self.bias else None,
+            factors=np.exp(floats(self.in_features)).astype(np.float32) if self.factors else None,
+        )
+
+    @property
+    def width(self) -> int:
+        """Columns of the answer."""
+        return self.out_features if self.gate == Gate.NONE else self.out_features // 2
+
+    def attributes(self, prefix: str = "") -> dict[str, Any]:
+        """The product's part of a node's attributes."""
+        values = {
+            "scale": self.scale,
+            "zero_point": self.zero_point,
+            "activation": int(self.activation),
+            "gate": int(self.gate),
+        }
+        return {prefix + name: value for name, value in values.items()}
+
+    def expected(self, rows: Array) -> Array:
+        """The answer in float64."""
+        weights, scales, bias, factors = self.weights.values()
+        scaled = rows.astype(np.float32) * (1 if factors is None else factors)
+        if self.scale:
+            own = np.float32(self.scale)
+            rounded = np.clip(np.rint(scaled / own) + self.zero_point, 0, 255) - self.zero_point
+        else:
+            low, high = (np.asarray(side, dtype=np.float32) for side in (scaled.min(-1), scaled.max(-1)))
+            low, high = np.minimum(low, 0)[..., None], np.maximum(high, 0)[..., None]
+            own = np.maximum(2 * (high / np.float32(510) - low / np.float32(510)), np.float32(1e-12))
+            zero = np.rint(-low / own)
+            rounded = np.clip(np.rint(scaled * (np.float32(1) / own)) + zero, 0, 255) - zero
+        sums = rounded.astype(np.float64) @ weights.astype(np.float64)
+        result = sums * scales * own + (0 if bias is None else bias)
+        return gated(result, self.activation, self.gate)
+
+
+def gated(columns: Array, activation: Activation, gate: Gate) -> Array:
+    """Apply an activation, to one half where there is a gate."""
+    if gate == Gate.NONE:
+        return ACTIVATIONS[activation](columns)
+    first, second = np.split(columns, 2, axis=-1)
+    return ACTIVATIONS[activation](first) * second if gate == Gate.FIRST else first * ACTIVATIONS[activation](second)
+
+
+ACTIVATIONS = {
+    Activation.NONE: lambda x: x,
+    Activation.GELU: lambda x: x * (1 + erf(x / sqrt(2))) / 2,
+    Activation.GELU_TANH: lambda x: x * (1 + np.tanh(sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+    Activation.SILU: lambda x: x / (1 + np.exp(-x)),
+    Activation.RELU: lambda x: np.maximum(x, 0),
+}
+
+
+def normalized(rows: Array, norm: Norm, weight: Array, bias: Array | None, epsilon: float) -> Array:
+    """The norm of rows in float64."""
+    centred = rows - rows.mean(-1, keepdims=True) if norm == Norm.LAYER else rows
+    result = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * weight
+    return result if bias is None else result + bias
