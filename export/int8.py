@@ -155,12 +155,11 @@ class Judge:
         return raw if self.kind == "embedding" else [finish_logits(rows, self.activation) for rows in raw]
 
     def compare(self, expected: list[Answers], recipes: Recipes, target: Target) -> Comparison:
-        """Return the worst comparison of a target's graphs, for the contrib one also with quantized weights alone."""
-        found = self.answer(target, recipes)
-        if target is CPU_INT8:
-            found += self.answer(CPU_FP32, of_weights(recipes))
-        pairs = zip(expected * (len(found) // len(expected)), found, strict=True)
-        comparisons = [compare_answers(one, other, BARS[self.kind]) for one, other in pairs]
+        """Return the worst comparison of a target's graphs."""
+        comparisons = [
+            compare_answers(one, other, BARS[self.kind])
+            for one, other in zip(expected, self.answer(target, recipes), strict=True)
+        ]
         return min(comparisons, key=lambda it: (it.passed, it.mean_cosine))
 
 
@@ -255,6 +254,12 @@ def choose_recipes(
     best: Chosen | None = None
     for recipes in sets:
         found = judge.compare(expected, recipes, target)
+        if found.passed and target is CPU_INT8:  # the portable graph has the same weights
+            found = min(
+                found,
+                judge.compare(expected, of_weights(recipes), CPU_FP32),
+                key=lambda it: (it.passed, it.mean_cosine),
+            )
         chosen = Chosen(
             recipes=recipes,
             float32=tuple(name for name in measured if name not in recipes),
@@ -278,7 +283,7 @@ def contrib_sets(measured: Measurements) -> Iterator[Recipes]:
 
 
 def native_sets(measured: Measurements) -> Iterator[Recipes]:
-    """Yield sets of recipes for this package's operators: a scale and zero point a token cost nothing there, and are closer."""
+    """Yield sets of recipes for this package's operators: ranges of tokens cost nothing there, and are closer."""
     ranged = {name: found.range for name, found in measured.items()}
     yield {name: found.recipe for name, found in ranged.items()}
     yield from _partly_float(ranged)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,14 +13,14 @@ from poolgraph.graphs.quantize_products import LARGEST, MIDDLE, TINIEST, Recipe,
 
 Floats = NDArray[np.float32]
 
-STRENGTHS = (0.3, 0.5, 0.7, 0.85)
+STRENGTH = 0.5
 """How much of the activations' spread moves to the weights (alpha of SmoothQuant, arXiv 2211.10438, equation 4)."""
 SHRINKS = (1.0, 0.8, 0.6, 0.45, 0.3)
 """Shares of the observed range that static scales cover; what lies beyond is cut."""
+WORTH = 0.9
+"""Smoothing costs a pass over the activations: it must leave less than this share of the error."""
 STEPS = 255
 """Between the least and the largest of 8 bits."""
-WORTH = 0.8
-"""Smoothing costs a pass over the activations: it must leave at most this share of the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +41,23 @@ class GroupRecipes:
 
 
 def measure_group(group: ProductGroup, observed: Observation) -> GroupRecipes:
-    """Search both schemes' recipes for a group; its weights are read here and let go.
+    """Search each scheme's recipe for a group; its weights are read here and let go.
 
-    Both have the smoothing that suits static scales, which need it more, and so the same weights in 8 bits: variants of
-    one artifact share them.
+    All have the smoothing that suits ranges best, or none, and so the same weights in 8 bits: variants of one artifact
+    share them.
     """
     weight = join_weights([product.weight.const_value for product in group.products], None)
     expected = observed.rows @ weight
-    static = _choose(
-        [_measure_static(observed, weight, expected, smoothing) for smoothing in _smoothings(observed, weight)]
-    )
-    smoothing = static.recipe.smoothing
-    rows, quantized = _smoothed(observed.rows, weight, smoothing)
-    own: list[Scheme] = ["token", "range"]
-    token, ranged = (_measure(rows, quantized, expected, Recipe(scheme=it, smoothing=smoothing)) for it in own)
-    return GroupRecipes(static=static, token=token, range=ranged)
 
+    def measure(scheme: Scheme, smoothing: Floats | None) -> Measured:
+        rows, quantized = _smoothed(observed.rows, weight, smoothing)
+        return _measure(rows, quantized, expected, Recipe(scheme=scheme, smoothing=smoothing))
 
-def _smoothings(observed: Observation, weight: Floats) -> list[Floats | None]:
-    return [None, *(_smooth(observed, weight, strength) for strength in STRENGTHS)]
+    plain, smoothed = (measure("range", smoothing) for smoothing in (None, _smooth(observed, weight)))
+    ranged = smoothed if smoothed.error < WORTH * plain.error else plain
+    smoothing = ranged.recipe.smoothing
+    static = _measure_static(observed, weight, expected, smoothing)
+    return GroupRecipes(static=static, token=measure("token", smoothing), range=ranged)
 
 
 def _measure_static(observed: Observation, weight: Floats, expected: Floats, smoothing: Floats | None) -> Measured:
@@ -76,16 +73,10 @@ def _error(measured: Measured) -> float:
     return measured.error
 
 
-def _choose(measured: Sequence[Measured]) -> Measured:
-    """Return the best, or the one without smoothing, which comes first, where it is hardly worse."""
-    best = min(measured, key=_error)
-    return measured[0] if best.error > WORTH * measured[0].error else best
-
-
-def _smooth(observed: Observation, weight: Floats, strength: float) -> Floats:
+def _smooth(observed: Observation, weight: Floats) -> Floats:
     activations = np.maximum(np.maximum(np.abs(observed.low), np.abs(observed.high)), 1e-5)
     weights = np.maximum(np.abs(weight).max(axis=1), 1e-5)
-    smoothing = activations**strength / weights ** (1.0 - strength)
+    smoothing = activations**STRENGTH / weights ** (1.0 - STRENGTH)
     return np.asarray(smoothing / np.exp(np.log(smoothing).mean()), dtype=np.float32)
 
 

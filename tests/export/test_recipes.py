@@ -11,7 +11,7 @@ from little_graphs import build, random
 from poolgraph.errors import InputError
 from poolgraph.export.calibration import Observation, observe, split_held_out
 from poolgraph.export.calibration_texts import read_calibration
-from poolgraph.export.int8 import FLOAT_SHARES, TOKEN_SHARES, contrib_sets
+from poolgraph.export.int8 import FLOAT_SHARES, TOKEN_SHARES, contrib_sets, native_sets
 from poolgraph.export.recipes import GroupRecipes, Measured, measure_group, quantize_rows
 from poolgraph.graphs.products import find_products
 from poolgraph.graphs.quantize_products import Recipe
@@ -27,8 +27,8 @@ def measure(rows: np.ndarray) -> GroupRecipes:
 def test_even_rows_need_no_smoothing() -> None:
     found = measure(random(256, 64, seed=1))
     assert found.static.recipe.smoothing is None
-    assert found.token.recipe.smoothing is None
-    assert found.token.error < found.static.error < 0.02
+    assert found.range.recipe.smoothing is found.token.recipe.smoothing is None
+    assert found.range.error < found.token.error < found.static.error < 0.02
 
 
 def test_a_feature_far_above_the_others_is_smoothed() -> None:
@@ -69,7 +69,9 @@ def test_observations_hold_every_tokens_range(tmp_path: Path) -> None:
 def test_sets_go_from_the_fastest_to_the_most_careful() -> None:
     measured = {
         str(i): GroupRecipes(
-            static=Measured(Recipe(scheme="static"), i / 10), token=Measured(Recipe(scheme="token"), i / 20)
+            static=Measured(Recipe(scheme="static"), i / 10),
+            token=Measured(Recipe(scheme="token"), i / 20),
+            range=Measured(Recipe(scheme="range"), (7 - i) / 30),
         )
         for i in range(8)
     }
@@ -80,6 +82,10 @@ def test_sets_go_from_the_fastest_to_the_most_careful() -> None:
     assert [len(found) for found in schemes] == [8, 8, 8, 8, 8, 7, 7, 6, 4, 2, 1]
     assert sets[1]["7"].scheme == "token"
     assert "7" not in sets[5]
+    native = list(native_sets(measured))
+    assert len(native) == 1 + len(FLOAT_SHARES)
+    assert {recipe.scheme for recipes in native for recipe in recipes.values()} == {"range"}
+    assert (len(native[0]), "0" in native[1]) == (8, False)
 
 
 def test_every_fourth_text_is_held_out() -> None:

@@ -46,10 +46,9 @@ def test_products_of_every_size(count: int, sizes: tuple[int, int]) -> None:
 @pytest.mark.parametrize("scale", [0.0, 0.02])
 def test_schemes_activations_and_gates(activation: Activation, gate: Gate, scale: float) -> None:
     for count, factors, bias in [(3, True, True), (50, False, False), (50, True, True)]:
-        case = ProductCase(
-            in_features=70, out_features=154, activation=activation, gate=gate, scale=scale, zero_point=100 if scale else 0,
-            factors=factors, bias=bias,
-        )  # fmt: skip
+        zero_point = 100 if scale else 0
+        options = {"scale": scale, "zero_point": zero_point, "factors": factors, "bias": bias}
+        case = ProductCase(in_features=70, out_features=154, activation=activation, gate=gate, **options)
         rows = rows_of(2, count, 70)
         assert_near(product_session(case, rows).run(None, {"rows": rows})[0], case.expected(rows))
 
