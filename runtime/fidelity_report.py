@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeAlias
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import ProviderError
+from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Fidelity, FidelityRow, Manifest, Variant
 from poolgraph.runtime.compare import cosine_rows
 from poolgraph.runtime.cpu import read_cpu_info
@@ -25,12 +27,13 @@ from poolgraph.runtime.fidelity import (
     spearman,
     top_overlap,
 )
-from poolgraph.runtime.fidelity_corpus import Corpus
+from poolgraph.runtime.fidelity_corpus import Corpus, shipped_corpus
 from poolgraph.runtime.fidelity_kinds import Findings, Questions, Raw, choose_kind
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.providers import PORTABLE, Wish, choose_variant
 from poolgraph.runtime.session import available_providers
 from poolgraph.runtime.tokenizer import EncodedText
+from poolgraph.runtime.verify import import_export
 
 TOP: Final = 10
 
@@ -75,6 +78,29 @@ class FidelityPlan:
     variants: tuple[str, ...] = ()
     reference: str | None = None
     note: str = ""
+
+
+def report_fidelity(
+    path: str | Path, *, corpus: Corpus | None = None, checkpoint: str | Path | None = None
+) -> tuple[Fidelity | None, str]:
+    """Compare an artifact's precisions, or all of them with the checkpoint.
+
+    Args:
+        path: The artifact's directory.
+        corpus: The texts; None takes those that ship.
+        checkpoint: The checkpoint that the artifact was made from, run by torch here.
+
+    Returns:
+        The comparison; or None, and why there is none where one was asked for or a lower precision is there.
+    """
+    directory = Path(path)
+    manifest = open_artifact(directory)
+    plan = plan_fidelity(manifest, with_original=checkpoint is not None)
+    if not plan.variants:
+        is_expected = corpus is not None or any(variant.precision != "fp32" for variant in manifest.variants)
+        return None, plan.note if is_expected else ""
+    original = None if checkpoint is None else partial(import_export().ask_checkpoint, manifest, checkpoint)
+    return compare_precisions(directory, manifest, plan, corpus or shipped_corpus(), original), ""
 
 
 def plan_fidelity(manifest: Manifest, *, with_original: bool = False) -> FidelityPlan:

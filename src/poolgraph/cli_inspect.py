@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +12,7 @@ from poolgraph.errors import InputError, PoolgraphError, VerificationError
 from poolgraph.progress import say
 
 if TYPE_CHECKING:
-    from poolgraph.graphs.manifest import Fidelity, Report
+    from poolgraph.graphs.manifest import Report
     from poolgraph.runtime.fidelity_corpus import Corpus
 
 _ARTIFACT: Final = Argument("artifact", metavar="DIR", type=Path, help="an artifact")
@@ -47,6 +46,7 @@ def _run_verify(args: argparse.Namespace) -> int:
     import msgspec
 
     from poolgraph.graphs.manifest import CheckRow, Report
+    from poolgraph.runtime.fidelity_report import report_fidelity
     from poolgraph.runtime.verify import verify_artifact
 
     corpus = _read_corpus(args)
@@ -57,7 +57,7 @@ def _run_verify(args: argparse.Namespace) -> int:
         print_verification(Report(reference="the reference", rows=tuple(rows)), as_json=args.json)
         raise
     try:
-        fidelity, note = _compare(args, corpus)
+        fidelity, note = report_fidelity(args.artifact, corpus=corpus, checkpoint=args.checkpoint)
     except PoolgraphError:
         print_verification(report, as_json=args.json)
         raise
@@ -79,22 +79,6 @@ def _read_corpus(args: argparse.Namespace) -> Corpus | None:
             raise InputError(f"--{unused} is about the file of --corpus; give one, or leave it out")
         return None
     return read_corpus(FileSource(path=args.corpus, fields=(Field(name=args.field),), file_format=args.format))
-
-
-def _compare(args: argparse.Namespace, corpus: Corpus | None) -> tuple[Fidelity | None, str]:
-    """Return the comparison of the artifact's precisions, or why there is none, where one may be expected."""
-    from poolgraph.graphs.artifact import open_artifact
-    from poolgraph.runtime.fidelity_corpus import shipped_corpus
-    from poolgraph.runtime.fidelity_report import compare_precisions, plan_fidelity
-    from poolgraph.runtime.verify import import_export
-
-    manifest = open_artifact(args.artifact)
-    plan = plan_fidelity(manifest, with_original=args.checkpoint is not None)
-    if not plan.variants:
-        is_asked = corpus is not None or any(variant.precision != "fp32" for variant in manifest.variants)
-        return None, plan.note if is_asked else ""
-    original = None if args.checkpoint is None else partial(import_export().ask_checkpoint, manifest, args.checkpoint)
-    return compare_precisions(args.artifact, manifest, plan, corpus or shipped_corpus(), original), ""
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
