@@ -52,6 +52,7 @@ def test_the_best_are_in_order_and_the_first_of_equals_comes_first():
     scores = np.array([[0.1, 0.9, 0.5, 0.9], [0.0, 0.0, 0.0, 0.0]])
     assert top_indices(scores, 3).tolist() == [[1, 3, 2], [0, 1, 2]]
     assert top_indices(scores, 9).shape == (2, 4)
+    assert top_indices(np.tile([1.0, 2.0], (1, 300)), 300).tolist() == [list(range(1, 600, 2))]
 
 
 def test_overlap_of_the_best():
