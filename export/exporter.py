@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,14 @@ from poolgraph.export.twin import (
 )
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
-from poolgraph.graphs.manifest import CheckRow, Manifest, Report, Variant
+from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Report, Variant
 from poolgraph.graphs.passes import PassReport
 from poolgraph.graphs.pipeline import Target
 from poolgraph.graphs.probe_files import load_probes, save_probes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.fidelity_corpus import shipped_corpus
+from poolgraph.runtime.fidelity_report import compare_precisions, plan_fidelity
 from poolgraph.runtime.tokenizer import TextTokenizer
 from poolgraph.runtime.verify import check_report
 
@@ -55,6 +57,9 @@ Stored = tuple[Mapping[str, ir.Model], Sources]
 """Models by file name, and the tensors that their files were written from."""
 
 WEIGHTS_FILE = "weights.data"
+
+FIDELITY_TOPICS = 6
+"""Topics of the shipped corpus on which an export compares its precisions; ``poolgraph verify`` takes all."""
 
 COPIED_FILES = (
     "config.json",
@@ -175,7 +180,9 @@ def _build_and_verify(
     del stored
     gc.collect()  # graphs are full of cycles, and those of a large model take hundreds of megabytes
     if twin is None:
-        return manifest, _verify(plan, manifest, staging, stages)
+        report = _verify(plan, manifest, staging, stages)
+        fidelity = _compare_precisions(manifest, staging, stages)
+        return manifest, msgspec.structs.replace(report, fidelity=fidelity)
     return manifest, _verify_twin(plan, manifest, staging, stages, *twin)
 
 
@@ -290,6 +297,20 @@ def _verify(plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages
         )
         check_report(report)
     return report
+
+
+def _compare_precisions(manifest: Manifest, staging: Path, stages: _Stages) -> Fidelity | None:
+    """Compare int8 with float32 on a part of the shipped texts: for the report, whatever the outcome.
+
+    Returns:
+        None where the artifact has one precision, or a limit so low that a score template alone is beyond it.
+    """
+    plan = plan_fidelity(manifest)
+    if not plan.variants:
+        return None
+    with stages.stage("compare the precisions"), suppress(InputError):
+        return compare_precisions(staging, manifest, plan, shipped_corpus(FIDELITY_TOPICS))
+    return None
 
 
 def _verify_twin(

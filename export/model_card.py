@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from poolgraph.graphs.manifest import CheckRow, Manifest, Tensor
+from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Tensor
+from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
 
 TEMPLATE = """\
 # {model}
@@ -43,6 +44,14 @@ Reference: {reference}. Differences are shares of the largest absolute reference
 | variant | graph | check | texts | lowest cosine | largest difference | required | passed |
 |---|---|---|---|---|---|---|---|
 {rows}
+{fidelity}"""
+
+FIDELITY = """
+## fp32 against {precisions}
+
+{subject}. `-` where a measure is of both together.
+
+{table}
 """
 
 
@@ -76,7 +85,16 @@ def render_model_card(manifest: Manifest) -> str:
         graphs="\n".join(_graph_rows(manifest)),
         reference=manifest.report.reference,
         rows="\n".join(_check_row(row) for row in manifest.report.rows),
+        fidelity="" if manifest.report.fidelity is None else _render_fidelity(manifest, manifest.report.fidelity),
     )
+
+
+def _render_fidelity(manifest: Manifest, fidelity: Fidelity) -> str:
+    precisions = dict.fromkeys(manifest.variant(row.variant).precision for row in fidelity.rows)
+    header, rows = tabulate_fidelity(fidelity)
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return FIDELITY.format(precisions=", ".join(precisions), subject=describe_fidelity(fidelity), table=table)
 
 
 def _finished_output(manifest: Manifest) -> str:

@@ -22,6 +22,7 @@ from poolgraph.export.head import load_steps
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.rotary import forget_lengths
 from poolgraph.poolers.head import Standardize
+from poolgraph.runtime.runner_uniform import attended_tokens
 from poolgraph.runtime.tokenizer import EncodedText
 
 Rows = NDArray[np.float32]
@@ -131,7 +132,7 @@ def _full_class(plan: ExportPlan) -> type[PreTrainedModel] | None:
 def _run(model: Any, text: EncodedText) -> tuple[Rows, Rows | None]:
     """Return the backbone's rows (num_tokens, hidden_size), and the logits where the model has a head."""
     ids = torch.from_numpy(text.input_ids)[None]
-    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    arguments = {"input_ids": ids, "attention_mask": torch.from_numpy(attended_tokens(text))[None]}
     if text.token_type_ids is not None:
         arguments["token_type_ids"] = torch.from_numpy(text.token_type_ids)[None]
     seen: list[torch.Tensor] = []

@@ -15,8 +15,8 @@ from poolgraph.errors import InputError
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.options import ExportOptions
 from poolgraph.export.probes import build_probe_pairs, build_probe_texts, choose_lengths
-from poolgraph.export.reference import ReferenceAnswers, compute_reference
-from poolgraph.export.resolve import resolve_plan
+from poolgraph.export.reference import ReferenceAnswers, compute_reference, reference_name
+from poolgraph.export.resolve import ExportPlan, resolve_plan
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import CheckRow, Graph, Manifest, Variant
 from poolgraph.graphs.probe_files import StoredProbes
@@ -124,6 +124,29 @@ def probe_checkpoint(directory: Path, checkpoint: str | Path) -> StoredProbes:
         InputError: another checkpoint than the artifact's.
     """
     manifest = open_artifact(directory)
+    plan = _plan_reference(manifest, checkpoint)
+    probes = build_probes(TextTokenizer(directory, manifest), manifest)
+    return store_answers(probes, compute_reference(plan, probes.encoded))
+
+
+def ask_checkpoint(
+    manifest: Manifest, checkpoint: str | Path, family: str, encoded: Sequence[EncodedText]
+) -> tuple[str, Sequence[NDArray[np.float32]]]:
+    """Answer tokenized texts with the checkpoint that an artifact was made from.
+
+    Returns:
+        What answered, and the raw answers of one graph family.
+
+    Raises:
+        InputError: another checkpoint than the artifact's.
+    """
+    answers = compute_reference(_plan_reference(manifest, checkpoint), encoded)
+    chosen = answers.sequence if family == "sequence" else answers.token
+    assert chosen is not None
+    return reference_name(), chosen
+
+
+def _plan_reference(manifest: Manifest, checkpoint: str | Path) -> ExportPlan:
     opened = open_checkpoint(checkpoint, manifest.source.revision)
     if opened.content_hash != manifest.source.content_hash:
         raise InputError(
@@ -132,9 +155,7 @@ def probe_checkpoint(directory: Path, checkpoint: str | Path) -> StoredProbes:
         )
     options = ExportOptions.from_record(manifest.options)
     plan = resolve_plan(opened, options=options, precisions=("fp32",), targets=("cpu",), trust_remote_code=False)
-    probes = build_probes(TextTokenizer(directory, manifest), manifest)
-    reference = compute_reference(replace(plan, limits=manifest.limits), probes.encoded)
-    return store_answers(probes, reference)
+    return replace(plan, limits=manifest.limits)
 
 
 def _check_padding(

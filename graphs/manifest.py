@@ -8,8 +8,9 @@ import msgspec
 
 from poolgraph.errors import ManifestError
 
-FORMAT_VERSION: Final = 2
-"""Version written. 1 (2026-11): embeddings. 2 (2026-11): every pooling task: activation, steps, scoring."""
+FORMAT_VERSION: Final = 3
+"""Version written. 1 (2026-11): embeddings. 2 (2026-11): every pooling task: activation, steps, scoring.
+3 (2026-11): int8: quantization, fidelity."""
 
 OLDEST_READABLE: Final = 1
 
@@ -221,6 +222,30 @@ class CheckRow(_Record, frozen=True, kw_only=True):
     passed: bool
 
 
+class FidelityRow(_Record, frozen=True, kw_only=True):
+    """One measure of one variant against the reference.
+
+    ``reference_value`` is the reference's own, of measures that each side has; else ``value`` says how far they agree.
+    None is a value that is not defined, such as a rank correlation where all values are equal.
+    """
+
+    variant: str
+    measure: str
+    value: float | None
+    reference_value: float | None = None
+
+
+class Fidelity(_Record, frozen=True, kw_only=True):
+    """Variants of lower precision against ``reference``, a float32 variant or the original model, over a corpus."""
+
+    reference: str
+    corpus: str
+    num_queries: int
+    num_documents: int
+    num_truncated: int = 0
+    rows: tuple[FidelityRow, ...] = ()
+
+
 class Report(_Record, frozen=True, kw_only=True):
     """The outcome of verification; ``reference`` names the implementation compared with."""
 
@@ -228,6 +253,7 @@ class Report(_Record, frozen=True, kw_only=True):
     rows: tuple[CheckRow, ...] = ()
     versions: dict[str, str] = {}
     cpu: str = ""
+    fidelity: Fidelity | None = None
 
 
 class FileRecord(_Record, frozen=True, kw_only=True):

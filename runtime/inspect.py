@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from poolgraph.graphs.manifest import Graph, Manifest, Pooler, Report, Tensor, Variant
+from poolgraph.graphs.manifest import Fidelity, Graph, Manifest, Pooler, Report, Tensor, Variant
+from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
 from poolgraph.runtime.providers import list_needs
 
 REPORT_COLUMNS: Final = ("variant", "graph", "check", "texts", "min cosine", "max diff", "ok")
@@ -21,6 +22,8 @@ def describe(manifest: Manifest, path: Path) -> str:
         *("\n".join(_describe_variant(variant, manifest)) for variant in manifest.variants),
         f"Verified against {manifest.report.reference}\n{_indent(format_report(manifest.report))}",
     ]
+    if manifest.report.fidelity is not None:
+        sections.append(format_fidelity(manifest.report.fidelity))
     return "\n\n".join(sections)
 
 
@@ -39,6 +42,12 @@ def format_report(report: Report) -> str:
         for row in report.rows
     ]
     return format_table(REPORT_COLUMNS, rows) if rows else "nothing was verified"
+
+
+def format_fidelity(fidelity: Fidelity) -> str:
+    """Write a comparison of precisions as a table with a column a variant, under a line that says on what."""
+    header, rows = tabulate_fidelity(fidelity)
+    return f"Fidelity of {describe_fidelity(fidelity)}\n{_indent(format_table(header, rows))}"
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -56,6 +56,11 @@ def check_name(name: str, value: object) -> None:
         raise InputError(f"{name} must be a str or None, not {type(value).__name__}", parameter=name, value=value)
 
 
+def this_machine(cpu: CpuInfo) -> Machine:
+    """Return what this machine offers to a choice of variants."""
+    return Machine(providers=available_providers(), cpu_features=cpu.features, operators=available_operators())
+
+
 def open_sessions(directory: Path, manifest: Manifest, wish: Wish, cpu: CpuInfo) -> SessionPool:
     """Choose a variant and a provider; one that turns out not to load is passed over unless it was asked for.
 
@@ -63,7 +68,7 @@ def open_sessions(directory: Path, manifest: Manifest, wish: Wish, cpu: CpuInfo)
         ProviderError: the provider asked for does not load.
         ArtifactError: the artifact has no such variant.
     """
-    machine = Machine(providers=available_providers(), cpu_features=cpu.features, operators=available_operators())
+    machine = this_machine(cpu)
     failure: ProviderError | None = None
     while True:
         choice = choose_variant(manifest, wish, machine)

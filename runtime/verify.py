@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -198,13 +198,21 @@ def _mark_verified(directory: Path, manifest: Manifest, report: Report) -> None:
 
 def _probe_checkpoint(directory: Path, checkpoint: str | Path) -> StoredProbes:
     """Answer the artifact's probe texts with the checkpoint; the export room, and torch, are loaded here alone."""
+    probes: StoredProbes = import_export().probe_checkpoint(directory, checkpoint)
+    return probes
+
+
+def import_export() -> Any:
+    """Return the export room's verification, and load torch with it.
+
+    Raises:
+        InputError: they are not installed.
+    """
     try:
-        export = import_module("poolgraph.export.verify")
+        return import_module("poolgraph.export.verify")
     except ImportError as error:
         raise InputError(
             f"comparing with a checkpoint needs torch and transformers ({error}): pip install poolgraph[export]; "
             "without --checkpoint the answers stored in the artifact are used",
             parameter="checkpoint",
         ) from error
-    probes: StoredProbes = export.probe_checkpoint(directory, checkpoint)
-    return probes

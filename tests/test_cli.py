@@ -212,7 +212,12 @@ def test_inspect_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("last", "code", "text", "error"),
     [
-        (CHECK, 0, "alone     40   0.9999998   1.2e-07  yes", ""),
+        (
+            CHECK,
+            0,
+            "alone     40   0.9999998   1.2e-07  yes",
+            "poolgraph: fidelity: nothing to compare in dir, corpus None, checkpoint ckpt\n",
+        ),
         (
             msgspec.structs.replace(CHECK, passed=False),
             3,
@@ -232,7 +237,11 @@ def test_verify_prints_every_row_and_fails_with_its_own_code(monkeypatch, capsys
             raise VerificationError("1 of 2 checks failed")
         return Report(reference="the reference", rows=(CHECK, last))
 
+    def report_fidelity(path, *, corpus, checkpoint):
+        return None, f"nothing to compare in {path}, corpus {corpus}, checkpoint {checkpoint}"
+
     install(monkeypatch, "poolgraph.runtime.verify", verify_artifact=verify_artifact)
+    install(monkeypatch, "poolgraph.runtime.fidelity_report", report_fidelity=report_fidelity)
     assert main(["verify", "dir", "--checkpoint", "ckpt"]) == code
     assert calls == [(Path("dir"), "ckpt")]
     printed = capsys.readouterr()
@@ -249,6 +258,7 @@ def test_verify_errors(monkeypatch, capsys):
         raise ArtifactError(f"no artifact in {path}")
 
     install(monkeypatch, "poolgraph.runtime.verify", verify_artifact=verify_artifact)
+    install(monkeypatch, "poolgraph.runtime.fidelity_report", report_fidelity=None)
     assert main(["verify", "dir"]) == 2
     assert capsys.readouterr().err == "poolgraph: error: no artifact in dir\n"
 

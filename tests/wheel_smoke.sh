@@ -45,7 +45,9 @@ from pathlib import Path
 import numpy as np
 
 import poolgraph
+from poolgraph.runtime.fidelity_corpus import shipped_corpus
 
+assert len(shipped_corpus().documents) > 200
 assert "site-packages" in poolgraph.__file__, poolgraph.__file__
 assert importlib.util.find_spec("torch") is None
 # Optimum is not installed here; its plugin is, and waits for it.

@@ -11,10 +11,10 @@ from poolgraph.cli_command import Argument, parse_count, parse_integers
 ENCODE_TASKS: Final = ("embed", "classify", "token_embed", "token_classify", "reward")
 STRATEGIES: Final = ("none", "simple", "first", "average", "max")
 
+FORMATS: Final = ("txt", "jsonl", "csv", "parquet")
+
 MODEL: Final = Argument("model", metavar="MODEL", help="an artifact, a checkpoint folder or a hub id")
-FORMAT: Final = Argument(
-    "--format", choices=("txt", "jsonl", "csv", "parquet"), help="read INPUT so, whatever its suffix"
-)
+FORMAT: Final = Argument("--format", choices=FORMATS, help="read INPUT so, whatever its suffix")
 LOADING: Final = (
     Argument("--provider", help="cpu or cuda (default: the best that loads)"),
     Argument("--precision", metavar="P", help="fp32, ... (default: the artifact's first that runs here)"),

@@ -26,7 +26,7 @@ from poolgraph.errors import ExportError, InputError, TaskNotSupported, Unsuppor
 from poolgraph.export.architectures import ARCHITECTURES
 from poolgraph.export.backbone import find_class
 from poolgraph.export.resolve import ExportPlan, choose_targets, resolve_limits
-from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, PORTABLE, PORTABLE_INT8
+from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8, PORTABLE, PORTABLE_INT8, Target
 
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -61,9 +61,17 @@ def test_portable_is_always_made_and_comes_first() -> None:
 
 
 def test_int8_alone_is_portable_in_int8_and_the_first_precision_comes_first() -> None:
-    assert choose_targets(["cpu"], ["int8"]) == (PORTABLE_INT8, CPU_INT8)
-    assert choose_targets(["cpu"], ["fp32", "int8"]) == (PORTABLE, CPU_FP32, CPU_INT8)
-    assert choose_targets(["cpu"], ["int8", "fp32"]) == (PORTABLE, CPU_INT8, CPU_FP32)
+    def choose(*precisions: str) -> tuple[Target, ...]:
+        return choose_targets(["cpu"], precisions, lambda _target: True)
+
+    assert choose("int8") == (PORTABLE_INT8, NATIVE_INT8, CPU_INT8)
+    assert choose("fp32", "int8") == (PORTABLE, CPU_FP32, NATIVE_INT8, CPU_INT8)
+    assert choose("int8", "fp32") == (PORTABLE, NATIVE_INT8, CPU_INT8, CPU_FP32)
+
+
+def test_targets_that_cannot_be_verified_here_are_left_out() -> None:
+    chosen = choose_targets(["cpu"], ["int8"], lambda target: target.operators is None)
+    assert chosen == (PORTABLE_INT8, CPU_INT8)
 
 
 @pytest.mark.parametrize(

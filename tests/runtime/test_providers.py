@@ -3,7 +3,7 @@ import pytest
 
 from poolgraph.errors import ArtifactError, ManifestError, ProviderError
 from poolgraph.graphs.manifest import Limits, Manifest, Pooler, Report, Source, Tokenization, Variant
-from poolgraph.runtime.providers import Wish, check_verified, choose_variant, resolve_provider
+from poolgraph.runtime.providers import Machine, Wish, check_verified, choose_variant, resolve_provider
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -64,7 +64,7 @@ ALL = (PORTABLE, FP32, INT8, FP16)
     ],
 )
 def test_choices(variants, wish, available, features, expected):
-    choice = choose_variant(manifest(*variants), wish, available=available, cpu_features=features)
+    choice = choose_variant(manifest(*variants), wish, Machine(providers=tuple(available), cpu_features=features))
     assert (choice.variant.name, choice.warning) == (expected, None)
     assert choice.provider in choice.variant.providers
 
@@ -73,20 +73,47 @@ def test_choices(variants, wish, available, features, expected):
     ("variants", "expected"), [((PORTABLE, INT8, FP32), "cpu_fp32"), ((PORTABLE, INT8), "portable_fp32")]
 )
 def test_a_processor_that_lacks_what_int8_needs_is_told_so(variants, expected):
-    choice = choose_variant(manifest(*variants), Wish(), available=[CPU], cpu_features=("avx2",))
+    choice = choose_variant(manifest(*variants), Wish(), Machine(providers=(CPU,), cpu_features=("avx2",)))
     assert choice.variant.name == expected
     assert choice.warning == f"this processor lacks avx512_vnni|avx_vnni, which cpu_int8 needs; {expected} runs instead"
 
 
+NATIVE = msgspec.structs.replace(variant("native_int8", precision="int8", features=("avx512_bf16",)), operators="own/1")
+
+
+@pytest.mark.parametrize(
+    ("features", "operators", "expected", "why"),
+    [
+        (("avx512_vnni", "avx512_bf16"), ("own/1",), "native_int8", None),
+        (("avx512_vnni",), ("own/1",), "cpu_int8", "this processor lacks avx512_bf16, which native_int8 needs"),
+        (
+            ("avx512_vnni", "avx512_bf16"),
+            (),
+            "cpu_int8",
+            "the library of operators own/1, which native_int8 needs, is not",
+        ),
+        (("avx512_vnni", "avx512_bf16"), ("own/2",), "cpu_int8", "the library of operators own/1"),
+    ],
+)
+def test_operators_beside_onnxruntimes_own(features, operators, expected, why):
+    machine = Machine(providers=(CPU,), cpu_features=features, operators=operators)
+    choice = choose_variant(manifest(PORTABLE, NATIVE, INT8), Wish(), machine)
+    assert choice.variant.name == expected
+    assert choice.warning is None if why is None else choice.warning.startswith(why)
+    assert why is None or choice.warning.endswith("; cpu_int8 runs instead")
+
+
 def test_a_provider_that_does_not_load_is_an_error():
     with pytest.raises(ProviderError) as caught:
-        choose_variant(manifest(*ALL), Wish(provider="cuda"), available=[CPU], cpu_features=())
+        choose_variant(manifest(*ALL), Wish(provider="cuda"), Machine(providers=(CPU,), cpu_features=()))
     for part in (CUDA, f"['{CPU}'] do", "pip install poolgraph[gpu]", "fallback=True"):
         assert part in str(caught.value)
 
 
 def test_fallback_takes_another_with_a_warning():
-    choice = choose_variant(manifest(*ALL), Wish(provider="cuda", fallback=True), available=[CPU], cpu_features=())
+    choice = choose_variant(
+        manifest(*ALL), Wish(provider="cuda", fallback=True), Machine(providers=(CPU,), cpu_features=())
+    )
     assert choice.variant.name == "cpu_fp32"
     assert "CUDAExecutionProvider does not load" in choice.warning
 
@@ -107,22 +134,22 @@ def test_unknown_providers(name):
 )
 def test_what_the_artifact_does_not_have(wish, message):
     with pytest.raises(ArtifactError, match=message):
-        choose_variant(manifest(*ALL), wish, available=[CPU], cpu_features=())
+        choose_variant(manifest(*ALL), wish, Machine(providers=(CPU,), cpu_features=()))
 
 
 def test_provider_without_a_variant():
     with pytest.raises(ArtifactError, match=r"no variant for provider CUDAExecutionProvider; it has .*cpu_fp32 \(fp32"):
-        choose_variant(manifest(PORTABLE, FP32), Wish(provider="cuda"), available=[CPU, CUDA], cpu_features=())
+        choose_variant(manifest(PORTABLE, FP32), Wish(provider="cuda"), Machine(providers=(CPU, CUDA), cpu_features=()))
 
 
 def test_unknown_variant_lists_those_there_are():
     with pytest.raises(ManifestError, match=r"no variant 'x'; this artifact has \['cpu_fp32'\]"):
-        choose_variant(manifest(FP32), Wish(variant="x"), available=[CPU], cpu_features=())
+        choose_variant(manifest(FP32), Wish(variant="x"), Machine(providers=(CPU,), cpu_features=()))
 
 
 def test_named_variant_that_does_not_run_here():
     with pytest.raises(ProviderError, match=r"variant cuda_fp16 \(fp16, CUDA.* does not run on this machine"):
-        choose_variant(manifest(*ALL), Wish(variant="cuda_fp16"), available=[CPU], cpu_features=())
+        choose_variant(manifest(*ALL), Wish(variant="cuda_fp16"), Machine(providers=(CPU,), cpu_features=()))
 
 
 def test_only_verified_variants_run():

@@ -1,0 +1,62 @@
+"""What an export of two precisions says of them: in the manifest, in the model card, to ``inspect``."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from task_artifacts import ARTIFACTS
+
+from poolgraph import export_model
+from poolgraph.errors import InputError
+from poolgraph.export import exporter
+from poolgraph.graphs.artifact import open_artifact
+from poolgraph.runtime.inspect import describe
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """An embedder of both precisions, calibrated on few texts; the gate asks nothing of random weights."""
+    folder = tmp_path_factory.mktemp("both")
+    (folder / "texts.txt").write_text("".join(f"text number {number} of a few\n" for number in range(16)))
+    save, options = ARTIFACTS["embedder"]
+    export_model(
+        save(folder / "checkpoint"),
+        folder / "artifact",
+        precisions=("fp32", "int8"),
+        calibration=folder / "texts.txt",
+        min_cosine=-1.0,
+        **options,
+    )
+    return folder / "artifact"
+
+
+@pytest.mark.slow
+def test_the_manifest_and_the_card_have_it(both):
+    manifest = open_artifact(both, check_hashes="all")
+    fidelity = manifest.report.fidelity
+    assert fidelity is not None
+    assert fidelity.reference == "cpu_fp32"
+    assert {row.variant for row in fidelity.rows} == {"cpu_int8"}
+    assert (fidelity.num_documents, fidelity.num_queries > 20) == (10 * exporter.FIDELITY_TOPICS, True)
+    card = (both / "README.md").read_text(encoding="utf-8")
+    section = card.split("## fp32 against int8\n")[1]
+    assert "| measure | reference | cpu_int8 |\n| --- | --- | --- |\n| mean cosine | - |" in section
+    for row in fidelity.rows:
+        assert re.search(rf"^\| {row.measure} \| [-0-9.]+ \| {row.value:.5f} \|$", section, re.MULTILINE)
+    assert "Fidelity of cpu_int8 against cpu_fp32" in describe(manifest, both)
+
+
+def test_one_precision_is_compared_with_nothing(task_artifact):
+    manifest = open_artifact(task_artifact("embedder"))
+    assert manifest.report.fidelity is None
+    assert "fp32 against" not in (task_artifact("embedder") / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_texts_that_do_not_fit_the_model_stop_no_export(both, monkeypatch):
+    def refuse(*_args):
+        raise InputError("the query and the score template alone have 99 tokens")
+
+    monkeypatch.setattr(exporter, "compare_precisions", refuse)
+    assert exporter._compare_precisions(open_artifact(both), both, exporter._Stages(None)) is None
