@@ -73,7 +73,7 @@ def _fuse_norm(graph: ir.Graph, node: ir.Node) -> int:
     if shared:
         node.resize_outputs(2)
         total = node.outputs[1]
-        total.shape, total.type = answer.shape, answer.type
+        total.name, total.shape, total.type = f"{answer.name}.sum", answer.shape, answer.type
         ir.convenience.replace_all_uses_with(answer, total, replace_graph_outputs=True)
         norm.replace_input_with(0, answer)
     return _take_place(graph, node, norm)

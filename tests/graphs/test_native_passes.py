@@ -1,0 +1,210 @@
+"""Passes towards the native operators: what they take in, what they leave alone, the same numbers before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from little_graphs import build, ops, random
+from native_graphs import needs_native
+
+from poolgraph.graphs.fuse_activations import fuse_activations, fuse_gates
+from poolgraph.graphs.fuse_feed_forward import fuse_feed_forward
+from poolgraph.graphs.fuse_residual_norm import fuse_norms, fuse_residuals
+from poolgraph.graphs.fuse_rms_norm import fuse_rms_norm
+from poolgraph.graphs.lower_attention_native import lower_attention_to_native
+from poolgraph.graphs.native import Activation, Gate, Norm, native_nodes, number
+from poolgraph.graphs.passes import Pass
+from poolgraph.graphs.products import find_products
+from poolgraph.graphs.quantize_products import Recipe, quantize_products
+from poolgraph.runtime.session import register_operators
+
+ROWS = random(2, 7, 16, seed=3)
+W = {"backbone__up": random(16, 24), "backbone__down": random(24, 16, seed=1), "backbone__b": random(24, seed=2)}
+NORM = {"weight": random(16, seed=4), "shift": random(16, seed=5)}
+AXES = "float[batch, length, 16] x"
+
+
+def quantized(text: str, **weights: np.ndarray) -> ir.Model:
+    """A little graph whose products are native ones."""
+    model = build(text, **weights)
+    recipes = {group.name: Recipe(scheme="range") for group in find_products(model)}
+    assert quantize_products(recipes, native=True)(model) == len(recipes)
+    return model
+
+
+def run(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    register_operators(options)
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options).run(None, feeds)
+
+
+def apply(model: ir.Model, passes: Sequence[Pass]) -> list[int]:
+    """Run passes; a second run of each finds nothing."""
+    counts = []
+    for one in passes:
+        counts.append(one(model))
+        assert one(model) == 0
+    return counts
+
+
+FEED_FORWARD = f"""g ({AXES}) => (float[batch, length, 16] y)
+<float[batch, length, 24] h, float[batch, length, 24] a, float[batch, length, 16] d, float[batch, length, 16] s> {{
+    p = MatMul (x, backbone__up)
+    h = Add (p, backbone__b)
+    a = ACTIVATION
+    d = MatMul (a, backbone__down)
+    s = Add (x, d)
+    y = LayerNormalization <axis = -1, epsilon = 1.0e-3> (s, weight, shift)
+}}"""
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ("Gelu (h)", Activation.GELU),
+        ('Gelu <approximate = "tanh"> (h)', Activation.GELU_TANH),
+        ("Relu (h)", Activation.RELU),
+        ("Mul (h, g)\n g = Sigmoid (h)", Activation.SILU),
+    ],
+)
+def test_a_feed_forward_layer_becomes_one_operator(activation: str, expected: Activation) -> None:
+    lines = activation.split("\n")
+    text = FEED_FORWARD.replace("a = ACTIVATION", "\n".join([*lines[1:], f"a = {lines[0]}"]))
+    model = quantized(text, **W, **NORM)
+    before = run(model, x=ROWS)[0]
+    counts = apply(model, (fuse_activations, fuse_gates, fuse_feed_forward, fuse_residuals, fuse_norms))
+    assert counts == [1, 0, 1, 1, 1]
+    (node,) = native_nodes(model, "QuantizedFeedForward")
+    assert ops(model) == ["QuantizedFeedForward"]
+    assert (number(node, "up_activation"), number(node, "norm")) == (expected, Norm.LAYER)
+    np.testing.assert_allclose(run(model, x=ROWS)[0], before, atol=2e-5)
+
+
+@needs_native
+@pytest.mark.parametrize(("first", "second", "gate"), [("a", "b", Gate.FIRST), ("b", "a", Gate.SECOND)])
+@pytest.mark.parametrize("merged", [True, False])
+def test_gates(first: str, second: str, gate: Gate, merged: bool) -> None:
+    products = """
+        p = MatMul (x, backbone__up)
+        a, b = Split <axis = -1, num_outputs = 2> (p)""" if merged else """
+        a = MatMul (x, backbone__left)
+        b = MatMul (x, backbone__right)"""  # fmt: skip
+    text = f"""g ({AXES}) => (float[batch, length, 12] y)
+    <float[batch, length, 24] p, float[batch, length, 12] a, float[batch, length, 12] b> {{{products}
+        e = Gelu ({first})
+        y = Mul (e, {second})
+    }}"""
+    left, right = W["backbone__up"][:, :12], W["backbone__up"][:, 12:]
+    weights = {"backbone__up": W["backbone__up"]} if merged else {"backbone__left": left, "backbone__right": right}
+    model = quantized(text, **weights)
+    before = run(model, x=ROWS)[0]
+    assert apply(model, (fuse_activations, fuse_gates)) == [0, 1]
+    (node,) = native_nodes(model, "QuantizedMatMul")
+    assert (ops(model), number(node, "gate")) == (["QuantizedMatMul"], gate)
+    np.testing.assert_allclose(run(model, x=ROWS)[0], before, rtol=1e-5, atol=1e-4)
+
+
+@needs_native
+def test_a_sum_that_others_read_becomes_the_second_output() -> None:
+    text = FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)").replace(
+        "float[batch, length, 16] y)", "float[batch, length, 16] y, float[batch, length, 16] z)"
+    )
+    model = quantized(text.replace("y = Layer", "z = Neg (s)\n y = Layer"), **W, **NORM)
+    before = run(model, x=ROWS)
+    apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms))
+    assert ops(model) == ["QuantizedFeedForward", "Neg"]
+    for found, expected in zip(run(model, x=ROWS), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        (("a = ACTIVATION", "a = Tanh (h)"), [0, 0, 1, 1]),  # another activation
+        (("s = Add (x, d)", "row = ReduceMean (x)\n s = Add (d, row)"), [1, 1, 0, 0]),  # a sum that broadcasts
+        (("axis = -1", "axis = 1"), [1, 1, 1, 0]),  # a norm over two axes
+    ],
+)
+def test_what_stays(change: tuple[str, str], counts: list[int]) -> None:
+    text = FEED_FORWARD.replace(*change).replace("a = ACTIVATION", "a = Relu (h)")
+    model = quantized(text, **W, **NORM)
+    assert apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms)) == counts
+
+
+@pytest.mark.parametrize(("index", "counts"), [(0, [0, 0, 1, 1]), (1, [1, 0, 1, 1]), (2, [1, 1, 0, 0])])
+def test_rows_that_are_asked_for_stay(index: int, counts: list[int]) -> None:
+    model = quantized(FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)"), **W, **NORM)
+    assert ops(model)[:3] == ["QuantizedMatMul", "Relu", "QuantizedMatMul"]
+    model.graph.outputs.append(list(model.graph)[index].outputs[0])
+    assert apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms)) == counts
+
+
+RMS = f"""g ({AXES}) => (float[batch, length, 16] y) <float[batch, length, 16] t, float[batch, length, 1] r> {{
+    square = Pow (x, two)
+    mean = ReduceMean (square, axes)
+    shifted = Add (mean, epsilon)
+    root = Sqrt (shifted)
+    r = Reciprocal (root)
+    t = Mul (x, r)
+    y = Mul (weight, t)
+}}"""
+RMS_WEIGHTS = {
+    "two": np.array(2.0, dtype=np.float32),
+    "axes": np.array([-1], dtype=np.int64),
+    "epsilon": np.array(1e-3, dtype=np.float32),
+    "weight": NORM["weight"],
+}
+
+
+def test_root_mean_square_norms_become_one_operator() -> None:
+    model = build(RMS, **RMS_WEIGHTS)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    before = session.run(None, {"x": ROWS})[0]
+    assert apply(model, (fuse_rms_norm,)) == [1]
+    assert "SimplifiedLayerNormalization" in ops(model)
+    found = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, {"x": ROWS})[0]
+    np.testing.assert_allclose(found, before, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"two": np.array(3.0, dtype=np.float32)},
+        {"axes": np.array([1], dtype=np.int64)},
+        {"weight": np.ones((1,), dtype=np.float32)},
+        {"epsilon": np.full(16, 1e-3, dtype=np.float32)},
+    ],
+)
+def test_other_norms_stay(change: dict[str, np.ndarray]) -> None:
+    assert fuse_rms_norm(build(RMS, **{**RMS_WEIGHTS, **change})) == 0
+
+
+ATTENTION = """g (float[batch, length, 48] x) => (float[batch, length, 16] y)
+<float[batch, length, 16] q, float[batch, length, 16] k, float[batch, length, 16] v> {
+    q, k, v = Split <axis = -1, num_outputs = 3> (x)
+    y = poolgraph.Attention <num_heads = 2, scale = 0.3OPTIONS> (q, k, v)
+}"""
+
+
+@pytest.mark.parametrize(("options", "count"), [("", 1), (", causal = 1", 1), (", softcap = 5.0", 0)])
+def test_attention_takes_what_its_rows_are_split_from(options: str, count: int) -> None:
+    model = build(ATTENTION.replace("OPTIONS", options))
+    assert apply(model, (lower_attention_to_native,)) == [count]
+    nodes = native_nodes(model, "Attention")
+    assert [[value.name for value in node.inputs if value is not None] for node in nodes] == [["x"]] * count
+
+
+def test_attention_with_rows_that_others_read_takes_the_three() -> None:
+    text = ATTENTION.replace("OPTIONS", "").replace(
+        "[batch, length, 16] y)", "[batch, length, 16] y, float[batch, length, 16] z)"
+    )
+    model = build(text.replace("y = pool", "z = Neg (v)\n y = pool"))
+    lower_attention_to_native(model)
+    (node,) = native_nodes(model, "Attention")
+    assert [value.name for value in node.inputs if value is not None] == ["q", "k", "v"]
