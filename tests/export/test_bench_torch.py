@@ -72,7 +72,7 @@ def test_half_precision_is_close_and_is_refused_where_nothing_runs_it(task_artif
         expected = model.embed(TEXTS)
     assert engine.label == "sentence-transformers bf16"
     assert 0.99 < (found * expected).sum(axis=1).min() < 0.9999999
-    with pytest.raises(InputError, match="no library runs .* as it is published in bf16"):
+    with pytest.raises(InputError, match=r"no library runs .* as it is published in bf16"):
         load(request_for(*find(task_artifact("process-reward"))), dtype="bfloat16")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from fake_embedder import MANIFEST, VARIANT
 
+from poolgraph import PoolingModel
 from poolgraph.cli import COMMANDS, build_parser, main
 from poolgraph.cli_bench import BENCH_TASKS as COMMAND_TASKS
 from poolgraph.cli_bench import PEERS as COMMAND_PEERS
@@ -371,6 +373,21 @@ def test_peers_are_checked_by_name():
     check_peers(("portable",))
     with pytest.raises(InputError, match="unknown tensorrt; there are torch"):
         check_peers(("portable", "tensorrt"))
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino, of the extra bench")
+@pytest.mark.parametrize("task", ["embed", "token_embed"])
+def test_openvino_answers_what_the_artifact_answers(artifact, task):
+    from poolgraph.runtime.bench_openvino import load
+
+    workload = Workload(name="mixed", texts=tuple("w1 w2 " * (1 + index % 5) for index in range(30)), lengths=())
+    request = EngineRequest(directory=artifact, task=task)
+    engine = load(request, precision="f32")
+    with PoolingModel.load(artifact) as model:
+        for asked in (workload, replace(workload, texts=workload.texts[:3])):
+            expected = BENCH_TASKS[task].ask(model, asked)
+            for found, row in zip(engine.ask(asked, None), expected, strict=True):
+                np.testing.assert_allclose(found, row, atol=1e-5)
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib, of the extra bench")

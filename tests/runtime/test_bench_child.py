@@ -1,4 +1,4 @@
-"""What a child of ``poolgraph bench`` does: it repeats, picks the faster batch size, stores answers and prints a line."""
+"""What a child of ``poolgraph bench`` does: repeat, pick the faster batch size, store answers and print a line."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from little_scorers import TEMPLATE, build_scorer
 
 from poolgraph import PoolingModel
 from poolgraph.errors import InputError
+from poolgraph.graphs.manifest import LateInteraction
 from poolgraph.runtime.bench_corpus import clean_docstring, read_passages
 from poolgraph.runtime.bench_inputs import build_workloads
 from poolgraph.runtime.bench_tasks import BENCH_TASKS, choose_task
@@ -148,6 +149,17 @@ def test_workloads_of_a_file(tmp_path, artifact):
     with PoolingModel.load(build_scorer(tmp_path / "scorer")) as model:
         [mixed] = build_workloads(model, "score", ("mixed",), str(file), strict=True, say=print)
     assert (mixed.queries, mixed.texts, mixed.lengths) == (("w1",), ("w2",), (5,))
+
+
+def test_documents_of_a_late_interaction_model_have_its_own_limit(make_artifact):
+    artifact = make_artifact(
+        tasks=("token_embed",), default_task="token_embed", late_interaction=LateInteraction(document_length=12)
+    )
+    said = []
+    with PoolingModel.load(artifact) as model:
+        found = build_workloads(model, "token_embed", ("1x12", "1x14"), None, strict=False, say=said.append)
+    assert [workload.name for workload in found] == ["1x12"]
+    assert said == ["workload 1x14 does not fit this model and is left out"]
 
 
 def test_workloads_that_do_not_fit(artifact):
