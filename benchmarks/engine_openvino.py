@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from batches import encode_texts, plan_batches
-from machine import num_cores
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from workloads import load_tokenizer
+
+from poolgraph.runtime.cpu import count_cores
 
 if TYPE_CHECKING:
     import openvino
@@ -58,9 +59,9 @@ def load(checkpoint_dir: Path, artifact_dir: Path, cache_dir: Path, *, precision
         graph = _quantize_once(graph, cache_dir, tokenizer, pad_id)
     core = openvino.Core()
     model = core.read_model(graph)
-    settings = PRECISION_SETTINGS[precision] | {"INFERENCE_NUM_THREADS": num_cores()}
+    settings = PRECISION_SETTINGS[precision] | {"INFERENCE_NUM_THREADS": count_cores()}
     latency = core.compile_model(model, "CPU", settings | {"PERFORMANCE_HINT": "LATENCY"})
-    streams = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": num_cores()}
+    streams = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": count_cores()}
     throughput = core.compile_model(model, "CPU", settings | streams)
     return Engine(
         tokenizer=tokenizer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from machine import num_cores
+from poolgraph.runtime.cpu import count_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ def load(checkpoint_dir: Path, artifact_dir: Path, cache_dir: Path, *, precision
     import torch
     from sentence_transformers import SentenceTransformer
 
-    torch.set_num_threads(num_cores())
+    torch.set_num_threads(count_cores())
     dtype = getattr(torch, TORCH_DTYPES[precision])
     return SentenceTransformer(str(checkpoint_dir), device="cpu", model_kwargs={"dtype": dtype})
 

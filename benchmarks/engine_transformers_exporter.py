@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from batches import encode_texts, plan_batches
-from machine import num_cores
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from workloads import load_tokenizer
+
+from poolgraph.runtime.cpu import count_cores
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -42,7 +43,7 @@ def load(checkpoint_dir: Path, artifact_dir: Path, cache_dir: Path) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_cores()
+    options.intra_op_num_threads = count_cores()
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     tokenizer = load_tokenizer(checkpoint_dir)
     names = tuple(value.name for value in session.get_inputs())

@@ -43,11 +43,10 @@ class EngineRow:
         """The adapter's module."""
         return import_module(self.module)  # type: ignore[return-value]
 
-    def embed_options(self, num_texts: int) -> list[dict[str, int]]:
-        """Return the options of ``embed`` to try on ``num_texts`` texts; sizes that hold them all are the same."""
-        sizes = sorted(self.batch_sizes)
-        distinct = [size for index, size in enumerate(sizes) if index == 0 or sizes[index - 1] < num_texts]
-        return [{"batch_size": size} for size in distinct] or [{}]
+    def embed(self, engine: Any, texts: list[str], batch_size: int | None) -> NDArray[np.float32]:
+        """Embed texts, in batches of the size given where the adapter takes one."""
+        options = {} if batch_size is None else {"batch_size": batch_size}
+        return self.adapter.embed(engine, texts, **options)
 
     @property
     def label(self) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe_machine, read_peak_rss_bytes
+
+from poolgraph.runtime.bench_machine import describe_machine, read_peak_rss_bytes
 
 GIB = 1024**3
 SIZES = {"hidden_size": 2048, "intermediate_size": 8192, "vocab_size": 32000, "num_attention_heads": 32}

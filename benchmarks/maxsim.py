@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import psutil
-from machine import describe_machine, num_cores, read_peak_rss_bytes
 from numpy.typing import NDArray
+
+from poolgraph.runtime.bench_machine import describe_machine, read_peak_rss_bytes
+from poolgraph.runtime.cpu import count_cores
 
 Rows = NDArray[np.float32]
 Score = Callable[[], Any]
@@ -33,7 +35,7 @@ def prepare_torch(query: Rows, documents: Rows) -> Score:
     """One einsum over all documents, as late interaction is usually written."""
     import torch
 
-    torch.set_num_threads(num_cores())
+    torch.set_num_threads(count_cores())
     queries, stacked = torch.from_numpy(query), torch.from_numpy(documents)
     return lambda: torch.einsum("qd,ntd->nqt", queries, stacked).amax(-1).sum(-1).numpy()
 

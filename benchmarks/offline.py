@@ -18,21 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from chart import draw_chart
-from corpus import read_passages
 from engines import ENGINES, REFERENCE
-from machine import describe_machine, hide_paths, read_versions
 from models import MODELS, ModelPaths, model_paths, remove_derived
 from report import render_report
 from rounds import group_lines, plan_runs, summarize_engine
-from run_one import Timing
-from workloads import (
-    WORKLOAD_NAMES,
-    Workload,
-    build_workloads,
-    load_tokenizer,
-    save_workloads,
-    select_calibration,
-)
+from workloads import CORPUS, CORPUS_FILES, WORKLOAD_NAMES, build_workloads, load_tokenizer, select_calibration
+
+from poolgraph.runtime.bench_corpus import read_passages
+from poolgraph.runtime.bench_machine import describe_machine, hide_paths, read_versions
+from poolgraph.runtime.bench_timing import Timing
+from poolgraph.runtime.bench_workloads import Workload, save_workloads
 
 HERE = Path(__file__).resolve().parent
 RESULTS_DIR = HERE / "results"
@@ -72,11 +67,11 @@ def run_plan(plan: Plan) -> dict[str, Any]:
         "name": plan.name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": describe_machine(),
-        "versions": read_versions(),
+        "versions": read_versions() | read_commit(),
         "settings": {"rounds": plan.rounds, "quick": plan.quick} | asdict(plan.timing),
         "models": {},
     }
-    passages = read_passages()
+    passages = read_passages(CORPUS, CORPUS_FILES)
     for model in plan.models:
         workloads, failures = prepare(plan, model, passages)
         lines = measure_model(plan, model, failures)
@@ -142,6 +137,13 @@ def run_child(plan: Plan, model: str, engine: str, options: Sequence[str]) -> di
         return line
     announce(f"  {engine}: {time.perf_counter() - started:.1f} s")
     return json.loads(last_line(done.stdout))
+
+
+def read_commit() -> dict[str, str]:
+    """Return the short commit of the working tree, with a mark when it has changes; nothing outside of git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    return {"poolgraph commit": done.stdout.strip()} if done.returncode == 0 and done.stdout.strip() else {}
 
 
 def error_line(model: str, engine: str, message: str) -> dict[str, Any]:

@@ -8,31 +8,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from engines import ENGINES, EngineRow
-from machine import read_peak_rss_bytes
 from models import MODELS, model_paths
 from numpy.typing import NDArray
-from workloads import WORKLOAD_NAMES, Workload, load_workloads
+from workloads import WORKLOAD_NAMES
 
-WARM_UP_CALLS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """How long a workload is repeated: at least ``min_s`` and ``min_repeats``, but nothing starts after ``max_s``."""
-
-    min_s: float = 1.5
-    max_s: float = 5.0
-    min_repeats: int = 5
+from poolgraph.runtime.bench_machine import read_peak_rss_bytes
+from poolgraph.runtime.bench_timing import Timing, distinct_batch_sizes, time_batch_sizes
+from poolgraph.runtime.bench_workloads import Workload, load_workloads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,33 +36,6 @@ class Measurement:
     tokens_per_s: float
     min_cosine: float
     mean_cosine: float
-
-
-def measure(run: Callable[[], object], timing: Timing, warm_up_s: float) -> list[float]:
-    """Return the seconds of each repeat of ``run``; a first call of ``warm_up_s`` counts as warm-up."""
-    for _ in range(WARM_UP_CALLS):
-        if warm_up_s > timing.min_s:
-            break
-        warm_up_s += clock(run)
-    seconds: list[float] = []
-    started = time.perf_counter()
-    while not is_enough(len(seconds), time.perf_counter() - started, timing):
-        seconds.append(clock(run))
-    return seconds
-
-
-def clock(run: Callable[[], object]) -> float:
-    """Return the seconds that one call of ``run`` takes."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
-def is_enough(repeats: int, elapsed_s: float, timing: Timing) -> bool:
-    """Tell whether to stop repeating; there is always one repeat."""
-    if repeats and elapsed_s >= timing.max_s:
-        return True
-    return repeats >= timing.min_repeats and elapsed_s >= timing.min_s
 
 
 def compare_rows(answer: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -105,21 +68,17 @@ def run_workload(
 ) -> Measurement:
     """Check the answers to one workload, then time it from strings to vectors with the engine's best batch size."""
     texts = list(workload.texts)
-    choices = row.embed_options(len(texts))
+    sizes = distinct_batch_sizes(row.batch_sizes, len(texts))
     started = time.perf_counter()
-    cosines = compare_rows(row.adapter.embed(engine, texts, **choices[0]), reference)
+    cosines = compare_rows(row.embed(engine, texts, sizes[0]), reference)
     warm_up_s = time.perf_counter() - started
-    trials = [
-        (measure(partial(row.adapter.embed, engine, texts, **choice), timing, warm_up_s), choice) for choice in choices
-    ]
-    seconds, choice = min(trials, key=lambda trial: statistics.median(trial[0]))
-    median_s = statistics.median(seconds)
+    timed = time_batch_sizes(lambda size: row.embed(engine, texts, size), sizes, timing, warm_up_s)
     return Measurement(
-        median_s=median_s,
-        repeats=len(seconds),
-        batch_size=choice.get("batch_size"),
-        texts_per_s=len(texts) / median_s,
-        tokens_per_s=workload.num_tokens / median_s,
+        median_s=timed.median_s,
+        repeats=timed.repeats,
+        batch_size=timed.batch_size,
+        texts_per_s=len(texts) / timed.median_s,
+        tokens_per_s=workload.num_tokens / timed.median_s,
         min_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),
     )
@@ -139,7 +98,8 @@ def run_engine(options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.write_reference:
         vectors = {
-            w.name: row.adapter.embed(engine, list(w.texts), **row.embed_options(len(w.texts))[0]) for w in workloads
+            w.name: row.embed(engine, list(w.texts), distinct_batch_sizes(row.batch_sizes, len(w.texts))[0])
+            for w in workloads
         }
         save_reference(options.write_reference, workloads, vectors)
     elif options.reference:

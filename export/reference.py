@@ -86,21 +86,39 @@ def compute_reference(plan: ExportPlan, encoded: Sequence[EncodedText]) -> Refer
             f"the tokenizer gives token id {largest}, but the model's vocabulary ends at "
             f"{plan.limits.vocab_size - 1}: they do not belong together"
         )
-    model = _load_model(plan, plan.model_class if _full_class(plan) is None else _full_class(plan))
-    head = _ReferenceHead(plan)
-    sequence, token = [], []
-    with torch.no_grad():
-        for text in encoded:
-            rows, logits = _run(model, text)
-            if plan.head.pooling is not None:
-                sequence.append(head.pool(rows, text.prompt_length) if logits is None else head.standardize(logits))
-            if plan.token_size is not None:
-                own = logits if logits is not None and plan.head.pooling is None else None
-                token.append(head.finish(rows) if own is None else head.standardize(own))
-    return ReferenceAnswers(None if plan.head.pooling is None else sequence, None if plan.token_size is None else token)
+    return ReferenceModel(plan).answer(encoded)
 
 
-class _ReferenceHead:
+class ReferenceModel:
+    """The unpatched model in float32 with the plan's head; loaded once, asked often.
+
+    Args:
+        plan: What is exported.
+    """
+
+    def __init__(self, plan: ExportPlan) -> None:
+        self._plan = plan
+        self._model = load_unpatched(plan, full_class(plan) or plan.model_class)
+        self._head = ReferenceHead(plan)
+
+    def answer(self, encoded: Sequence[EncodedText]) -> ReferenceAnswers:
+        """Answer texts, one at a time."""
+        plan, head = self._plan, self._head
+        sequence, token = [], []
+        with torch.no_grad():
+            for text in encoded:
+                rows, logits = _run(self._model, text)
+                if plan.head.pooling is not None:
+                    sequence.append(head.pool(rows, text.prompt_length) if logits is None else head.standardize(logits))
+                if plan.token_size is not None:
+                    own = logits if logits is not None and plan.head.pooling is None else None
+                    token.append(head.finish(rows) if own is None else head.standardize(own))
+        return ReferenceAnswers(
+            None if plan.head.pooling is None else sequence, None if plan.token_size is None else token
+        )
+
+
+class ReferenceHead:
     """The plan's head with real weights, run by torch on one text's rows."""
 
     def __init__(self, plan: ExportPlan) -> None:
@@ -122,7 +140,7 @@ class _ReferenceHead:
         return _apply([module for module in self._shared if isinstance(module, Standardize)], logits)
 
 
-def _full_class(plan: ExportPlan) -> type[PreTrainedModel] | None:
+def full_class(plan: ExportPlan) -> type[PreTrainedModel] | None:
     """Return transformers' class of the whole checkpoint if its answers are the plan's."""
     if plan.head.kind != "logits" or plan.head.converted or plan.options.pooler_config.seq_pooling_type is not None:
         return None
@@ -145,7 +163,7 @@ def _run(model: Any, text: EncodedText) -> tuple[Rows, Rows | None]:
     return seen[0][0].float().numpy(), logits
 
 
-def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
+def load_unpatched(plan: ExportPlan, model_class: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Load the unpatched model, without a progress bar and remarks that would run into ours.
 
     Without a padding token transformers takes a text's last token for a decoder's answer, as vLLM does, and not the
@@ -160,7 +178,7 @@ def _load_model(plan: ExportPlan, model_class: Any) -> nn.Module:
     messages.set_verbosity_error()  # a head that is cut off is no news
     try:
         loaded: Any = model_class.from_pretrained(
-            config=config, dtype=torch.float32, local_files_only=True, **_choose_source(plan.backbone)
+            config=config, dtype=dtype, local_files_only=True, **_choose_source(plan.backbone)
         )
     finally:
         messages.set_verbosity(level)

@@ -16,13 +16,44 @@ from poolgraph.runtime.pipeline import CallCounter, run_side_by_side
 from poolgraph.runtime.planner import Batch
 from poolgraph.runtime.runner import Runner
 from poolgraph.runtime.session import Session, SessionPool, run_graph
-from poolgraph.runtime.threads import choose_parallelism
+from poolgraph.runtime.threads import choose_parallelism, count_runs
 from poolgraph.runtime.tokenizer import EncodedText
+from poolgraph.runtime.tuning import Tuning
 
 Progress: TypeAlias = Callable[[int], None]
 """Called with the number of texts that each finished batch adds, never twice at a time."""
 
 Collect: TypeAlias = Callable[[Batch, NDArray[np.float32]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkPlan:
+    """The batches of a call, how many run at once and with how many threads each."""
+
+    batches: tuple[Batch, ...]
+    runs: int
+    threads: int
+
+
+def plan_work(
+    lengths: Sequence[int], runner: Runner, tuning: Tuning, *, cores: int, callers: int = 1, threads: int | None = None
+) -> WorkPlan:
+    """Plan a call.
+
+    Args:
+        lengths: Tokens of each text.
+        runner: Cuts them into batches.
+        tuning: What was measured, or the defaults.
+        cores: Cores of this process.
+        callers: Calls under way, this one included.
+        threads: Threads of a run as fixed by the user.
+    """
+    most = count_runs(cores, callers=callers, pinned_threads=threads, tuned_threads=tuning.threads)
+    batches = runner.plan(lengths, max_batch_tokens=tuning.max_batch_tokens, runs=most)
+    chosen = choose_parallelism(
+        len(batches), cores, callers=callers, pinned_threads=threads, tuned_threads=tuning.threads
+    )
+    return WorkPlan(batches=batches, runs=chosen.runs, threads=chosen.threads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +65,14 @@ class Executor:
         runner: Plans and feeds batches in the variant's layout.
         cores: Cores of this process.
         threads: Threads of a run as fixed by the user, None to choose by the number of batches.
-        max_batch_tokens: Token budget of a batch.
+        tuning: Token budget of a batch, and the threads that were measured to be best.
     """
 
     sessions: SessionPool
     runner: Runner
     cores: int
     threads: int | None
-    max_batch_tokens: int
+    tuning: Tuning
     _calls: CallCounter = field(default_factory=CallCounter, init=False)
 
     def run_sequence(
@@ -89,24 +120,20 @@ class Executor:
         report = _serialize(on_progress)
         callers = self._calls.enter()
         try:
-            batches, runs, threads = self._plan(encoded, callers)
-            session = self.sessions.session(family, threads)
+            plan = self._plan(encoded, callers)
+            session = self.sessions.session(family, plan.threads)
 
             def run(batch: Batch) -> None:
                 collect(batch, self._run_batch(session, graph, [encoded[index] for index in batch.indices]))
                 report(len(batch.indices))
 
-            run_side_by_side(batches, run, runs=runs)
+            run_side_by_side(plan.batches, run, runs=plan.runs)
         finally:
             self._calls.leave()
 
-    def _plan(self, encoded: Sequence[EncodedText], callers: int) -> tuple[tuple[Batch, ...], int, int]:
-        """Return the batches, how many run at once and with how many threads."""
-        most_runs = max(1, self.cores // callers // (self.threads or 1))
+    def _plan(self, encoded: Sequence[EncodedText], callers: int) -> WorkPlan:
         lengths = [text.num_tokens for text in encoded]
-        batches = self.runner.plan(lengths, max_batch_tokens=self.max_batch_tokens, runs=most_runs)
-        chosen = choose_parallelism(len(batches), self.cores, callers=callers, pinned_threads=self.threads)
-        return batches, chosen.runs, chosen.threads
+        return plan_work(lengths, self.runner, self.tuning, cores=self.cores, callers=callers, threads=self.threads)
 
     def _run_batch(self, session: Session, graph: Graph, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         return run_graph(session, graph, self.runner.feed(texts, graph))

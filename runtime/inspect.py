@@ -9,18 +9,20 @@ from typing import Final
 from poolgraph.graphs.manifest import Fidelity, Graph, Manifest, Pooler, Report, Tensor, Variant
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
 from poolgraph.runtime.providers import list_needs
+from poolgraph.runtime.tuning import TUNING_FILE, TuningEntry
 
 REPORT_COLUMNS: Final = ("variant", "graph", "check", "texts", "min cosine", "max diff", "ok")
 
 _LABEL_WIDTH: Final = 14
 
 
-def describe(manifest: Manifest, path: Path) -> str:
-    """Write everything about an artifact that its user may want to know."""
+def describe(manifest: Manifest, path: Path, tuned: Sequence[TuningEntry] = ()) -> str:
+    """Write everything about an artifact that its user may want to know; ``tuned`` are the plans stored beside it."""
     sections = [
         "\n".join(_describe_model(manifest, path)),
         *("\n".join(_describe_variant(variant, manifest)) for variant in manifest.variants),
         f"Verified against {manifest.report.reference}\n{_indent(format_report(manifest.report))}",
+        *([f"Tuned ({TUNING_FILE})\n{_indent(_format_tuned(tuned))}"] if tuned else []),
     ]
     if manifest.report.fidelity is not None:
         sections.append(format_fidelity(manifest.report.fidelity))
@@ -57,6 +59,26 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     is_number = [all(_is_number(line[column]) for line in lines[1:]) for column in range(len(header))]
     lines.insert(1, tuple("-" * width for width in widths))
     return "\n".join(_align(line, widths, is_number) for line in lines)
+
+
+def _format_tuned(tuned: Sequence[TuningEntry]) -> str:
+    header = ("variant", "cpu", "cores", "threads", "batch tokens", "on", "tokens/s", "default", "by", "date")
+    rows = [
+        (
+            entry.variant,
+            entry.cpu,
+            str(entry.cores),
+            "by the rule" if entry.threads is None else str(entry.threads),
+            str(entry.max_batch_tokens),
+            entry.workload,
+            f"{entry.tokens_per_s:.0f}",
+            f"{entry.default_tokens_per_s:.0f}",
+            f"poolgraph {entry.poolgraph_version}",
+            entry.date,
+        )
+        for entry in tuned
+    ]
+    return format_table(header, rows)
 
 
 def format_size(size_bytes: int) -> str:

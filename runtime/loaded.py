@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,15 +19,13 @@ from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.executor import Executor, Progress
 from poolgraph.runtime.loading import check_count, check_name, open_sessions, resolve_directory
 from poolgraph.runtime.pipeline import encode_windows
-from poolgraph.runtime.planner import MAX_BATCH_TOKENS
-from poolgraph.runtime.providers import Wish, check_verified
+from poolgraph.runtime.providers import CPU_PROVIDER, Wish, check_verified
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import SessionPool
 from poolgraph.runtime.texts import resolve_texts, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.runtime.tuning import Tuning, load_tuning
 from poolgraph.tasks import TASK_FAMILY
-
-"""Truncation to the model's own limit."""
 
 
 class LoadedModel:
@@ -60,7 +59,8 @@ class LoadedModel:
         variant: str | None = None,
         fallback: bool = False,
         allow_unverified: bool = False,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
+        tuning: Tuning | None = None,
     ) -> Self:
         """Load a model.
 
@@ -68,20 +68,22 @@ class LoadedModel:
             path: An artifact's directory; or a checkpoint folder or hub id, which is exported once into the cache.
             provider: ``cpu``, ``cuda`` or an execution provider's full name; None takes the best that loads.
             precision: ``fp32``, ``int8`` and so on; None takes the first in the artifact's list.
-            threads: Threads of a run; None lets the number of batches decide.
+            threads: Threads of a run; None takes those that ``poolgraph bench --tune`` stored beside the artifact for
+                this machine, else lets the number of batches decide.
             variant: Name of one variant of the artifact.
             fallback: Take another provider, with a warning, when the one asked for does not load.
             allow_unverified: Run a variant that verification never passed.
-            max_batch_tokens: Token budget of a batch.
+            max_batch_tokens: Token budget of a batch; None takes the stored one, else 1,024.
+            tuning: What is taken instead of the stored plan, whose file is then not read.
 
         Raises:
             ArtifactError: the artifact is damaged, or has no such variant.
             ProviderError: the provider asked for does not load.
             InputError: an argument of a wrong type, a count below 1, or a local path where no folder is.
         """
-        if threads is not None:
-            check_count("threads", threads)
-        check_count("max_batch_tokens", max_batch_tokens)
+        for count, number in (("threads", threads), ("max_batch_tokens", max_batch_tokens)):
+            if number is not None:
+                check_count(count, number)
         for name, value in (("provider", provider), ("precision", precision), ("variant", variant)):
             check_name(name, value)
         directory = resolve_directory(path)
@@ -91,12 +93,17 @@ class LoadedModel:
         sessions = open_sessions(directory, manifest, wish, cpu)
         if not allow_unverified:
             check_verified(sessions.variant, directory)
+        if tuning is None:
+            is_tuned = sessions.provider == CPU_PROVIDER and None in (threads, max_batch_tokens)
+            tuning = load_tuning(directory, cpu, sessions.variant.name) if is_tuned else Tuning()
+        if max_batch_tokens is not None:
+            tuning = replace(tuning, max_batch_tokens=max_batch_tokens)
         executor = Executor(
             sessions=sessions,
             runner=build_runner(sessions.variant, manifest.tokenization),
             cores=cpu.num_cores,
             threads=threads,
-            max_batch_tokens=max_batch_tokens,
+            tuning=tuning,
         )
         return cls(path=directory, manifest=manifest, sessions=sessions, executor=executor)
 

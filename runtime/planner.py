@@ -67,6 +67,13 @@ def plan_padded_batches(
     return _split_for_runs(batches, lengths, runs)
 
 
+def plan_sorted_batches(lengths: Sequence[int], batch_size: int) -> tuple[Batch, ...]:
+    """Cut texts, longest first, into batches of ``batch_size``: what users of other engines do."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    cuts = [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+    return tuple(Batch(indices=cut, length=lengths[cut[0]]) for cut in cuts)
+
+
 def count_padding(lengths: Sequence[int], batches: Iterable[Batch]) -> int:
     """Count the padding tokens that the batches compute beside the texts' own."""
     return sum(batch.num_tokens - sum(lengths[index] for index in batch.indices) for batch in batches)

@@ -14,7 +14,12 @@ class Parallelism:
 
 
 def choose_parallelism(
-    num_batches: int, cores: int, *, callers: int = 1, pinned_threads: int | None = None
+    num_batches: int,
+    cores: int,
+    *,
+    callers: int = 1,
+    pinned_threads: int | None = None,
+    tuned_threads: int | None = None,
 ) -> Parallelism:
     """Share the cores between batches: one run a core for many batches, all cores for a few.
 
@@ -27,13 +32,26 @@ def choose_parallelism(
         cores: Cores of this process.
         callers: Calls under way in this process, this one included; they share the cores.
         pinned_threads: Threads of a run as fixed by the user; then as many runs as fit beside each other.
+        tuned_threads: Threads of a run as measured on this machine; likewise, but batches too few to fill the cores so,
+            and callers whose share of the cores is smaller than one such run, keep to the rule.
     """
     share = max(1, cores // callers)
     if pinned_threads is not None:
         return Parallelism(runs=_clamp(num_batches, share // pinned_threads), threads=pinned_threads)
+    if tuned_threads is not None and tuned_threads <= share <= num_batches * tuned_threads:
+        return Parallelism(runs=_clamp(num_batches, share // tuned_threads), threads=tuned_threads)
     if callers > 1 or (num_batches > 1 and 2 * num_batches > cores):
         return Parallelism(runs=_clamp(num_batches, share), threads=1)
     return Parallelism(runs=1, threads=cores)
+
+
+def count_runs(
+    cores: int, *, callers: int = 1, pinned_threads: int | None = None, tuned_threads: int | None = None
+) -> int:
+    """Return how many runs fit beside each other, at least 1; arguments are those of ``choose_parallelism``."""
+    share = max(1, cores // callers)
+    tuned = tuned_threads if tuned_threads is not None and tuned_threads <= share else None
+    return max(1, share // (pinned_threads or tuned or 1))
 
 
 def _clamp(num_batches: int, most: int) -> int:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Final, TextIO
 
 from poolgraph import __version__
+from poolgraph.cli_bench import BENCH_COMMAND
 from poolgraph.cli_command import DONE, Command
 from poolgraph.cli_export import EXPORT_COMMAND
 from poolgraph.cli_inspect import INSPECT_COMMANDS
@@ -35,11 +36,14 @@ EXTRA_OF_MODULE: Final = {
     "optimum": "export",
     "onnxruntime": "cpu",
     "pyarrow": "files",
+    "matplotlib": "bench",
+    "openvino": "bench",
+    "sentence_transformers": "bench",
 }
 """The optional part of poolgraph that installs a module."""
 
 
-COMMANDS: Final[tuple[Command, ...]] = (EXPORT_COMMAND, *TASK_COMMANDS, *INSPECT_COMMANDS)
+COMMANDS: Final[tuple[Command, ...]] = (EXPORT_COMMAND, *TASK_COMMANDS, *INSPECT_COMMANDS, BENCH_COMMAND)
 """Every sub-command, in the order of the help."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from poolgraph.cli_command import DONE, JSON, Argument, Command, add_arguments, print_json, require_output
 from poolgraph.cli_options import FORMATS
-from poolgraph.errors import InputError, PoolgraphError, VerificationError
+from poolgraph.errors import ArtifactError, InputError, PoolgraphError, VerificationError
 from poolgraph.progress import say
 
 if TYPE_CHECKING:
@@ -35,10 +35,19 @@ def _run_inspect(args: argparse.Namespace) -> int:
     from poolgraph.graphs.artifact import open_artifact
     from poolgraph.graphs.manifest import encode_manifest
     from poolgraph.runtime.inspect import describe
+    from poolgraph.runtime.tuning import read_tuning
 
     require_output()
     manifest = open_artifact(args.artifact)
-    print(encode_manifest(manifest).decode().rstrip() if args.json else describe(manifest, args.artifact))
+    if args.json:
+        print(encode_manifest(manifest).decode().rstrip())
+        return DONE
+    try:
+        tuned = read_tuning(args.artifact)
+    except ArtifactError as error:
+        say(f"poolgraph: warning: {error}")
+        tuned = ()
+    print(describe(manifest, args.artifact, tuned))
     return DONE
 
 

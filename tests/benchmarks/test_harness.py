@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from poolgraph.runtime.bench_corpus import read_passages
+from poolgraph.runtime.bench_workloads import Workload
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -46,10 +49,11 @@ def _passages(count: int) -> list[str]:
 
 
 def test_uniform_workloads_have_exact_token_counts(tokenizer):
-    from workloads import UNIFORM_SHAPES, build_workloads
+    from workloads import UNIFORM_SHAPES, build_workloads, parse_shape
 
     workloads = {w.name: w for w in build_workloads(tokenizer, _passages(400), 60)}
-    for name, (num_texts, num_tokens) in UNIFORM_SHAPES.items():
+    for name in UNIFORM_SHAPES:
+        num_texts, num_tokens = parse_shape(name)
         counts = [len(tokenizer.encode(text).ids) for text in workloads[name].texts]
         assert counts == [num_tokens] * num_texts
         assert workloads[name].num_tokens == num_texts * num_tokens
@@ -63,13 +67,6 @@ def test_uniform_workload_beyond_the_limit_is_refused(tokenizer):
     short.enable_truncation(256)
     with pytest.raises(ValueError, match=r"1x512 has texts of \[256\] tokens, wanted 512"):
         build_workloads(short, _passages(400), 60)
-
-
-def test_corpus_without_a_single_token_word_is_refused(tokenizer):
-    from workloads import build_workloads
-
-    with pytest.raises(ValueError, match="none of the corpus' 400 words is a single token"):
-        build_workloads(tokenizer, ["zebra"] * 400, 60)
 
 
 def test_mixed_workload_counts_truncated_tokens_and_leaves_calibration_out(tokenizer):
@@ -87,7 +84,7 @@ def test_mixed_workload_counts_truncated_tokens_and_leaves_calibration_out(token
 
 
 def test_select_evenly_spans_the_list_in_order():
-    from workloads import select_evenly
+    from poolgraph.runtime.bench_workloads import select_evenly
 
     items = [str(number) for number in range(103)]
     chosen = [int(item) for item in select_evenly(items, 10)]
@@ -98,7 +95,9 @@ def test_select_evenly_spans_the_list_in_order():
 
 
 def test_workloads_survive_the_disk(tmp_path, tokenizer):
-    from workloads import build_workloads, load_workloads, save_workloads
+    from workloads import build_workloads
+
+    from poolgraph.runtime.bench_workloads import load_workloads, save_workloads
 
     workloads = build_workloads(tokenizer, _passages(400), 60)
     save_workloads(tmp_path / "sub" / "workloads.json", workloads)
@@ -106,34 +105,16 @@ def test_workloads_survive_the_disk(tmp_path, tokenizer):
 
 
 def test_corpus_is_large_distinct_and_deterministic():
-    from corpus import read_passages
+    from workloads import CORPUS, CORPUS_FILES
 
-    passages = read_passages()
-    assert passages == read_passages()
+    passages = read_passages(CORPUS, CORPUS_FILES)
+    assert passages == read_passages(CORPUS, CORPUS_FILES)
     assert len(passages) >= 1_000 + 300
     assert len(set(passages)) == len(passages)
     words = sorted(len(passage.split()) for passage in passages)
     assert words[0] <= 5
     assert words[-1] >= 512
     assert not any("\n" in passage or ">>>" in passage.split() for passage in passages)
-
-
-def test_clean_docstring_keeps_prose_only():
-    from corpus import clean_docstring
-
-    docstring = """Add two arrays.
-
-    Returns
-    -------
-    The sum.
-    >>> add(1, 2)
-    .. note:: none
-    ```python
-    add(1, 2)
-    ```
-    Done - really.
-    """
-    assert clean_docstring(docstring) == "Add two arrays. Returns The sum. Done - really."
 
 
 def test_batches_are_sorted_padded_and_complete():
@@ -154,34 +135,19 @@ def test_runs_are_interleaved():
     assert [(run.round, run.engine) for run in runs] == [(0, "a"), (0, "b"), (0, "c"), (1, "a"), (1, "b"), (1, "c")]
 
 
-def test_repeats_stop_when_both_minimums_are_met_or_time_is_up():
-    from run_one import Timing, is_enough
-
-    timing = Timing(min_s=1.5, max_s=5.0, min_repeats=5)
-    assert not is_enough(4, 2.0, timing)
-    assert not is_enough(9, 1.4, timing)
-    assert is_enough(5, 1.5, timing)
-    assert is_enough(1, 5.0, timing)
-    assert not is_enough(0, 9.0, timing)
-
-
-def test_batch_sizes_that_hold_all_texts_are_tried_once():
+def test_a_batch_size_reaches_the_adapter_only_where_there_is_one(monkeypatch):
     from engines import EngineRow
 
-    row = EngineRow(module="engine_poolgraph", batch_sizes=(8, 32))
-    assert row.embed_options(8) == [{"batch_size": 8}]
-    assert row.embed_options(9) == [{"batch_size": 8}, {"batch_size": 32}]
-    assert EngineRow(module="engine_poolgraph").embed_options(9) == [{}]
-
-
-def test_long_calls_are_not_warmed_up_again():
-    from run_one import Timing, measure
-
     calls = []
-    assert len(measure(lambda: calls.append(1), Timing(min_s=0.0, max_s=9.0, min_repeats=2), warm_up_s=1.0)) == 2
-    assert len(calls) == 2
-    measure(lambda: calls.append(1), Timing(min_s=0.01, max_s=0.0, min_repeats=2), warm_up_s=0.0)
-    assert len(calls) == 2 + 3 + 1
+
+    class Adapter:
+        def embed(self, engine, texts, **options):
+            calls.append(options)
+
+    monkeypatch.setattr(EngineRow, "adapter", Adapter())
+    EngineRow(module="engine_poolgraph").embed(None, ["a"], None)
+    EngineRow(module="engine_poolgraph").embed(None, ["a"], 8)
+    assert calls == [{}, {"batch_size": 8}]
 
 
 def test_cosines_refuse_nan_and_wrong_shapes():
@@ -198,13 +164,12 @@ def test_cosines_refuse_nan_and_wrong_shapes():
 
 def test_reference_of_other_texts_is_refused(tmp_path):
     from run_one import load_reference, save_reference
-    from workloads import Workload
 
-    stored = Workload(name="mixed", texts=("a", "b"), num_tokens=6)
+    stored = Workload(name="mixed", texts=("a", "b"), lengths=(3, 3))
     save_reference(tmp_path / "r.npz", [stored], {"mixed": np.ones((2, 3), dtype=np.float32)})
     assert load_reference(tmp_path / "r.npz", [stored])["mixed"].shape == (2, 3)
     with pytest.raises(ValueError, match="other texts"):
-        load_reference(tmp_path / "r.npz", [Workload(name="mixed", texts=("a", "c"), num_tokens=6)])
+        load_reference(tmp_path / "r.npz", [Workload(name="mixed", texts=("a", "c"), lengths=(3, 3))])
 
 
 def _line(engine: str, seconds: float, **change):
@@ -284,14 +249,6 @@ def test_report_without_the_reference_shows_plain_speeds(results):
 
     del results["models"]["minilm"]["engines"][REFERENCE]
     assert "| POOL | 2,048 | 1,024 | 0.50 | 0.99900 | 1.0 | 1,024 |" in render_report(results).splitlines()
-
-
-def test_messages_carry_no_folder():
-    from machine import hide_paths
-
-    assert hide_paths("File '/a/b/c/model.onnx' is missing in /x/y/ (see https://h.org/p/q)") == (
-        "File 'model.onnx' is missing in  (see https://h.org/p/q)"
-    )
 
 
 def test_every_engine_has_the_three_names():

@@ -325,7 +325,6 @@ def test_no_artifact_there(tmp_path):
         ({"threads": 1.5}, "threads must be an int, not float"),
         ({"threads": True}, "threads must be an int, not bool"),
         ({"max_batch_tokens": "2"}, "max_batch_tokens must be an int, not str"),
-        ({"max_batch_tokens": None}, "max_batch_tokens must be an int, not NoneType"),
         ({"provider": 3}, "provider must be a str or None, not int"),
         ({"variant": ["cpu_fp32"]}, "variant must be a str or None, not list"),
     ],

@@ -10,7 +10,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("numpy", "torch", "transformers")
+PACKAGES = ("numpy",)
 FILES_PER_PACKAGE = 150
 LARGEST_FILE_BYTES = 400_000
 FEWEST_WORDS = 3
