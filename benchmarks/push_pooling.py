@@ -80,7 +80,7 @@ def run_shape(shape: str, kind: str, precision: str, batch: Sequence[int]) -> di
     ids = np.random.default_rng(0).integers(SMALLEST_ID, LARGEST_ID, size=tuple(batch))
     inputs = {"input_ids": ids, "token_type_ids": np.zeros_like(ids)}
     feeds = {tensor.name: inputs[tensor.name] for tensor in graph.inputs}
-    (answer,) = run_graph(session, graph, feeds)
+    answer = run_graph(session, graph, feeds)
     seconds = measure(lambda: run_graph(session, graph, feeds), Timing(), 0.0)
     return {"median_s": statistics.median(seconds), "answer": np.asarray(answer[0], dtype=np.float64).tolist()}
 
