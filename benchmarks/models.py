@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,13 +107,13 @@ def _write_checkpoint(row: ModelRow, output_dir: Path) -> None:
     if row.config is None:
         shutil.copytree(_minilm_dir(), partial_dir, copy_function=shutil.copyfile)
     else:
-        _write_random_bert(row.config, partial_dir)
+        write_random_bert(row.config, partial_dir)
     _write_json(partial_dir / "sentence_bert_config.json", {"max_seq_length": MAX_SEQ_LENGTH, "do_lower_case": False})
     partial_dir.rename(output_dir)
 
 
-def _write_random_bert(config: dict[str, int], output_dir: Path) -> None:
-    """Write a BertModel with seeded weights, MiniLM's tokenizer (BERT's uncased vocabulary) and a mean pooler."""
+def write_random_bert(config: Mapping[str, int], output_dir: Path, *, pooling: str = "mean_tokens") -> None:
+    """Write a BertModel with seeded weights, MiniLM's tokenizer (BERT's uncased vocabulary) and a pooler."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -125,7 +125,7 @@ def _write_random_bert(config: dict[str, int], output_dir: Path) -> None:
     (output_dir / "1_Pooling").mkdir()
     _write_json(
         output_dir / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": model.config.hidden_size, "pooling_mode_mean_tokens": True},
+        {"word_embedding_dimension": model.config.hidden_size, f"pooling_mode_{pooling}": True},
     )
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}

@@ -14,7 +14,7 @@ from poolgraph.export.trace import TraceInputs, fake_parameters, trace_module
 from poolgraph.graphs.families import AnswerKind, finished_name, select_family
 from poolgraph.graphs.manifest import Graph, Quantization, Rewrites, Tensor, Variant
 from poolgraph.graphs.passes import PassReport, run_passes
-from poolgraph.graphs.pipeline import SEMANTIC_PASSES, Target
+from poolgraph.graphs.pipeline import Target, semantic_passes
 from poolgraph.poolers.pooling import Pooling
 from poolgraph.tasks import GraphFamily
 
@@ -60,11 +60,20 @@ def trace_inputs(plan: ExportPlan) -> TraceInputs:
     )
 
 
-def trace_layout(plan: ExportPlan, module: PoolingModule, layout: str) -> tuple[ir.Model, tuple[PassReport, ...]]:
-    """Trace one layout, bind the checkpoint's tensors and run the passes that all targets share."""
+def trace_layout(
+    plan: ExportPlan, module: PoolingModule, layout: str, uniform: ir.Model | None = None
+) -> tuple[ir.Model, tuple[PassReport, ...]]:
+    """Trace one layout, bind the checkpoint's tensors and run the passes that all targets share.
+
+    Args:
+        plan: What is exported.
+        module: Of the plan.
+        layout: Which to trace.
+        uniform: The semantic graph of the uniform layout, whose initializers another one shares.
+    """
     model = trace_module(module, layout, trace_inputs(plan), plan.limits.max_model_len)
     bind_weights(model, plan.backbone.open_weights(), plan.model_class.base_model_prefix, plan.head.tensors())
-    return model, run_passes(model, SEMANTIC_PASSES)
+    return model, run_passes(model, semantic_passes(uniform))
 
 
 def lower_variant(
@@ -81,7 +90,8 @@ def lower_variant(
         model = select_family(semantic, family, finished=target.finished_outputs)
         if model is None:
             continue
-        lowered = run_passes(model, target.passes)
+        passes = (*target.sequence_passes, *target.passes) if family == "sequence" else target.passes
+        lowered = run_passes(model, passes)
         reports = reports if graphs else (*reports, *lowered)
         file = f"{target.file_stem}{suffix}.onnx"
         models[file] = model

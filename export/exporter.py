@@ -214,10 +214,11 @@ def _compile(
 ) -> tuple[list[LoweredVariant], dict[str, ir.Model]]:
     """Trace each layout once and lower each target from it: the variants, and all their models by file name."""
     module = build_module(plan)
-    semantic = {}
-    for layout in dict.fromkeys(target.layout for target in plan.targets):
+    semantic: dict[str, tuple[ir.Model, tuple[PassReport, ...]]] = {}
+    for layout in sorted({target.layout for target in plan.targets}, key=lambda it: (it != "uniform", it)):
+        uniform = semantic["uniform"][0] if "uniform" in semantic else None
         with stages.stage(f"trace ({layout})"):
-            semantic[layout] = trace_layout(plan, module, layout)
+            semantic[layout] = trace_layout(plan, module, layout, uniform)
     int8 = None
     if any(target.precision == "int8" for target in plan.targets):
         with stages.stage("calibrate int8"):

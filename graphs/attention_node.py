@@ -16,7 +16,8 @@ class AttentionNode:
 
     Attributes:
         node: The node itself.
-        query: (batch_size, sequence_length, num_heads * head_dim).
+        query: (batch_size, sequence_length, num_heads * head_dim); of one row where pooling is pushed down, and then
+            it sees all keys: there is no window, and what lay outside of one is no longer among the keys.
         key: (batch_size, sequence_length, num_kv_heads * head_dim).
         value: The same shape as the key.
         mask: (batch_size, sequence_length) of bool, or None.

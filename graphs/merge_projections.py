@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from poolgraph.graphs.pattern import add_constant, dimensions, is_initializer, producer, used_once
+from poolgraph.graphs.products import is_apart
 
 SEMANTIC_DOMAIN = "poolgraph"
 
@@ -19,6 +20,7 @@ _Merged = dict[tuple[ir.Value, ...], ir.Value]
 class _Projection:
     """``source @ weight + bias``; ``bias`` is None where there is none."""
 
+    product: ir.Node
     source: ir.Value
     weight: ir.Value
     bias: ir.Value | None
@@ -29,7 +31,8 @@ def merge_projections(model: ir.Model) -> int:
 
     Projections with a norm or rotary positions behind them, as in most decoders, stay apart: no kernel takes them
     merged, and one wide product with a split takes as long as three products (ONNX Runtime 1.31.1, one thread, 1,024 to
-    2,048 and two of 1,024, 896 to 896 and two of 128, 8 to 1,024 tokens: within the noise).
+    2,048 and two of 1,024, 896 to 896 and two of 128, 8 to 1,024 tokens: within the noise). So do key and value where
+    the query's is set apart.
 
     Given:   %q = Add(MatMul(%x, %Wq), %bq);  %k = ...;  %v = ...;  %y = poolgraph::Attention(%q, %k, %v, ...)
     Result:  %q, %k, %v = Split(Add(MatMul(%x, [Wq|Wk|Wv]), [bq|bk|bv]));  %y = poolgraph::Attention(%q, %k, %v, ...)
@@ -44,6 +47,8 @@ def _merge(graph: ir.Graph, node: ir.Node, merged: _Merged) -> int:
     projections = [_match_projection(value) for value in node.inputs[:3]]
     found = [p for p in projections if p is not None]
     if len(found) < 3 or len({id(p.source) for p in found}) > 1 or len({p.bias is None for p in found}) > 1:
+        return 0
+    if any(is_apart(p.product) for p in found):
         return 0
     first = node.inputs[0]
     assert first is not None
@@ -72,7 +77,7 @@ def _match_projection(value: ir.Value | None) -> _Projection | None:
     sizes = dimensions(weight) or ()
     if len(sizes) != 2 or (bias is not None and dimensions(bias) != sizes[1:]):
         return None
-    return _Projection(source, weight, bias)
+    return _Projection(product, source, weight, bias)
 
 
 def _build_merged(graph: ir.Graph, projections: Sequence[_Projection], merged: _Merged) -> list[ir.Node]:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+SEQUENCE_AXIS = "sequence_length"
+"""Name of the axis along which a text's token rows are."""
+
 
 def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
     """Return the node that makes ``value`` if it is an ``op_type``, else None."""

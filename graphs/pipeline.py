@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+import onnx_ir as ir
+
 from poolgraph.graphs.cleanup import clear_notes, fold_constants, remove_dead_nodes
 from poolgraph.graphs.fold_reshapes import fold_reshapes
 from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
@@ -19,6 +21,7 @@ from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import Pass
+from poolgraph.graphs.push_pooling import note_products_as_in, note_row_products, push_pooling
 from poolgraph.graphs.unflatten_products import unflatten_products
 
 SEMANTIC_PASSES: tuple[Pass, ...] = (
@@ -28,10 +31,18 @@ SEMANTIC_PASSES: tuple[Pass, ...] = (
     unflatten_products,
     fold_reshapes,  # after fold_transposes: the reshapes around a pair meet only then
     remove_dead_nodes,
+    note_row_products,  # before merge_projections, which leaves them
     merge_projections,
     remove_dead_nodes,
 )
 """From the trace to the semantic graph that every target starts from, so that all share the same initializers."""
+
+
+def semantic_passes(uniform: ir.Model | None) -> tuple[Pass, ...]:
+    """Return SEMANTIC_PASSES for another layout of a model whose semantic graph of the uniform layout there is."""
+    if uniform is None:
+        return SEMANTIC_PASSES
+    return tuple(note_products_as_in(uniform) if it is note_row_products else it for it in SEMANTIC_PASSES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +54,7 @@ class Target:
         word: Word of ``--target``; portable is always made.
         layout: Layout that is traced for it.
         precision: Precision of this row.
+        sequence_passes: Passes of the sequence graph alone, before all others.
         passes: Lowering passes.
         file_stem: Name of its files below ``onnx/``, without suffix.
         providers: Execution providers that run it.
@@ -63,6 +75,7 @@ class Target:
     session_options: Mapping[str, str]
     cpu_features: tuple[str, ...] = ()
     operators: str | None = None
+    sequence_passes: tuple[Pass, ...] = ()
 
     @property
     def variant_name(self) -> str:
@@ -87,6 +100,7 @@ CPU_FP32 = Target(
     word="cpu",
     layout="uniform",
     precision="fp32",
+    sequence_passes=(push_pooling,),
     passes=(fuse_rms_norm, lower_attention_to_cpu, lower_selective_scan, remove_dead_nodes, clear_notes),
     file_stem="model_cpu_fp32",
     providers=("CPUExecutionProvider",),

@@ -12,6 +12,9 @@ from poolgraph.graphs.pattern import dimensions, is_initializer, used_once
 BACKBONE_PREFIX = "backbone."
 """Of the names of the backbone's weights; those of the head stay as they are."""
 
+_APART = "poolgraph.apart"
+"""Key of the note on products that are not joined with others of their source."""
+
 
 @dataclass(frozen=True, slots=True)
 class Product:
@@ -38,7 +41,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class ProductGroup:
-    """Products of one source, (batch_size, sequence_length, in_features).
+    """Products of one source, (batch_size, sequence_length, in_features), that are computed together.
 
     ``name`` is that of the weights, and tells apart the layers that share them.
     """
@@ -53,20 +56,37 @@ def find_products(model: ir.Model) -> tuple[ProductGroup, ...]:
 
     Pooled rows are no token rows: what the backbone computes of them stays in float32.
     """
-    groups: dict[ir.Value, list[Product]] = defaultdict(list)
+    groups: dict[tuple[ir.Value, bool], list[Product]] = defaultdict(list)
     for node in model.graph:
         product = _match(node)
         if product is not None:
             source = node.inputs[0]
             assert source is not None
-            groups[source].append(product)
+            groups[source, is_apart(node)].append(product)
     seen: Counter[str] = Counter()
     found = []
-    for source, products in groups.items():
+    for (source, _), products in groups.items():
         name = "+".join(str(product.weight.name) for product in products)
         seen[name] += 1
         found.append(ProductGroup(name if seen[name] == 1 else f"{name}#{seen[name]}", source, tuple(products)))
     return tuple(found)
+
+
+def set_apart(node: ir.Node) -> int:
+    """Note that a product is not joined with others of its source; return whether that is new."""
+    is_new = not is_apart(node)
+    node.metadata_props[_APART] = "yes"
+    return int(is_new)
+
+
+def is_apart(node: ir.Node) -> bool:
+    """Whether a product is noted not to be joined with others of its source."""
+    return _APART in node.metadata_props
+
+
+def apart_weights(model: ir.Model) -> frozenset[str]:
+    """Return the names of the weights whose products are set apart."""
+    return frozenset(str(node.inputs[1].name) for node in model.graph if is_apart(node) and node.inputs[1] is not None)
 
 
 def _match(node: ir.Node) -> Product | None:

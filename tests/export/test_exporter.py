@@ -26,8 +26,8 @@ TEXTS = [*PROBE_SENTENCES, "", "a", " ".join(["brown fox"] * 20)]
 
 STAGES = [
     "read the checkpoint",
-    "trace (padded)",
     "trace (uniform)",
+    "trace (padded)",
     "lower",
     "write the graphs",
     "answer the probes with the reference",
