@@ -1,11 +1,11 @@
-"""int8: which products are quantized and how, by fidelity first and speed second, judged on held-out texts."""
+"""int8: which tables and products are quantized and how, by fidelity first and speed second, on held-out texts."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,6 +27,7 @@ from poolgraph.graphs.families import AnswerKind
 from poolgraph.graphs.manifest import Graph, Manifest, Quantization, Tokenization, Variant
 from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, Target
 from poolgraph.graphs.products import find_products
+from poolgraph.graphs.quantize_embeddings import find_tables, quantize_embeddings
 from poolgraph.graphs.quantize_products import Recipe, quantize_products
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.activations import finish_logits
@@ -48,6 +49,15 @@ BARS: Mapping[str, Threshold] = MappingProxyType(
 )
 """What held-out texts and the probes must reach by kind of answer, stricter than the gate."""
 
+TABLE_BARS: Mapping[str, Threshold] = MappingProxyType(
+    {
+        "embedding": Threshold(min_cosine=0.997, mean_cosine=0.9993),
+        "logits": Threshold(min_cosine=-1.0, max_difference=0.006),
+    }
+)
+"""The same for tables in 8 bits alone: a fifth of what BARS allow. What tables and products lose adds up, and a product
+left in float32 for a table's loss would cost more time than the table saves memory."""
+
 LONGEST = 512
 """Longest calibration text in tokens."""
 
@@ -62,9 +72,10 @@ FLOAT_SHARES = (0.05, 0.125, 0.25, 0.5, 0.75, 0.9)
 
 @dataclass(frozen=True, slots=True)
 class Int8Plan:
-    """The recipes of a model, and what the manifest says of them."""
+    """The recipes of a model and its tables in 8 bits, and what the manifest says of them."""
 
     recipes: Recipes
+    tables: tuple[str, ...]
     record: Quantization
 
     def for_target(self, target: Target) -> tuple[Target, Quantization]:
@@ -76,9 +87,15 @@ class Int8Plan:
                 weights=len(recipes),
                 smoothed=record.smoothed,
                 float32=record.float32,
+                tables=record.tables,
+                float32_tables=record.float32_tables,
                 calibration=record.calibration,
             )
-        return replace(target, passes=(quantize_products(recipes), *target.passes)), record
+        return _quantizing(target, self.tables, recipes), record
+
+
+def _quantizing(target: Target, tables: tuple[str, ...], recipes: Recipes) -> Target:
+    return replace(target, passes=(quantize_embeddings(tables), quantize_products(recipes), *target.passes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +115,25 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judge:
-    """Runs a graph on held-out texts and compares with float32's answers."""
+    """Runs a graph on held-out texts and compares with float32's answers.
+
+    Attributes:
+        semantic: The traced graph of the uniform layout.
+        kind: Of its answers.
+        activation: Of its logits.
+        tokenization: Of the manifest.
+        texts: What it answers.
+        expected: What it answers in float32, a list a family.
+        tables: Those in 8 bits beside the products.
+    """
 
     semantic: ir.Model
     kind: AnswerKind
     activation: str | None
     tokenization: Tokenization
     texts: Sequence[EncodedText]
+    expected: list[Answers] = field(default_factory=list)
+    tables: tuple[str, ...] = ()
 
     def feeds(self, texts: Sequence[EncodedText]) -> list[Mapping[str, NDArray[np.int64]]]:
         """Return the inputs of texts, each alone."""
@@ -115,8 +144,7 @@ class Judge:
 
     def answer(self, target: Target, recipes: Recipes) -> list[Answers]:
         """Answer the texts, each alone, by every graph that the recipes make: a list a family."""
-        target = replace(target, passes=(quantize_products(recipes), *target.passes))
-        lowered = lower_variant(self.semantic, (), target, self.kind)
+        lowered = lower_variant(self.semantic, (), _quantizing(target, self.tables, recipes), self.kind)
         with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
             save_graphs(lowered.models, Path(folder), "weights.bin")
             return [self._run(Path(folder), lowered.variant, graph) for graph in lowered.variant.graphs.values()]
@@ -128,28 +156,34 @@ class Judge:
         raw = [run_graph(session, graph, runner.feed([text], graph))[0] for text in self.texts]
         return raw if self.kind == "embedding" else [finish_logits(rows, self.activation) for rows in raw]
 
-    def compare(self, expected: list[Answers], recipes: Recipes) -> Comparison:
+    def compare(self, recipes: Recipes) -> Comparison:
         """Return the worst comparison of both int8 graphs: quantized activations, and quantized weights alone."""
         of_weights = {name: recipe.of_weights() for name, recipe in recipes.items()}
         found = self.answer(CPU_INT8, recipes) + self.answer(CPU_FP32, of_weights)
-        comparisons = [
-            compare_answers(one, other, BARS[self.kind]) for one, other in zip(expected * 2, found, strict=True)
-        ]
+        return self._worst(self.expected * 2, found, BARS[self.kind])
+
+    def compare_tables(self) -> Comparison:
+        """Return the worst comparison of the float32 graph whose tables alone are in 8 bits."""
+        return self._worst(self.expected, self.answer(CPU_FP32, {}), TABLE_BARS[self.kind])
+
+    def _worst(self, expected: list[Answers], found: list[Answers], bar: Threshold) -> Comparison:
+        comparisons = [compare_answers(one, other, bar) for one, other in zip(expected, found, strict=True)]
         return min(comparisons, key=lambda it: (it.passed, it.mean_cosine))
 
 
 def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts | None) -> Int8Plan:
-    """Decide how a model's products are quantized.
+    """Decide how a model's tables and products are quantized.
 
     Args:
         plan: What is exported.
         semantic: The traced graph of the uniform layout, left as it is.
-        calibration: None for a checkpoint too large to run here: every product gets a scale a token.
+        calibration: None for a checkpoint too large to run here: every product gets a scale a token, and every table 8
+            bits, whose scales a row change an embedding's direction by a percent or less; the gate judges both.
     """
-    groups = find_products(semantic)
+    groups, tables = find_products(semantic), find_tables(semantic)
     if calibration is None:
         recipes = {group.name: Recipe(scheme="token") for group in groups}
-        return Int8Plan(recipes, Quantization(token=len(recipes), calibration="none"))
+        return Int8Plan(recipes, tables, Quantization(token=len(recipes), tables=tables, calibration="none"))
     encoded, edges, probes, manifest = _encode(plan, calibration.texts)
     observed, held_out = split_held_out(len(encoded))
     judge = Judge(
@@ -163,8 +197,10 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
         feeds = judge.feeds([*(encoded[index] for index in observed), *edges])
         observations = observe(semantic, feeds, Path(folder))
     measured = {group.name: measure_group(group, observations[group.name]) for group in groups}
+    judge = choose_tables(replace(judge, expected=judge.answer(CPU_FP32, {})), tables)
     chosen = choose_recipes(judge, measured)
-    return Int8Plan(chosen.recipes, _describe(chosen, calibration.name))
+    left = tuple(name for name in tables if name not in judge.tables)
+    return Int8Plan(chosen.recipes, judge.tables, _describe(chosen, judge.tables, left, calibration.name))
 
 
 def _encode(
@@ -195,25 +231,36 @@ def _encode_edge(tokenizer: TextTokenizer, text: str, prompt: str, limit: int) -
         return []
 
 
-def _describe(chosen: Chosen, calibration: str) -> Quantization:
+def _describe(
+    chosen: Chosen, tables: tuple[str, ...], float32_tables: tuple[str, ...], calibration: str
+) -> Quantization:
     schemes = [recipe.scheme for recipe in chosen.recipes.values()]
     return Quantization(
         static=schemes.count("static"),
         token=schemes.count("token"),
         smoothed=sum(recipe.smoothing is not None for recipe in chosen.recipes.values()),
         float32=chosen.float32,
+        tables=tables,
+        float32_tables=float32_tables,
         calibration=calibration,
         mean_cosine=chosen.found.mean_cosine,
         min_cosine=chosen.found.min_cosine,
     )
 
 
+def choose_tables(judge: Judge, tables: tuple[str, ...]) -> Judge:
+    """Return the judge with the tables in 8 bits if they keep the answers of held-out texts, else as it is."""
+    if not tables:
+        return judge
+    quantized = replace(judge, tables=tables)
+    return quantized if quantized.compare_tables().passed else judge
+
+
 def choose_recipes(judge: Judge, measured: Mapping[str, GroupRecipes]) -> Chosen:
     """Take the fastest set of recipes whose answers of held-out texts are good enough, else the best one."""
-    expected = judge.answer(CPU_FP32, {})
     best: Chosen | None = None
     for recipes in _sets(measured):
-        found = judge.compare(expected, recipes)
+        found = judge.compare(recipes)
         chosen = Chosen(
             recipes=recipes,
             float32=tuple(name for name in measured if name not in recipes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from poolgraph.graphs.manifest import CheckRow, Manifest, Tensor
+from poolgraph.runtime.inspect import describe_quantization
 
 TEMPLATE = """\
 # {model}
@@ -35,7 +36,7 @@ model = PoolingModel.load("PATH/TO/THIS/FOLDER")
 
 `onnx/model.onnx` uses standard operators only: any ONNX runtime can load it.
 Its output `{output}` is the {kind}.
-
+{quantization}
 ## Verification
 
 Reference: {reference}. Differences are shares of the largest absolute reference answer.
@@ -45,6 +46,17 @@ Reference: {reference}. Differences are shares of the largest absolute reference
 {rows}
 """
 
+QUANTIZATION = """
+## Quantization
+
+| variant | part | in 8 bits |
+|---|---|---|
+{rows}
+
+Products and tables that are named under float32 are not in 8 bits: they cost too much fidelity. Held out are the
+calibration texts and probes by which this was decided; their answers are compared with those in float32.
+"""
+"""The section of an artifact with a quantized variant."""
 
 USAGE: Mapping[str, str] = {
     "embed": 'vectors = model.embed(["a text", "another text"])  # numpy, (2, {size})',
@@ -74,6 +86,7 @@ def render_model_card(manifest: Manifest) -> str:
         limit=manifest.limits.max_model_len,
         prompts=", ".join(manifest.prompts) or "none",
         graphs="\n".join(_graph_rows(manifest)),
+        quantization=_describe_quantized(manifest),
         reference=manifest.report.reference,
         rows="\n".join(_check_row(row) for row in manifest.report.rows),
     )
@@ -90,6 +103,16 @@ def _graph_rows(manifest: Manifest) -> list[str]:
         for variant in manifest.variants
         for graph in variant.graphs.values()
     ]
+
+
+def _describe_quantized(manifest: Manifest) -> str:
+    rows = [
+        f"| {variant.name} | {name} | {text} |"
+        for variant in manifest.variants
+        if variant.quantization is not None
+        for name, text in describe_quantization(variant.quantization).items()
+    ]
+    return QUANTIZATION.format(rows="\n".join(rows)) if rows else ""
 
 
 def _names(tensors: Sequence[Tensor]) -> str:

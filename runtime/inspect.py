@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from poolgraph.graphs.manifest import Graph, Manifest, Pooler, Report, Tensor, Variant
+from poolgraph.graphs.manifest import Graph, Manifest, Pooler, Quantization, Report, Tensor, Variant
 
 REPORT_COLUMNS: Final = ("variant", "graph", "check", "texts", "min cosine", "max diff", "ok")
 
@@ -38,6 +38,22 @@ def format_report(report: Report) -> str:
         for row in report.rows
     ]
     return format_table(REPORT_COLUMNS, rows) if rows else "nothing was verified"
+
+
+def describe_quantization(record: Quantization) -> dict[str, str]:
+    """Write what a variant's quantization record holds, by the name of each part; empty parts are left out."""
+    counts = {"by static scales": record.static, "by a scale a token": record.token, "by weights": record.weights}
+    products = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
+    float32 = [*record.float32, *record.float32_tables]
+    cosines = (("mean cosine", record.mean_cosine), ("lowest", record.min_cosine))
+    parts = {
+        "products": f"{products}; {record.smoothed} smoothed" if products and record.smoothed else products,
+        "tables": ", ".join(record.tables),
+        "float32": ", ".join(float32),
+        "calibration": record.calibration,
+        "held out": ", ".join(f"{name} {value:.7f}" for name, value in cosines if value is not None),
+    }
+    return {name: text for name, text in parts.items() if text}
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -127,6 +143,9 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> list[str]:
     ]
     if variant.cpu_features:
         lines.append(f"  needs         {', '.join(variant.cpu_features)}")
+    if variant.quantization is not None:
+        lines.append("  quantized")
+        lines += [f"    {name:<12}{text}" for name, text in describe_quantization(variant.quantization).items()]
     for family, graph in variant.graphs.items():
         lines += _describe_graph(family, graph, manifest)
     return lines
