@@ -178,7 +178,7 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
         plan: What is exported.
         semantic: The traced graph of the uniform layout, left as it is.
         calibration: None for a checkpoint too large to run here: every product gets a scale a token, and every table 8
-            bits, whose scales a row change an embedding's direction by a percent or less; the gate judges both.
+            bits, which by scales a row cost a model far less than its products do. The gate judges both, on the twin.
     """
     groups, tables = find_products(semantic), find_tables(semantic)
     if calibration is None:

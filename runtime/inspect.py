@@ -42,7 +42,7 @@ def format_report(report: Report) -> str:
 
 def describe_quantization(record: Quantization) -> dict[str, str]:
     """Write what a variant's quantization record holds, by the name of each part; empty parts are left out."""
-    counts = {"by static scales": record.static, "by a scale a token": record.token, "by weights": record.weights}
+    counts = {"by static scales": record.static, "by a scale a token": record.token, "by weights alone": record.weights}
     products = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
     float32 = [*record.float32, *record.float32_tables]
     cosines = (("mean cosine", record.mean_cosine), ("lowest", record.min_cosine))
