@@ -13,6 +13,7 @@ from tiny_models import HeadSpec, save_head, xlm_roberta_tokenizer
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from poolgraph import PoolingModel, export_model
+from poolgraph.export import exporter
 from poolgraph.export.build import build_module, trace_layout
 from poolgraph.export.calibration_texts import CalibrationTexts
 from poolgraph.export.checkpoint import open_checkpoint
@@ -20,6 +21,8 @@ from poolgraph.export.int8 import plan_int8
 from poolgraph.export.options import make_options
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.resolve import ExportPlan, resolve_plan
+from poolgraph.export.twin import COPIES
+from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.graphs.pipeline import CPU_INT8, PORTABLE_INT8
 from poolgraph.runtime.inspect import describe
@@ -114,7 +117,14 @@ def test_a_table_that_costs_too_much_stays_and_is_named(traced: tuple[ExportPlan
         assert found.for_target(target)[1].float32_tables == (TABLE,)
 
 
-def test_without_calibration_the_table_is_in_8_bits(traced: tuple[ExportPlan, ir.Model]) -> None:
-    found = plan_int8(*traced, None)
-    assert (found.tables, found.record.tables) == ((TABLE,), (TABLE,))
-    assert found.record.token == 8
+def test_a_checkpoint_too_large_to_run_gets_8_bits_without_calibration(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too large is what does not fit in float32, as the reference is, whatever its size in 8 bits."""
+    memory = COPIES * 0.6 * (checkpoint / "model.safetensors").stat().st_size
+    monkeypatch.setattr(exporter, "free_memory", lambda max_memory: memory)
+    result = export_model(checkpoint, tmp_path / "artifact", precisions=("int8",))
+    assert "a twin of the first 1 of 2 layers" in result.report.reference
+    for variant in open_artifact(tmp_path / "artifact").variants:
+        assert variant.quantization is not None
+        assert (variant.quantization.calibration, variant.quantization.tables) == ("none", (TABLE,))
