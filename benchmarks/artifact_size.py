@@ -3,15 +3,16 @@
 The checkpoint is synthetic (seeded normal weights, a vocabulary of 250,002 made-up words). Each precision is exported
 alone and, to be quick, verified on a twin, without calibration: which scales are chosen does not change the size.
 Memory is the growth of the resident size, mapped files included, of a fresh process that has imported poolgraph and
-ONNX Runtime before: after loading, after a short text, after one of 512 tokens, and after texts whose words are from
-all over the table, so that all of it is in memory. ``tokenizer`` is what tokenizer.json alone takes, in either
-precision.
+ONNX Runtime before: after loading (sessions open with the first text), after a short text, after one of 512 tokens, and after texts whose words are from
+all over the table, so that all of it is in memory. The weights are dropped from the page cache before: a file that was
+just written may be mapped in pages of 2 MiB. ``tokenizer`` is what tokenizer.json alone takes, in either precision.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -149,6 +150,7 @@ def answer(artifact: Path, variant: str) -> dict[str, Any]:
 
     from poolgraph import PoolingModel
 
+    forget(artifact / "onnx" / "weights.data")
     before = read_memory()
     stages = {"short text": [SHORT_TEXT], "512 tokens": _texts(510, 510), "all words": _texts(NUM_SPREAD_WORDS, 510)}
     with PoolingModel.load(artifact, variant=variant) as model:
@@ -157,6 +159,13 @@ def answer(artifact: Path, variant: str) -> dict[str, Any]:
             model.embed(texts)
             grown[name] = _growth(before)
     return grown
+
+
+def forget(file: Path) -> None:
+    """Drop a file from the page cache."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def load_tokenizer(artifact: Path) -> dict[str, int]:
@@ -171,13 +180,17 @@ def load_tokenizer(artifact: Path) -> dict[str, int]:
 
 
 def read_memory() -> dict[str, int]:
-    """Return this process' resident bytes: in all, in no file, in files, and of the artifact's weights."""
+    """Return this process' resident bytes: in all, in no file, in files, and of the artifact's weights.
+
+    Pages that two sessions map count twice but in ``pss``.
+    """
     status = Path("/proc/self/status").read_text()
     fields = {"rss": "VmRSS", "anonymous": "RssAnon", "files": "RssFile"}
     found = {name: 1024 * int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) for name, field in fields.items()}
     maps = Path("/proc/self/smaps").read_text()
     weights = re.findall(r"weights\.data\n(?:.*\n)*?Rss:\s+(\d+) kB", maps)
-    return found | {"weights file": 1024 * sum(map(int, weights))}
+    shared = re.findall(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    return found | {"weights file": 1024 * sum(map(int, weights)), "pss": 1024 * int(shared[0])}
 
 
 def _growth(before: dict[str, int]) -> dict[str, int]:
@@ -194,14 +207,23 @@ def in_child(*arguments: str) -> dict[str, Any]:
 def measure(folder: Path, num_layers: int) -> dict[str, Any]:
     """Make the checkpoint, export it twice, and measure both artifacts; what is there already is not made again."""
     checkpoint = folder / "checkpoint"
-    found: dict[str, Any] = in_child("make", str(checkpoint), str(num_layers))
+    found = _made(checkpoint, "make", str(checkpoint), str(num_layers))
     for precision in PRECISIONS:
         artifact = folder / precision
-        found[precision] = in_child("export", str(checkpoint), str(artifact), precision)
+        found[precision] = _made(artifact, "export", str(checkpoint), str(artifact), precision)
         for target in VARIANTS:
             found[precision][f"{target} grows"] = in_child("answer", str(artifact), f"{target}_{precision}")
     found["tokenizer grows"] = in_child("tokenizer", str(folder / PRECISIONS[0]))
     return found
+
+
+def _made(path: Path, *arguments: str) -> dict[str, Any]:
+    """Run a step that makes ``path``, or read what it printed when it did."""
+    record = path.with_suffix(".json")
+    if not record.exists():
+        record.write_text(json.dumps(in_child(*arguments)), encoding="utf-8")
+    made: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    return made
 
 
 def compare(found: dict[str, Any]) -> dict[str, float]:
@@ -222,7 +244,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("step", nargs="*", help="make, export, answer or tokenizer, and its arguments")
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--folder", type=Path, help="where the files go, some 3 GB; the temporary folder by default")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files go and stay, some 3 GB; a temporary one by default"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "artifact_size.json")
     args = parser.parse_args()
     steps = {
@@ -234,8 +258,8 @@ def main() -> None:
     if args.step:
         print(json.dumps(steps[args.step[0]](*args.step[1:])))
         return
-    with tempfile.TemporaryDirectory(prefix="size-", dir=args.folder) as name:
-        found = measure(Path(name), args.layers)
+    with tempfile.TemporaryDirectory(prefix="size-") as name:
+        found = measure(args.folder or Path(name), args.layers)
     found |= {"int8 as a share of fp32": compare(found), "machine": describe_machine(), "versions": read_versions()}
     text = json.dumps(found, indent=1)
     args.output.write_text(text + "\n", encoding="utf-8")
