@@ -3,9 +3,10 @@
 The checkpoint is synthetic (seeded normal weights, a vocabulary of 250,002 made-up words). Each precision is exported
 alone and, to be quick, verified on a twin, without calibration: which scales are chosen does not change the size.
 Memory is the growth of the resident size, mapped files included, of a fresh process that has imported poolgraph and
-ONNX Runtime before: after loading (sessions open with the first text), after a short text, after one of 512 tokens, and after texts whose words are from
-all over the table, so that all of it is in memory. The weights are dropped from the page cache before: a file that was
-just written may be mapped in pages of 2 MiB. ``tokenizer`` is what tokenizer.json alone takes, in either precision.
+ONNX Runtime before: after loading (sessions open with the first text), after a short text, after one of 512 tokens, and
+after texts whose words are from all over the table, so that all of it is in memory. The weights are dropped from the
+page cache before: a file that was just written may be mapped in pages of 2 MiB. ``tokenizer`` is what tokenizer.json
+alone takes, in either precision.
 """
 
 from __future__ import annotations
