@@ -31,6 +31,7 @@ from poolgraph.export.scoring import TEMPLATE_FILE
 from poolgraph.export.tokenizer import save_tokenizer
 from poolgraph.export.twin import (
     Sources,
+    WeightSizes,
     choose_twin,
     collect_sources,
     compare_stored,
@@ -53,8 +54,8 @@ from poolgraph.runtime.verify import check_report
 
 StageHook = Callable[[str], None]
 
-Stored = tuple[Mapping[str, ir.Model], Sources]
-"""Models by file name, and the tensors that their files were written from."""
+Stored = tuple[Mapping[str, ir.Model], Sources, WeightSizes]
+"""Models by file name, the tensors that their files were written from, and the size of the checkpoint's."""
 
 WEIGHTS_FILE = "weights.data"
 
@@ -202,39 +203,36 @@ def _build(
     max_memory: float | None = None,
 ) -> tuple[list[Variant], Stored]:
     """Compile and write; return the variants, and the models as written with the tensors behind them."""
-    lowered, models = _compile(plan, stages, calibration, max_memory)
+    lowered, models, sizes = _compile(plan, stages, calibration, max_memory)
     sources = collect_sources(models)
     with stages.stage("write the graphs"):
         _write(plan, models, staging)
-    return [item.variant for item in lowered], (models, sources)
+    return [item.variant for item in lowered], (models, sources, sizes)
 
 
 def _compile(
     plan: ExportPlan, stages: _Stages, calibration: CalibrationTexts | None, max_memory: float | None
-) -> tuple[list[LoweredVariant], dict[str, ir.Model]]:
-    """Trace each layout once and lower each target from it: the variants, and all their models by file name."""
+) -> tuple[list[LoweredVariant], dict[str, ir.Model], WeightSizes]:
+    """Trace each layout once and lower each target from it.
+
+    Returns:
+        The variants, all their models by file name, and how large the weights are before any is quantized.
+    """
     module = build_module(plan)
     semantic: dict[str, tuple[ir.Model, tuple[PassReport, ...]]] = {}
     for layout in sorted({target.layout for target in plan.targets}, key=lambda it: (it != "uniform", it)):
         uniform = semantic["uniform"][0] if "uniform" in semantic else None
         with stages.stage(f"trace ({layout})"):
             semantic[layout] = trace_layout(plan, module, layout, uniform)
+    sizes = measure_weights(collect_sources({layout: model for layout, (model, _) in semantic.items()}))
     int8 = None
     if any(target.precision == "int8" for target in plan.targets):
         with stages.stage("calibrate int8"):
-            int8 = _plan_int8(plan, semantic["uniform"][0], calibration, max_memory)
+            is_large = choose_twin(sizes, plan.config, free_memory(max_memory)) is not None
+            int8 = plan_int8(plan, semantic["uniform"][0], None if is_large else calibration)
     with stages.stage("lower"):
         lowered = [_lower(plan, *semantic[target.layout], target, int8) for target in plan.targets]
-    return lowered, {file: model for item in lowered for file, model in item.models.items()}
-
-
-def _plan_int8(
-    plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts | None, max_memory: float | None
-) -> Int8Plan:
-    """Calibrate a model that fits into the memory allowed; a larger one, and its twin, do without."""
-    sizes = measure_weights(collect_sources({"": semantic}))
-    is_large = choose_twin(sizes, plan.config, free_memory(max_memory)) is not None
-    return plan_int8(plan, semantic, None if is_large else calibration)
+    return lowered, {file: model for item in lowered for file, model in item.models.items()}, sizes
 
 
 def _lower(
@@ -270,8 +268,8 @@ def _compare_with_twin(
     Returns:
         The number of layers of the twin to verify, and the outcome of comparing all stored tensors.
     """
-    models, sources = stored
-    num_layers = choose_twin(measure_weights(sources), plan.config, free_memory(max_memory))
+    models, sources, sizes = stored
+    num_layers = choose_twin(sizes, plan.config, free_memory(max_memory))
     if num_layers is None:
         return None
     with stages.stage("compare the weights"):

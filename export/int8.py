@@ -7,47 +7,30 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
-import numpy as np
+import msgspec
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from poolgraph.errors import InputError
-from poolgraph.export.build import lower_variant
 from poolgraph.export.calibration import observe, split_held_out
 from poolgraph.export.calibration_texts import EDGE_TEXTS, CalibrationTexts
 from poolgraph.export.describe import build_manifest
+from poolgraph.export.int8_judge import Judge, Recipes, of_weights, quantizing
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.recipes import GroupRecipes, Measured, measure_group
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.tokenizer import save_tokenizer
 from poolgraph.export.verify import build_probes, takes_pairs
-from poolgraph.graphs.families import AnswerKind
-from poolgraph.graphs.manifest import Graph, Manifest, Quantization, Tokenization, Variant
+from poolgraph.graphs.manifest import Manifest, Quantization
 from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8, Target
 from poolgraph.graphs.products import ProductGroup, find_products
-from poolgraph.graphs.quantize_products import Recipe, Scheme, quantize_products
-from poolgraph.graphs.storage import save_graphs
-from poolgraph.runtime.activations import finish_logits
-from poolgraph.runtime.compare import Comparison, Threshold, compare_answers
-from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.graphs.quantize_embeddings import find_tables
+from poolgraph.graphs.quantize_products import Recipe, Scheme
+from poolgraph.runtime.compare import Comparison
 from poolgraph.runtime.pair_tokenizer import encode_pairs
-from poolgraph.runtime.runner import build_runner
-from poolgraph.runtime.session import open_session, run_graph
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
-Answers = list[NDArray[np.float32]]
-Recipes = Mapping[str, Recipe]
 Measurements = Mapping[str, GroupRecipes]
-
-BARS: Mapping[str, Threshold] = MappingProxyType(
-    {
-        "embedding": Threshold(min_cosine=0.985, mean_cosine=0.9965),
-        "logits": Threshold(min_cosine=-1.0, max_difference=0.03),
-    }
-)
-"""What held-out texts and the probes must reach by kind of answer, stricter than the gate."""
 
 LONGEST = 512
 """Longest calibration text in tokens."""
@@ -71,13 +54,15 @@ class QuantizedProducts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Plan:
-    """How a model's products are quantized.
+    """What of a model is quantized and how.
 
     Attributes:
-        contrib: On ONNX Runtime's operators, of which those with static scales are the fastest.
-        native: On this package's own, which are as fast with a scale a token; None where no target has them.
+        tables: Tables of embeddings in 8 bits.
+        contrib: Products on ONNX Runtime's operators, of which those with static scales are the fastest.
+        native: Products on this package's own, which are as fast with ranges of tokens; None where no target has them.
     """
 
+    tables: tuple[str, ...]
     contrib: QuantizedProducts
     native: QuantizedProducts | None = None
 
@@ -85,7 +70,7 @@ class Int8Plan:
         """Return a target that quantizes first, and its record; the portable one keeps activations in float32."""
         if target.operators is not None:
             assert self.native is not None
-            return quantizing(target, self.native.recipes), self.native.record
+            return quantizing(target, self.native.recipes, self.tables), self.native.record
         recipes, record = self.contrib.recipes, self.contrib.record
         if target.layout == "padded":
             recipes = of_weights(recipes)
@@ -93,19 +78,11 @@ class Int8Plan:
                 weights=len(recipes),
                 smoothed=record.smoothed,
                 float32=record.float32,
+                tables=record.tables,
+                float32_tables=record.float32_tables,
                 calibration=record.calibration,
             )
-        return quantizing(target, recipes), record
-
-
-def quantizing(target: Target, recipes: Recipes) -> Target:
-    """Return the target with the pass that quantizes in front of its own."""
-    return replace(target, passes=(quantize_products(recipes, native=target.operators is not None), *target.passes))
-
-
-def of_weights(recipes: Recipes) -> Recipes:
-    """Return the recipes with the same weights that leave activations in float32."""
-    return {name: recipe.of_weights() for name, recipe in recipes.items()}
+        return quantizing(target, recipes, self.tables), record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,59 +100,20 @@ class Chosen:
     found: Comparison
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
-    """Runs a graph on held-out texts and compares with float32's answers."""
-
-    semantic: ir.Model
-    kind: AnswerKind
-    activation: str | None
-    tokenization: Tokenization
-    texts: Sequence[EncodedText]
-
-    def feeds(self, texts: Sequence[EncodedText]) -> list[Mapping[str, NDArray[np.int64]]]:
-        """Return the inputs of texts, each alone."""
-        lowered = lower_variant(self.semantic, (), CPU_FP32, self.kind)
-        runner = build_runner(lowered.variant, self.tokenization)
-        graph = next(iter(lowered.variant.graphs.values()))
-        return [runner.feed([text], graph) for text in texts]
-
-    def answer(self, target: Target, recipes: Recipes) -> list[Answers]:
-        """Answer the texts, each alone, by every graph that the recipes make: a list a family."""
-        lowered = lower_variant(self.semantic, (), quantizing(target, recipes), self.kind)
-        with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
-            save_graphs(lowered.models, Path(folder), "weights.bin")
-            return [self._run(Path(folder), lowered.variant, graph) for graph in lowered.variant.graphs.values()]
-
-    def _run(self, folder: Path, variant: Variant, graph: Graph) -> Answers:
-        path = folder / Path(graph.file).name
-        session = open_session(path, variant, read_cpu_info().num_cores, provider=variant.providers[0])
-        runner = build_runner(variant, self.tokenization)
-        raw = [run_graph(session, graph, runner.feed([text], graph))[0] for text in self.texts]
-        return raw if self.kind == "embedding" else [finish_logits(rows, self.activation) for rows in raw]
-
-    def compare(self, expected: list[Answers], recipes: Recipes, target: Target) -> Comparison:
-        """Return the worst comparison of a target's graphs."""
-        comparisons = [
-            compare_answers(one, other, BARS[self.kind])
-            for one, other in zip(expected, self.answer(target, recipes), strict=True)
-        ]
-        return min(comparisons, key=lambda it: (it.passed, it.mean_cosine))
-
-
 def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts | None) -> Int8Plan:
     """Decide how a model's products are quantized.
 
     Args:
         plan: What is exported.
         semantic: The traced graph of the uniform layout, left as it is.
-        calibration: None for a checkpoint too large to run here: every product gets a scale a token.
+        calibration: None for a checkpoint too large to run here: every product gets a scale a token, and every table 8
+            bits, which by scales a row cost a model far less than its products do. The gate judges both, on the twin.
     """
-    groups = find_products(semantic)
+    groups, tables = find_products(semantic), find_tables(semantic)
     is_native = any(target.operators is not None for target in plan.targets)
     if calibration is None:
-        contrib, native = (_uncalibrated(groups, scheme) for scheme in ("token", "range"))
-        return Int8Plan(contrib=contrib, native=native if is_native else None)
+        contrib, native = (_uncalibrated(groups, tables, scheme) for scheme in ("token", "range"))
+        return Int8Plan(tables=tables, contrib=contrib, native=native if is_native else None)
     encoded, edges, probes, manifest = _encode(plan, calibration.texts)
     observed, held_out = split_held_out(len(encoded))
     judge = Judge(
@@ -189,21 +127,27 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
         feeds = judge.feeds([*(encoded[index] for index in observed), *edges])
         observations = observe(semantic, feeds, Path(folder))
     measured = {group.name: measure_group(group, observations[group.name]) for group in groups}
-    expected = judge.answer(CPU_FP32, {})
+    judge = choose_tables(replace(judge, expected=judge.answer(CPU_FP32, {})), tables)
+    base = Quantization(
+        tables=judge.tables,
+        float32_tables=tuple(name for name in tables if name not in judge.tables),
+        calibration=calibration.name,
+    )
 
     def choose(target: Target, sets: Iterator[Recipes]) -> QuantizedProducts:
-        chosen = choose_recipes(judge, measured, expected, target, sets)
-        return QuantizedProducts(chosen.recipes, _describe(chosen, calibration.name))
+        chosen = choose_recipes(judge, measured, target, sets)
+        return QuantizedProducts(chosen.recipes, _describe(chosen, base))
 
     return Int8Plan(
+        tables=judge.tables,
         contrib=choose(CPU_INT8, contrib_sets(measured)),
         native=choose(NATIVE_INT8, native_sets(measured)) if is_native else None,
     )
 
 
-def _uncalibrated(groups: Sequence[ProductGroup], scheme: Scheme) -> QuantizedProducts:
+def _uncalibrated(groups: Sequence[ProductGroup], tables: tuple[str, ...], scheme: Scheme) -> QuantizedProducts:
     recipes = {group.name: Recipe(scheme=scheme) for group in groups}
-    return QuantizedProducts(recipes, Quantization(token=len(recipes), calibration="none"))
+    return QuantizedProducts(recipes, Quantization(token=len(recipes), tables=tables, calibration="none"))
 
 
 def _encode(
@@ -234,32 +178,32 @@ def _encode_edge(tokenizer: TextTokenizer, text: str, prompt: str, limit: int) -
         return []
 
 
-def _describe(chosen: Chosen, calibration: str) -> Quantization:
+def _describe(chosen: Chosen, base: Quantization) -> Quantization:
     schemes = [recipe.scheme for recipe in chosen.recipes.values()]
-    return Quantization(
+    return msgspec.structs.replace(
+        base,
         static=schemes.count("static"),
         token=schemes.count("token") + schemes.count("range"),
         smoothed=sum(recipe.smoothing is not None for recipe in chosen.recipes.values()),
         float32=chosen.float32,
-        calibration=calibration,
         mean_cosine=chosen.found.mean_cosine,
         min_cosine=chosen.found.min_cosine,
     )
 
 
-def choose_recipes(
-    judge: Judge, measured: Measurements, expected: list[Answers], target: Target, sets: Iterator[Recipes]
-) -> Chosen:
+def choose_tables(judge: Judge, tables: tuple[str, ...]) -> Judge:
+    """Return the judge with the tables in 8 bits if they keep the answers of held-out texts, else as it is."""
+    if not tables:
+        return judge
+    quantized = replace(judge, tables=tables)
+    return quantized if quantized.compare_tables().passed else judge
+
+
+def choose_recipes(judge: Judge, measured: Measurements, target: Target, sets: Iterator[Recipes]) -> Chosen:
     """Take the first set of recipes whose answers of held-out texts are good enough, else the best one."""
     best: Chosen | None = None
     for recipes in sets:
-        found = judge.compare(expected, recipes, target)
-        if found.passed and target is CPU_INT8:  # the portable graph has the same weights
-            found = min(
-                found,
-                judge.compare(expected, of_weights(recipes), CPU_FP32),
-                key=lambda it: (it.passed, it.mean_cosine),
-            )
+        found = judge.compare(recipes, target)
         chosen = Chosen(
             recipes=recipes,
             float32=tuple(name for name in measured if name not in recipes),

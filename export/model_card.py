@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Tensor
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
+from poolgraph.runtime.inspect import describe_quantization
 
 TEMPLATE = """\
 # {model}
@@ -36,7 +37,7 @@ model = PoolingModel.load("PATH/TO/THIS/FOLDER")
 
 `onnx/model.onnx` uses standard operators only: any ONNX runtime can load it.
 Its output `{output}` is the {kind}.
-
+{quantization}
 ## Verification
 
 Reference: {reference}. Differences are shares of the largest absolute reference answer.
@@ -54,6 +55,17 @@ FIDELITY = """
 {table}
 """
 
+QUANTIZATION = """
+## Quantization
+
+| variant | part | in 8 bits |
+|---|---|---|
+{rows}
+
+Products and tables that are named under float32 are not in 8 bits: they cost too much fidelity. Held out are the
+calibration texts and probes by which this was decided; their answers are compared with those in float32.
+"""
+"""The section of an artifact with a quantized variant."""
 
 USAGE: Mapping[str, str] = {
     "embed": 'vectors = model.embed(["a text", "another text"])  # numpy, (2, {size})',
@@ -83,6 +95,7 @@ def render_model_card(manifest: Manifest) -> str:
         limit=manifest.limits.max_model_len,
         prompts=", ".join(manifest.prompts) or "none",
         graphs="\n".join(_graph_rows(manifest)),
+        quantization=_describe_quantized(manifest),
         reference=manifest.report.reference,
         rows="\n".join(_check_row(row) for row in manifest.report.rows),
         fidelity="" if manifest.report.fidelity is None else _render_fidelity(manifest, manifest.report.fidelity),
@@ -108,6 +121,16 @@ def _graph_rows(manifest: Manifest) -> list[str]:
         for variant in manifest.variants
         for graph in variant.graphs.values()
     ]
+
+
+def _describe_quantized(manifest: Manifest) -> str:
+    rows = [
+        f"| {variant.name} | {name} | {text} |"
+        for variant in manifest.variants
+        if variant.quantization is not None
+        for name, text in describe_quantization(variant.quantization).items()
+    ]
+    return QUANTIZATION.format(rows="\n".join(rows)) if rows else ""
 
 
 def _names(tensors: Sequence[Tensor]) -> str:

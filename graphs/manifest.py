@@ -56,10 +56,11 @@ class Rewrites(_Record, frozen=True, kw_only=True):
 
 
 class Quantization(_Record, frozen=True, kw_only=True):
-    """How a variant's products are quantized: the numbers of products (merged ones count once) by scheme.
+    """How a variant is quantized: the numbers of its products (merged ones count once) by scheme, and its tables.
 
     ``static`` activations have one scale from calibration, ``token`` ones a scale a token, those of ``weights`` are
-    float32. ``float32`` names the products that are not quantized. Cosines are those of held-out calibration texts.
+    float32. ``float32`` names the products that are not quantized. ``tables`` names the tables of embeddings in 8 bits,
+    ``float32_tables`` those that would have cost too much fidelity. Cosines are those of held-out calibration texts.
     """
 
     static: int = 0
@@ -67,6 +68,8 @@ class Quantization(_Record, frozen=True, kw_only=True):
     weights: int = 0
     smoothed: int = 0
     float32: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    float32_tables: tuple[str, ...] = ()
     calibration: str = ""
     mean_cosine: float | None = None
     min_cosine: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -45,6 +45,20 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
         return graph.initializers[name]
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def add_lazy_weight(
+    graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...], load: Callable[[], np.ndarray]
+) -> ir.Value:
+    """Return the initializer ``name`` whose content is computed whenever it is asked for, made once a graph."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(load()), name=name), dtype=dtype, shape=ir.Shape(shape), name=name
+    )
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

@@ -13,7 +13,7 @@ from onnx_ir.tape import Tape
 
 from poolgraph.graphs.native import NATIVE_DOMAIN, QUANTIZED_MATMUL, product_attributes
 from poolgraph.graphs.passes import Pass
-from poolgraph.graphs.pattern import add_constant
+from poolgraph.graphs.pattern import add_constant, add_lazy_weight
 from poolgraph.graphs.products import Product, ProductGroup, find_products
 
 CONTRIB_DOMAIN = "com.microsoft"
@@ -188,9 +188,11 @@ def _quantized_weights(graph: ir.Graph, group: ProductGroup, recipe: Recipe) -> 
     name, dtype = group.name, ir.DataType.FLOAT
     has_bias = recipe.correction is not None or any(tensor is not None for tensor in biases)
     return _Weights(
-        _lazy(graph, f"{name}.int8", ir.DataType.INT8, (sizes[0][0], columns), lambda: quantize_weights(matrix())[0]),
-        _lazy(graph, f"{name}.scales", dtype, (columns,), lambda: quantize_weights(matrix())[1]),
-        _lazy(graph, f"{name}.{recipe.scheme}_bias", dtype, (columns,), bias) if has_bias else None,
+        add_lazy_weight(
+            graph, f"{name}.int8", ir.DataType.INT8, (sizes[0][0], columns), lambda: quantize_weights(matrix())[0]
+        ),
+        add_lazy_weight(graph, f"{name}.scales", dtype, (columns,), lambda: quantize_weights(matrix())[1]),
+        add_lazy_weight(graph, f"{name}.{recipe.scheme}_bias", dtype, (columns,), bias) if has_bias else None,
         None if recipe.smoothing is None else add_constant(graph, f"{name}.smoothing", 1.0 / recipe.smoothing),
     )
 
@@ -215,16 +217,3 @@ def quantize_weights(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
     """Quantize (in_features, out_features) by one symmetric scale a column; return the integers and the scales."""
     scales = np.maximum(np.abs(matrix).max(axis=0), TINIEST).astype(np.float32) / np.float32(LARGEST)
     return np.clip(np.rint(matrix / scales), -LARGEST, LARGEST).astype(np.int8), scales
-
-
-def _lazy(
-    graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...], load: Callable[[], NDArray[np.generic]]
-) -> ir.Value:
-    if name in graph.initializers:
-        return graph.initializers[name]
-    tensor = ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(load()), name=name), dtype=dtype, shape=ir.Shape(shape), name=name
-    )
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from poolgraph.graphs.manifest import Fidelity, Graph, Manifest, Pooler, Report, Tensor, Variant
+from poolgraph.graphs.manifest import Fidelity, Graph, Manifest, Pooler, Quantization, Report, Tensor, Variant
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
 from poolgraph.runtime.providers import list_needs
 from poolgraph.runtime.tuning import TUNING_FILE, TuningEntry
@@ -50,6 +50,22 @@ def format_fidelity(fidelity: Fidelity) -> str:
     """Write a comparison of precisions as a table with a column a variant, under a line that says on what."""
     header, rows = tabulate_fidelity(fidelity)
     return f"Fidelity of {describe_fidelity(fidelity)}\n{_indent(format_table(header, rows))}"
+
+
+def describe_quantization(record: Quantization) -> dict[str, str]:
+    """Write what a variant's quantization record holds, by the name of each part; empty parts are left out."""
+    counts = {"by static scales": record.static, "by a scale a token": record.token, "by weights alone": record.weights}
+    products = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
+    float32 = [*record.float32, *record.float32_tables]
+    cosines = (("mean cosine", record.mean_cosine), ("lowest", record.min_cosine))
+    parts = {
+        "products": f"{products}; {record.smoothed} smoothed" if products and record.smoothed else products,
+        "tables": ", ".join(record.tables),
+        "float32": ", ".join(float32),
+        "calibration": record.calibration,
+        "held out": ", ".join(f"{name} {value:.7f}" for name, value in cosines if value is not None),
+    }
+    return {name: text for name, text in parts.items() if text}
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -159,6 +175,9 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> list[str]:
     ]
     if needs := list_needs(variant):
         lines.append(f"  needs         {', '.join(needs)}")
+    if variant.quantization is not None:
+        lines.append("  quantized")
+        lines += [f"    {name:<12}{text}" for name, text in describe_quantization(variant.quantization).items()]
     for family, graph in variant.graphs.items():
         lines += _describe_graph(family, graph, manifest)
     return lines

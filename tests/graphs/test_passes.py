@@ -321,7 +321,7 @@ def test_pipelines_keep_the_numbers_and_report_their_rewrites(target) -> None:
     assert [report.name for report in reports][-len(target.passes) :] == [p.__name__ for p in target.passes]
     rewrites = {report.name: report.rewrites for report in reports}
     assert rewrites["merge_projections"] == 1
-    assert rewrites[target.passes[0].__name__] == 1
+    assert [count for name, count in rewrites.items() if name.startswith("lower_attention")] == [1]
     assert_close(expected, run(model, **feeds))
     assert all(report.rewrites == 0 for report in run_passes(model, SEMANTIC_PASSES + target.passes))
 

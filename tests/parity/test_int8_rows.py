@@ -14,6 +14,7 @@ from support_row import SupportRow
 from support_rows import SUPPORT_ROWS
 
 from poolgraph import PoolingModel, export_model
+from poolgraph.graphs import quantize_embeddings
 from poolgraph.graphs.pipeline import NATIVE_INT8
 from poolgraph.runtime.native_library import can_run
 
@@ -49,7 +50,8 @@ def tame(file: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_int8_of_a_row(row: SupportRow, tmp_path: Path) -> None:
+def test_int8_of_a_row(row: SupportRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize_embeddings, "FEWEST_VALUES", 1)
     row.make(tmp_path / "checkpoint")
     tame(tmp_path / "checkpoint" / "model.safetensors")
     export_model(tmp_path / "checkpoint", tmp_path / "artifact", precisions=("int8",), **row.options)
@@ -59,6 +61,7 @@ def test_int8_of_a_row(row: SupportRow, tmp_path: Path) -> None:
         assert quantization is not None
         assert quantization.mean_cosine is not None
         assert quantization.static + quantization.token > 0
+        assert len(quantization.tables) == 1
         record("int8, held-out texts", row.name, "its float32", 1.0 - quantization.mean_cosine)
         texts = make_texts(model.count_tokens, 100, tag=row.tag)
         ask = getattr(model, row.method)

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from fake_embedder import CHECK, MANIFEST, VARIANT
 
-from poolgraph.graphs.manifest import Pooler, Report
-from poolgraph.runtime.inspect import describe, format_report, format_size, format_table
+from poolgraph.graphs.manifest import Pooler, Quantization, Report
+from poolgraph.runtime.inspect import describe, describe_quantization, format_report, format_size, format_table
 
 
 def test_the_description():
@@ -63,6 +63,32 @@ def test_the_description():
 )
 def test_what_differs_is_said(changes, line):
     assert line in describe(msgspec.structs.replace(MANIFEST, **changes), Path("tiny"))
+
+
+def test_all_of_a_quantization_record_is_said():
+    record = Quantization(
+        static=20,
+        token=4,
+        smoothed=1,
+        float32=("product",),
+        tables=("words",),
+        float32_tables=("others",),
+        calibration="9 texts",
+        mean_cosine=0.99,
+        min_cosine=0.98,
+    )
+    variant = msgspec.structs.replace(VARIANT, cpu_features=("vnni",), quantization=record)
+    lines = describe(msgspec.structs.replace(MANIFEST, variants=(variant,)), Path("tiny")).splitlines()
+    start = lines.index("  needs         vnni") + 1
+    assert lines[start : start + 6] == [
+        "  quantized",
+        "    products    20 by static scales, 4 by a scale a token; 1 smoothed",
+        "    tables      words",
+        "    float32     product, others",
+        "    calibration 9 texts",
+        "    held out    mean cosine 0.9900000, lowest 0.9800000",
+    ]
+    assert describe_quantization(Quantization(weights=3)) == {"products": "3 by weights alone"}
 
 
 def test_a_missed_threshold_says_what_was_needed():

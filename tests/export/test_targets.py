@@ -1,0 +1,49 @@
+"""The targets of an export: which rows of the table a wish stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolgraph.errors import InputError
+from poolgraph.export.resolve import choose_targets
+from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8, PORTABLE, PORTABLE_INT8, Target
+
+
+def test_portable_is_always_made_and_comes_first() -> None:
+    assert choose_targets(["cpu"], ["fp32"]) == (PORTABLE, CPU_FP32)
+    assert choose_targets([], []) == (PORTABLE,)
+    assert choose_targets(["portable"], ["fp32"]) == (PORTABLE,)
+    assert choose_targets(["cpu", "cpu"], ["fp32", "fp32"]) == (PORTABLE, CPU_FP32)
+
+
+def test_int8_alone_is_portable_in_int8_and_the_first_precision_comes_first() -> None:
+    def choose(*precisions: str) -> tuple[Target, ...]:
+        return choose_targets(["cpu"], precisions, lambda _target: True)
+
+    assert choose("int8") == (PORTABLE_INT8, NATIVE_INT8, CPU_INT8)
+    assert choose("fp32", "int8") == (PORTABLE, CPU_FP32, NATIVE_INT8, CPU_INT8)
+    assert choose("int8", "fp32") == (PORTABLE, NATIVE_INT8, CPU_INT8, CPU_FP32)
+
+
+def test_targets_that_cannot_be_verified_here_are_left_out() -> None:
+    chosen = choose_targets(["cpu"], ["int8"], lambda target: target.operators is None)
+    assert chosen == (PORTABLE_INT8, CPU_INT8)
+
+
+@pytest.mark.parametrize(
+    ("targets", "precisions", "asked"),
+    [
+        (["tpu"], ["fp32"], "--target tpu --precision fp32"),
+        (["cpu"], ["fp4"], "--target cpu --precision fp4"),
+        (["cpu"], ["fp8"], "--target cpu --precision fp8"),
+        (["portable"], ["fp4"], "--target portable --precision fp4"),
+        (["cpu", "tpu"], ["fp32"], "--target tpu --precision fp32"),
+    ],
+)
+def test_pairs_that_are_not_offered_list_what_is(targets: list[str], precisions: list[str], asked: str) -> None:
+    with pytest.raises(InputError) as caught:
+        choose_targets(targets, precisions)
+    message = str(caught.value)
+    assert message.startswith(f"{asked} is not offered; what is: ")
+    for pair in ("--target portable --precision fp32", "--target cpu --precision fp32"):
+        assert pair in message.partition("what is: ")[2]
