@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from poolgraph.graphs.native import QUANTIZED_MATMUL, Activation, Gate, native_nodes, number, set_number
-from poolgraph.graphs.pattern import dimensions, producer, used_once
+from poolgraph.graphs.pattern import dimensions, producer, stand_in, used_once
 
 
 def fuse_activations(model: ir.Model) -> int:
@@ -110,8 +110,6 @@ def _match_silu(value: ir.Value, nodes: list[ir.Node]) -> tuple[Activation, ir.V
 
 def _take_place(graph: ir.Graph, node: ir.Node, old: ir.Value, nodes: list[ir.Node]) -> None:
     """Let ``node``'s answer stand for ``old``, which ``nodes``, the last one first, made of it."""
-    answer = node.outputs[0]
-    answer.shape, answer.type = old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, answer, replace_graph_outputs=True)
+    stand_in(node.outputs[0], old)
     for one in nodes:
         graph.remove(one, safe=True)

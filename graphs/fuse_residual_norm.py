@@ -14,7 +14,7 @@ from poolgraph.graphs.native import (
     number,
     set_number,
 )
-from poolgraph.graphs.pattern import dimensions, is_initializer, used_once
+from poolgraph.graphs.pattern import dimensions, is_initializer, stand_in, used_once
 
 RESIDUAL_INDEX = {QUANTIZED_MATMUL: MATMUL_RESIDUAL, QUANTIZED_FEED_FORWARD: FEED_FORWARD_RESIDUAL}
 
@@ -72,9 +72,7 @@ def _fuse_norm(graph: ir.Graph, node: ir.Node) -> int:
     node.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon)
     if shared:
         node.resize_outputs(2)
-        total = node.outputs[1]
-        total.name, total.shape, total.type = f"{answer.name}.sum", answer.shape, answer.type
-        ir.convenience.replace_all_uses_with(answer, total, replace_graph_outputs=True)
+        stand_in(node.outputs[1], answer)
         norm.replace_input_with(0, answer)
     return _take_place(graph, node, norm)
 
@@ -100,8 +98,6 @@ def _move(graph: ir.Graph, node: ir.Node, before: ir.Node) -> None:
 
 
 def _take_place(graph: ir.Graph, node: ir.Node, old: ir.Node) -> int:
-    answer, value = node.outputs[0], old.outputs[0]
-    answer.shape, answer.type = value.shape, value.type
-    ir.convenience.replace_all_uses_with(value, answer, replace_graph_outputs=True)
+    stand_in(node.outputs[0], old.outputs[0])
     graph.remove(old, safe=True)
     return 1

@@ -63,6 +63,13 @@ def add_lazy_weight(
     return value
 
 
+def stand_in(new: ir.Value, old: ir.Value) -> None:
+    """Put ``new`` in the place of ``old`` wherever it is read or returned, under its name and with its shape."""
+    new.shape, new.type = old.shape, old.type
+    new.name, old.name = old.name, None
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
 def replace_node(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], value: ir.Value) -> None:
     """Put ``nodes`` in the place of ``node`` and ``value`` in the place of its only output, keeping name and shape."""
     old = node.outputs[0]

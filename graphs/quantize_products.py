@@ -13,7 +13,7 @@ from onnx_ir.tape import Tape
 
 from poolgraph.graphs.native import NATIVE_DOMAIN, QUANTIZED_MATMUL, product_attributes
 from poolgraph.graphs.passes import Pass
-from poolgraph.graphs.pattern import add_constant, add_lazy_weight
+from poolgraph.graphs.pattern import add_constant, add_lazy_weight, stand_in
 from poolgraph.graphs.products import Product, ProductGroup, find_products
 
 CONTRIB_DOMAIN = "com.microsoft"
@@ -94,8 +94,7 @@ def _replace(graph: ir.Graph, group: ProductGroup, recipe: Recipe, emit: _Emit) 
         results = list(tape.op_multi_out("Split", [result, split], {"axis": -1}, num_outputs=len(sizes)))
     graph.insert_before(group.products[0].node, tape.nodes)
     for product, new in zip(group.products, results, strict=True):
-        new.shape, new.type = product.output.shape, product.output.type
-        ir.convenience.replace_all_uses_with(product.output, new, replace_graph_outputs=True)
+        stand_in(new, product.output)
         _remove(graph, product)
 
 

@@ -142,7 +142,10 @@ def test_rows_that_are_asked_for_stay(index: int, counts: list[int]) -> None:
     model = quantized(FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)"), **W, **NORM)
     assert ops(model)[:3] == ["QuantizedMatMul", "Relu", "QuantizedMatMul"]
     model.graph.outputs.append(list(model.graph)[index].outputs[0])
+    names = [value.name for value in model.graph.outputs]
     assert apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms)) == counts
+    assert [value.name for value in model.graph.outputs] == names
+    assert {value.name for node in model.graph for value in node.outputs} >= set(names)
 
 
 RMS = f"""g ({AXES}) => (float[batch, length, 16] y) <float[batch, length, 16] t, float[batch, length, 1] r> {{
