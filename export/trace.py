@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from poolgraph.errors import ExportError
+from poolgraph.export.direct_program import shared_registry, spare_second_trace
 from poolgraph.export.pooling_module import (
     BATCH_AXIS,
     BOUNDS_AXIS,
@@ -67,10 +68,11 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
         name: {index: dimensions[axis][1] for index, axis in enumerate(of_input)} for name, of_input in axes.items()
     }
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), shared_registry(), torch.no_grad():
             program = torch.export.export(
                 entry.module(module), (), kwargs=arguments, dynamic_shapes=dynamic_shapes, strict=False
             )
+            spare_second_trace(program)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
