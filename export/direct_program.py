@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.onnx import OnnxExporterError, ONNXProgram
 
 _ATEN = torch.ops.aten
 
@@ -40,6 +41,8 @@ TRANSLATED = frozenset(
             _ATEN.ne.Scalar,
             _ATEN.gt.Scalar,
             _ATEN.ge.Tensor,
+            _ATEN.lt.Tensor,
+            _ATEN.logical_and.default,
             _ATEN.where.ScalarOther,
             _ATEN.where.ScalarSelf,
         ),
@@ -61,6 +64,16 @@ TRANSLATED = frozenset(
 )
 """Operators that torch's exporter has a translation of; none writes to its inputs. One that is missing here only costs
 time."""
+
+
+def translate(program: ExportedProgram, **options: Any) -> ONNXProgram | None:
+    """Do as ``torch.onnx.export``, by the short way where there is one."""
+    with shared_registry():
+        if spare_second_trace(program):
+            with contextlib.suppress(OnnxExporterError):  # a torch that lacks a translation goes the long way
+                return torch.onnx.export(program, **options)
+            del program.run_decompositions
+        return torch.onnx.export(program, **options)
 
 
 def spare_second_trace(program: ExportedProgram) -> bool:

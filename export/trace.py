@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from poolgraph.errors import ExportError
-from poolgraph.export.direct_program import shared_registry, spare_second_trace
+from poolgraph.export.direct_program import translate
 from poolgraph.export.pooling_module import (
     BATCH_AXIS,
     BOUNDS_AXIS,
@@ -68,12 +68,11 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
         name: {index: dimensions[axis][1] for index, axis in enumerate(of_input)} for name, of_input in axes.items()
     }
     try:
-        with _quiet(), shared_registry(), torch.no_grad():
+        with _quiet(), torch.no_grad():
             program = torch.export.export(
                 entry.module(module), (), kwargs=arguments, dynamic_shapes=dynamic_shapes, strict=False
             )
-            spare_second_trace(program)
-            exported = torch.onnx.export(
+            exported = translate(
                 program,
                 dynamo=True,
                 optimize=False,
