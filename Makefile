@@ -12,6 +12,7 @@ BENCH_INSTALLED := $(VENV)/.bench-installed
 ROOMS := export graphs poolers runtime serving
 
 export HF_HUB_OFFLINE ?= 1
+test support: export OMP_NUM_THREADS = 1
 
 .PHONY: setup demo test check wheel-smoke support bench clean
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from poolgraph.errors import ExportError
+from poolgraph.export.direct_program import translate
 from poolgraph.export.pooling_module import (
     BATCH_AXIS,
     BOUNDS_AXIS,
@@ -71,7 +72,7 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
             program = torch.export.export(
                 entry.module(module), (), kwargs=arguments, dynamic_shapes=dynamic_shapes, strict=False
             )
-            exported = torch.onnx.export(
+            exported = translate(
                 program,
                 dynamo=True,
                 optimize=False,

@@ -18,14 +18,14 @@ from poolgraph.export.probes import build_probe_pairs, build_probe_texts, choose
 from poolgraph.export.reference import ReferenceAnswers, compute_reference, reference_name
 from poolgraph.export.resolve import ExportPlan, resolve_plan
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.graphs.manifest import CheckRow, Graph, Manifest, Variant
+from poolgraph.graphs.manifest import CheckRow, Manifest, Variant
 from poolgraph.graphs.probe_files import StoredProbes
 from poolgraph.runtime.compare import compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.model import PoolingModel
-from poolgraph.runtime.runner import build_runner
-from poolgraph.runtime.session import open_session, run_graph
+from poolgraph.runtime.runner import Runner, build_runner
+from poolgraph.runtime.session import mapped_errors, open_session
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.runtime.verify import build_row, check_model, choose_comparison, encode_probes
 
@@ -164,32 +164,39 @@ def _check_padding(
     expected = reference.sequence if family == "sequence" else reference.token
     assert expected is not None
     threshold, finish = choose_comparison(model)
-    graph = model.variant.graphs[family]
     finished = [
         finish_embeddings(answer, normalize=model.manifest.pooler.normalize, dimensions=None) for answer in expected
     ]
-    as_finished = msgspec.structs.replace(graph, raw_output=graph.output or graph.raw_output)
+    right, done = _run_mixed(model, family, texts, "right")
+    left, _ = _run_mixed(model, family, texts, "left")
     checks = (
-        ("padded right", "right", graph, expected),
-        ("padded left", "left", graph, expected),
-        ("finished output", "right", as_finished, finished),
+        ("padded right", expected, right),
+        ("padded left", expected, left),
+        ("finished output", finished, done),
     )
-    for check, side, run, answers in checks:
-        mixed = _run_mixed(model, family, run, texts, side)
+    for check, answers, mixed in checks:
         found = compare_answers([finish(rows) for rows in answers], [finish(rows) for rows in mixed], threshold)
         yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
 
 
-def _run_mixed(model: PoolingModel, family: str, graph: Graph, texts: Sequence[EncodedText], side: str) -> Answers:
-    """Run batches of very different lengths, padded on ``side``."""
+def _run_mixed(model: PoolingModel, family: str, texts: Sequence[EncodedText], side: str) -> tuple[Answers, Answers]:
+    """Run batches of very different lengths, padded on ``side``; return the raw and the finished answers of one run."""
+    graph = model.variant.graphs[family]
     runner = build_runner(model.variant, msgspec.structs.replace(model.manifest.tokenization, padding_side=side))
     session = open_session(model.path / graph.file, model.variant, read_cpu_info().num_cores, provider=model.provider)
     by_length = sorted(range(len(texts)), key=lambda index: texts[index].num_tokens)
     stride = -(-len(texts) // MIXED_BATCH)
-    answers: dict[int, NDArray[np.float32]] = {}
+    outputs = list(dict.fromkeys((graph.raw_output, graph.output or graph.raw_output)))
+    answers: dict[int, Answers] = {}
     for start in range(stride):
         batch = by_length[start::stride]
-        results = run_graph(session, graph, runner.feed([texts[index] for index in batch], graph))
-        for index, result in zip(batch, results, strict=True):
-            answers[index] = result if family == "sequence" else runner.token_rows(result, texts[index].num_tokens)
-    return [answers[index] for index in range(len(texts))]
+        with mapped_errors(f"running {graph.file}"):
+            results = session.run(outputs, runner.feed([texts[index] for index in batch], graph))
+        for row, index in enumerate(batch):
+            answers[index] = [_take(runner, rows[row], texts[index], family) for rows in results]
+    in_order = [answers[index] for index in range(len(texts))]
+    return [found[0] for found in in_order], [found[-1] for found in in_order]
+
+
+def _take(runner: Runner, answer: NDArray[np.float32], text: EncodedText, family: str) -> NDArray[np.float32]:
+    return answer if family == "sequence" else runner.token_rows(answer, text.num_tokens)

@@ -288,7 +288,8 @@ class PackedLayout:
         """Return which token belongs to which text, (batch_size, num_tokens), in the rows' dtype."""
         index = torch.arange(rows.shape[0], device=rows.device).unsqueeze(0)
         start = self.cu_seqlens[:-1] if self.prompt_length is None else self.cu_seqlens[:-1] + self.prompt_length
-        return ((index >= start.unsqueeze(1)) & (index < self.cu_seqlens[1:].unsqueeze(1))).to(rows.dtype)
+        seen = torch.logical_and(index >= start.unsqueeze(1), index < self.cu_seqlens[1:].unsqueeze(1))
+        return seen.to(rows.dtype)
 
     def _positions(self, rows: Tensor) -> Tensor:
         index = torch.arange(rows.shape[0], device=rows.device).unsqueeze(0)

@@ -1,7 +1,7 @@
-"""The one real checkpoint at hand, and its artifact, exported once for all tests and all workers."""
+"""The one real checkpoint at hand, and its artifact, exported once for all tests and all workers; sessions at ease."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +9,23 @@ import pytest
 from filelock import FileLock
 
 from poolgraph.graphs.artifact import is_artifact
+from poolgraph.runtime import session
 from poolgraph.runtime.cache import ExportRequest, run_export_process
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads_at_ease() -> Iterator[None]:
+    """Let threads sleep while they wait for work: spinning changes no answer and takes the other worker's core."""
+    build = session.build_session_options
+
+    def build_at_ease(*arguments: object) -> object:
+        options = build(*arguments)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "build_session_options", build_at_ease)
+        yield
 
 
 @pytest.fixture(scope="session")
