@@ -72,17 +72,19 @@ inline void transpose(__m512i (&rows)[kLanes]) {
   }
 }
 
+inline __m512 load_some(const float* from, int count) {
+  return count >= kLanes ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask_of(std::max(count, 0)), from);
+}
+
 inline void pack_keys(const float* rows, size_t stride, int length, int size, int padded, uint16_t* to) {
   const size_t line = static_cast<size_t>(round_to(length, kLanes)) * 2;
   for (int key = 0; key < length; key += kLanes)
     for (int d = 0; d < padded; d += 2 * kLanes) {
-      const __mmask16 low = mask_of(std::max(size - d, 0)), high = mask_of(std::max(size - d - kLanes, 0));
       __m512i block[kLanes];
       for (int r = 0; r < kLanes; ++r) {
-        const float* row = rows + static_cast<size_t>(key + r) * stride + d;
-        block[r] = key + r < length
-                       ? reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + kLanes), _mm512_maskz_loadu_ps(low, row)))
-                       : _mm512_setzero_si512();
+        const float* row = rows + static_cast<size_t>(std::min(key + r, length - 1)) * stride + d;
+        const __m512 low = load_some(row, size - d), high = load_some(row + kLanes, size - d - kLanes);
+        block[r] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
       }
       transpose(block);
       const int pairs = std::min(padded - d, 2 * kLanes) / 2;
@@ -91,58 +93,60 @@ inline void pack_keys(const float* rows, size_t stride, int length, int size, in
 }
 
 inline void pack_values(const float* rows, size_t stride, int length, int size, int padded, uint16_t* to) {
-  const __m512 none = _mm512_setzero_ps();
-  for (int key = 0; key < length; key += 2)
+  for (int key = 0; key < length; key += 2) {
+    const float* row = rows + static_cast<size_t>(key) * stride;
+    const bool is_pair = key + 1 < length;
     for (int d = 0; d < padded; d += kLanes) {
-      const __mmask16 mask = mask_of(std::max(size - d, 0));
-      const float* first = rows + static_cast<size_t>(key) * stride + d;
-      const __m512i low = _mm512_cvtepu16_epi32(to_bfloat16(_mm512_maskz_loadu_ps(mask, first)));
-      const __m512i high = _mm512_cvtepu16_epi32(
-          to_bfloat16(key + 1 < length ? _mm512_maskz_loadu_ps(mask, first + stride) : none));
+      const __m512 first = load_some(row + d, size - d);
+      const __m512 second = is_pair ? load_some(row + stride + d, size - d) : _mm512_setzero_ps();
+      const __m512i low = _mm512_cvtepu16_epi32(to_bfloat16(first)), high = _mm512_cvtepu16_epi32(to_bfloat16(second));
       _mm512_storeu_si512(to + (static_cast<size_t>(key) * padded + d * 2), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-    }
-}
-
-// Multiplies kRows rows of pairs with kVectors columns of 16: out[r][c] = sum over steps of rows[r][step] * columns[step][c].
-template <int kRows, int kVectors>
-inline void multiply_pairs(const uint16_t* rows, size_t row_stride, const uint16_t* columns, size_t column_stride, int steps,
-                           __m512 (&sums)[kRows][kVectors]) {
-  for (auto& row : sums)
-    for (auto& sum : row) sum = _mm512_setzero_ps();
-  for (int step = 0; step < steps; ++step, columns += column_stride) {
-    __m512i column[kVectors];
-    for (int j = 0; j < kVectors; ++j) column[j] = _mm512_loadu_si512(columns + j * 32);
-    for (int r = 0; r < kRows; ++r) {
-      int32_t pair;
-      std::memcpy(&pair, rows + r * row_stride + step * 2, sizeof pair);
-      const __m512i x = _mm512_set1_epi32(pair);
-      for (int j = 0; j < kVectors; ++j)
-        add_products(sums[r][j], x, column[j]);
     }
   }
 }
 
-// Calls use(rows, vectors) with both as constants: 6 rows by 4 vectors, 12 by 2 and 12 by 1 fill the registers.
+// A block of 6 rows by 4 vectors of 16 columns, 12 by 2 or 12 by 1: out[r][c] = factors[r] * sum over steps of
+// rows[r][step] * columns[step][c], a pair a step. Unrolled by the compiler, so that all sums stay in registers.
 template <int kRows, int kVectors>
-void product_block(const uint16_t* rows, size_t row_stride, const uint16_t* columns, size_t column_stride, int steps, int count,
-                   int width, const float* factors, float* out, size_t out_stride) {
+__attribute__((noinline)) void product_block(const uint16_t* rows, size_t row_stride, const uint16_t* columns,
+                                             size_t column_stride, int steps, int count, int width, const float* factors,
+                                             float* out, size_t out_stride) {
   __m512 sums[kRows][kVectors];
-  multiply_pairs<kRows, kVectors>(rows, row_stride, columns, column_stride, steps, sums);
-  for (int r = 0; r < std::min(count, kRows); ++r)
-    for (int j = 0; j < kVectors && j * kLanes < width; ++j) {
-      const __m512 x = factors ? _mm512_mul_ps(sums[r][j], _mm512_set1_ps(factors[r])) : sums[r][j];
-      _mm512_mask_storeu_ps(out + r * out_stride + j * kLanes, mask_of(width - j * kLanes), x);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_setzero_ps();
+#pragma GCC unroll 1
+  for (int step = 0; step < steps; ++step, columns += column_stride, rows += 2) {
+    __m512i column[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) column[j] = _mm512_loadu_si512(columns + j * 32);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      int32_t pair;
+      std::memcpy(&pair, rows + r * row_stride, sizeof pair);
+      const __m512i x = _mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) add_products(sums[r][j], x, column[j]);
     }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) {
+    const __mmask16 mask = mask_of(std::max(width - j * kLanes, 0));
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+      if (r < count) _mm512_mask_storeu_ps(out + r * out_stride + j * kLanes, mask, _mm512_mul_ps(sums[r][j], _mm512_set1_ps(factors[r])));
+  }
 }
 
-// out (count, width) = rows (kQueryRows, 2 * steps) @ columns, each row times its factor where there are factors.
+// out (count, width) = rows (kQueryRows, 2 * steps) @ columns, each row times its factor.
 inline void multiply_queries(const uint16_t* rows, size_t row_stride, const uint16_t* columns, size_t column_stride, int steps,
                              int count, int width, const float* factors, float* out, size_t out_stride) {
   int done = 0;
   while (width - done > 32) {
     for (int row = 0; row < count; row += 6)
       product_block<6, 4>(rows + row * row_stride, row_stride, columns + done * 2, column_stride, steps, count - row,
-                          width - done, factors ? factors + row : nullptr, out + row * out_stride + done, out_stride);
+                          width - done, factors + row, out + row * out_stride + done, out_stride);
     done += 64;
   }
   while (width - done > kLanes) {
@@ -203,6 +207,8 @@ struct AttentionRoom {
   Buffer<uint16_t> weights;
 };
 
+constexpr float kOnes[kQueryRows] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
 constexpr int kSlack = 64;  // blocks of four vectors read past the last column
 
 inline PackedHead pack_head(const AttentionShape& shape, const HeadRows& keys, const HeadRows& values, int text, int head,
@@ -217,11 +223,11 @@ inline PackedHead pack_head(const AttentionShape& shape, const HeadRows& keys, c
 
 inline void round_queries(const AttentionShape& shape, const float* rows, size_t stride, int count, uint16_t* to) {
   const int padded = shape.padded_size();
-  std::memset(to, 0, kQueryRows * padded * sizeof(uint16_t));
+  if (count < kQueryRows) std::memset(to + count * padded, 0, (kQueryRows - count) * padded * sizeof(uint16_t));
   const __m512 scale = _mm512_set1_ps(shape.scale * kLog2E);
   for (int r = 0; r < count; ++r)
     for (int d = 0; d < shape.head_size; d += kLanes) {
-      const __m512 x = _mm512_maskz_loadu_ps(mask_of(shape.head_size - d), rows + r * stride + d);
+      const __m512 x = load_some(rows + r * stride + d, shape.head_size - d);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + r * padded + d), to_bfloat16(_mm512_mul_ps(x, scale)));
     }
 }
@@ -237,7 +243,7 @@ inline void attend(const AttentionShape& shape, const float* queries, size_t str
   const int first = visible_keys(shape, position, num_keys).first / kLanes * kLanes;
   const int last = round_to(visible_keys(shape, position + count - 1, num_keys).last, kLanes);
   multiply_queries(rounded, padded, head.keys + first * 2, static_cast<size_t>(padded_keys) * 2, padded / 2, count,
-                   last - first, nullptr, scores + first, padded_keys);
+                   last - first, kOnes, scores + first, padded_keys);
   float factors[kQueryRows] = {};
   for (int r = 0; r < count; ++r)
     factors[r] = soften(scores + static_cast<size_t>(r) * padded_keys, visible_keys(shape, position + r, num_keys),

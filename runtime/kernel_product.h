@@ -144,15 +144,15 @@ class Product {
     const int columns = std::min(panel_columns, out_features - panel * panel_columns);
     with_activation(activation, [&](auto function) {
       for (int r = 0; r < kRows; ++r)
-        for (int column = 0; column < columns; column += kLanes) {
+        for_vectors(columns, [&](int column, auto lanes) {
           __m512 x = function(_mm512_load_ps(tile[r] + column));
           if (gate != Gate::kNone) x = _mm512_mul_ps(x, _mm512_load_ps(tile[r] + kTileColumns / 2 + column));
-          _mm512_mask_storeu_ps(to + r * stride + column, mask_of(columns - column), x);
-        }
+          lanes.store(to + r * stride + column, x);
+        });
     });
   }
 
-  // Unrolled by hand of the compiler, so that all sums stay in registers.
+  // Unrolled by the compiler, so that all sums stay in registers.
   template <int kRows>
   __attribute__((noinline)) void multiply(const RowBytes& rows, int row, int panel, float (*tile)[kTileColumns]) const {
     __m512i sums[kRows][4];

@@ -35,9 +35,10 @@ struct RowsIn {
   int width;
 };
 
-inline __m512 load_scaled(const float* row, const float* factors, int column, __mmask16 mask) {
-  const __m512 x = _mm512_maskz_loadu_ps(mask, row + column);
-  return factors ? _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, factors + column)) : x;
+template <class Lanes>
+inline __m512 load_scaled(const float* row, const float* factors, int column, Lanes lanes) {
+  const __m512 x = lanes.load(row + column);
+  return factors ? _mm512_mul_ps(x, lanes.load(factors + column)) : x;
 }
 
 struct Range {
@@ -47,12 +48,12 @@ struct Range {
 inline Range range_of(const float* row, const float* factors, int width) {
   __m512 low = _mm512_setzero_ps(), high = low;
   __mmask16 broken = 0;
-  for (int column = 0; column < width; column += kLanes) {
-    const __m512 x = load_scaled(row, factors, column, mask_of(width - column));
+  for_vectors(width, [&](int column, auto lanes) {
+    const __m512 x = load_scaled(row, factors, column, lanes);
     broken |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     low = _mm512_min_ps(low, x);
     high = _mm512_max_ps(high, x);
-  }
+  });
   const float none = std::numeric_limits<float>::quiet_NaN();
   return broken ? Range{none, none} : Range{_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high)};
 }
@@ -63,13 +64,11 @@ inline void round_row(const float* row, const float* factors, int width, float s
   const __m512i zero = _mm512_set1_epi32(zero_point);
   // Beyond the integers of 32 bits the conversion would turn large numbers into negative ones.
   const __m512 least = _mm512_set1_ps(-1e6f), most = _mm512_set1_ps(1e6f);
-  for (int column = 0; column < width; column += kLanes) {
-    const __mmask16 mask = mask_of(width - column);
-    const __m512 x = _mm512_mul_ps(load_scaled(row, factors, column, mask), inverse);
+  for_vectors(width, [&](int column, auto lanes) {
+    const __m512 x = _mm512_mul_ps(load_scaled(row, factors, column, lanes), inverse);
     const __m512i integers = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(x, least), most));
-    const __m512i shifted = _mm512_max_epi32(_mm512_add_epi32(integers, zero), _mm512_setzero_si512());
-    _mm512_mask_cvtusepi32_storeu_epi8(bytes + column, mask, shifted);
-  }
+    lanes.store_bytes(bytes + column, _mm512_max_epi32(_mm512_add_epi32(integers, zero), _mm512_setzero_si512()));
+  });
 }
 
 // Rounds rows. One that holds NaN or infinity gets the scale NaN, so that it stays visible in the answer.
@@ -103,41 +102,34 @@ struct RowFinish {
 
 inline float sum_of(const float* row, int width) {
   __m512 total = _mm512_setzero_ps();
-  for (int column = 0; column < width; column += kLanes)
-    total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(mask_of(width - column), row + column));
+  for_vectors(width, [&](int column, auto lanes) { total = _mm512_add_ps(total, lanes.load(row + column)); });
   return _mm512_reduce_add_ps(total);
 }
 
 inline float squares_of(const float* row, float mean, int width) {
   __m512 total = _mm512_setzero_ps();
-  for (int column = 0; column < width; column += kLanes) {
-    const __mmask16 mask = mask_of(width - column);
-    const __m512 x = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, row + column), _mm512_set1_ps(mean));
+  for_vectors(width, [&](int column, auto lanes) {
+    const __m512 x = lanes.keep(_mm512_sub_ps(lanes.load(row + column), _mm512_set1_ps(mean)));
     total = _mm512_fmadd_ps(x, x, total);
-  }
+  });
   return _mm512_reduce_add_ps(total);
 }
 
 inline void add_row(float* row, const float* residual, int width) {
-  for (int column = 0; column < width; column += kLanes) {
-    const __mmask16 mask = mask_of(width - column);
-    const __m512 x = _mm512_maskz_loadu_ps(mask, row + column);
-    _mm512_mask_storeu_ps(row + column, mask, _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, residual + column)));
-  }
+  for_vectors(width, [&](int column, auto lanes) {
+    lanes.store(row + column, _mm512_add_ps(lanes.load(row + column), lanes.load(residual + column)));
+  });
 }
 
 // Writes the normalized row to `out`, which may be the row itself.
 inline void normalize_row(const float* row, const RowFinish& finish, int width, float* out) {
-  const bool centred = finish.norm == Norm::kLayer;
-  const float mean = centred ? sum_of(row, width) / width : 0.0f;
-  const float inverse = 1.0f / std::sqrt(squares_of(row, mean, width) / width + finish.epsilon);
-  for (int column = 0; column < width; column += kLanes) {
-    const __mmask16 mask = mask_of(width - column);
-    __m512 x = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, row + column), _mm512_set1_ps(mean));
-    x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(inverse)), _mm512_maskz_loadu_ps(mask, finish.weight + column));
-    if (finish.bias) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, finish.bias + column));
-    _mm512_mask_storeu_ps(out + column, mask, x);
-  }
+  const float mean = finish.norm == Norm::kLayer ? sum_of(row, width) / width : 0.0f;
+  const __m512 inverse = _mm512_set1_ps(1.0f / std::sqrt(squares_of(row, mean, width) / width + finish.epsilon));
+  for_vectors(width, [&](int column, auto lanes) {
+    const __m512 x = _mm512_mul_ps(_mm512_sub_ps(lanes.load(row + column), _mm512_set1_ps(mean)), inverse);
+    const __m512 scaled = _mm512_mul_ps(x, lanes.load(finish.weight + column));
+    lanes.store(out + column, finish.bias ? _mm512_add_ps(scaled, lanes.load(finish.bias + column)) : scaled);
+  });
 }
 
 // Finishes rows in place: `rows` holds the product, then the sum, then, unless `normed` has room for it, the norm.

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -51,15 +52,44 @@ inline void add_products(__m512& sums, __m512i left, __m512i right) {
 
 inline __mmask16 mask_of(int count) { return count >= kLanes ? 0xffff : static_cast<__mmask16>((1u << count) - 1); }
 
-// 2**x to 2.6e-6 of itself: minimax polynomial of degree 4 on [-0.5, 0.5], then the exponent added.
+// All sixteen lanes of a vector, or the first few of the last one.
+struct AllLanes {
+  __m512 load(const float* from) const { return _mm512_loadu_ps(from); }
+  void store(float* to, __m512 x) const { _mm512_storeu_ps(to, x); }
+  void store_bytes(uint8_t* to, __m512i x) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(x)); }
+  __m512 keep(__m512 x) const { return x; }
+};
+
+struct FirstLanes {
+  __mmask16 mask;
+  __m512 load(const float* from) const { return _mm512_maskz_loadu_ps(mask, from); }
+  void store(float* to, __m512 x) const { _mm512_mask_storeu_ps(to, mask, x); }
+  void store_bytes(uint8_t* to, __m512i x) const { _mm512_mask_cvtusepi32_storeu_epi8(to, mask, x); }
+  __m512 keep(__m512 x) const { return _mm512_maskz_mov_ps(mask, x); }
+};
+
+// Calls step(column, lanes) for every vector of a row: whole ones without masks, which cost as much as the work.
+template <class Step>
+inline __attribute__((always_inline)) void for_vectors(int width, Step&& step) {
+  int column = 0;
+  for (; column + kLanes <= width; column += kLanes) step(column, AllLanes{});
+  if (column < width) step(column, FirstLanes{mask_of(width - column)});
+}
+
+// 2**x to 2.6e-6 of itself, for x from -126 to 127; 2**-126 below. A minimax polynomial of degree 4 on [-0.5, 0.5] times a
+// power of two that is added to its exponent: adding the shift leaves the nearest integer in the lowest bits.
 inline __m512 exp2(__m512 x) {
-  const __m512 fraction = _mm512_reduce_ps(x, 0);
+  const __m512 shift = _mm512_set1_ps(12582912.0f);  // 1.5 * 2**23
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);     // in this order NaN stays one
+  const __m512 shifted = _mm512_add_ps(x, shift);
+  const __m512 fraction = _mm512_sub_ps(x, _mm512_sub_ps(shifted, shift));
   __m512 result = _mm512_set1_ps(0.009570109596576172f);
   result = _mm512_fmadd_ps(result, fraction, _mm512_set1_ps(0.05591789902778707f));
   result = _mm512_fmadd_ps(result, fraction, _mm512_set1_ps(0.24024744991854752f));
   result = _mm512_fmadd_ps(result, fraction, _mm512_set1_ps(0.6931218100635159f));
   result = _mm512_fmadd_ps(result, fraction, _mm512_set1_ps(0.9999992612892401f));
-  return _mm512_scalef_ps(result, _mm512_sub_ps(x, fraction));
+  const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(result), power));
 }
 
 // x / (1 + 2**-y): the reciprocal to 14 bits, then one step of Newton's.

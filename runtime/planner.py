@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-MAX_BATCH_TOKENS: Final = 1024
+MAX_BATCH_TOKENS: Final = 512
 """Default token budget: the activations of so many tokens stay in a core's cache."""
 
 MIN_SPLIT_TOKENS: Final = 32
