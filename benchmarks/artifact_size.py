@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe_machine, read_versions
+
+from poolgraph.runtime.bench_machine import describe_machine, read_versions
+from poolgraph.runtime.native_library import available_operators
 
 VOCABULARY, HIDDEN, INNER, POSITIONS, MAX_LENGTH = 250_002, 768, 3072, 514, 512
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -162,6 +164,12 @@ def answer(artifact: Path, variant: str) -> dict[str, Any]:
     return grown
 
 
+def choose(target: str, precision: str) -> str:
+    """Return the variant's name: on the CPU the one that runs unless another is asked for."""
+    is_native = (target, precision) == ("cpu", "int8") and bool(available_operators())
+    return f"{'native' if is_native else target}_{precision}"
+
+
 def forget(file: Path) -> None:
     """Drop a file from the page cache."""
     with file.open("rb+") as opened:
@@ -213,7 +221,7 @@ def measure(folder: Path, num_layers: int) -> dict[str, Any]:
         artifact = folder / precision
         found[precision] = _made(artifact, "export", str(checkpoint), str(artifact), precision)
         for target in VARIANTS:
-            found[precision][f"{target} grows"] = in_child("answer", str(artifact), f"{target}_{precision}")
+            found[precision][f"{target} grows"] = in_child("answer", str(artifact), choose(target, precision))
     found["tokenizer grows"] = in_child("tokenizer", str(folder / PRECISIONS[0]))
     return found
 
@@ -236,6 +244,7 @@ def compare(found: dict[str, Any]) -> dict[str, float]:
         for stage, grown in fp32[f"{target} grows"].items():
             small, large = int8[f"{target} grows"][stage]["rss"], grown["rss"]
             ratios[f"{target}, {stage}"] = small / large
+            ratios[f"{target}, {stage}, resident int8 of fp32 on disk"] = small / fp32["artifact_bytes"]
             ratios[f"{target}, {stage}, without tokenizer"] = (small - tokenizer) / (large - tokenizer)
     return {name: round(ratio, 3) for name, ratio in ratios.items()}
 

@@ -21,9 +21,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from machine import describe_machine, num_cores
 from models import BENCH_DIR, write_random_bert
-from run_one import Timing, measure
+
+from poolgraph.runtime.bench_machine import describe_machine
+from poolgraph.runtime.bench_timing import Timing, measure
+from poolgraph.runtime.cpu import count_cores
 
 SHAPES: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -74,9 +76,11 @@ def run_shape(shape: str, kind: str, precision: str, batch: Sequence[int]) -> di
     from poolgraph.runtime.session import open_session, run_graph
 
     directory = artifact_dir(shape, kind)
-    variant = next(it for it in open_artifact(directory).variants if it.name == f"cpu_{precision}")
+    variant = next(
+        it for it in open_artifact(directory).variants if it.precision == precision and it.target != "portable"
+    )
     graph = variant.graphs["sequence"]
-    session = open_session(directory / graph.file, variant, num_cores(), provider="CPUExecutionProvider")
+    session = open_session(directory / graph.file, variant, count_cores(), provider="CPUExecutionProvider")
     ids = np.random.default_rng(0).integers(SMALLEST_ID, LARGEST_ID, size=tuple(batch))
     inputs = {"input_ids": ids, "token_type_ids": np.zeros_like(ids)}
     feeds = {tensor.name: inputs[tensor.name] for tensor in graph.inputs}

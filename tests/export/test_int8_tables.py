@@ -27,6 +27,7 @@ from poolgraph.graphs.manifest import Manifest
 from poolgraph.graphs.pipeline import CPU_INT8, NATIVE_INT8, PORTABLE_INT8
 from poolgraph.runtime.inspect import describe
 from poolgraph.runtime.native_library import can_run
+from poolgraph.runtime.providers import Machine, Wish, choose_variant
 
 VOCABULARY, HIDDEN = 60_000, 64
 TABLE = "backbone.embeddings.word_embeddings.weight"
@@ -130,3 +131,34 @@ def test_a_checkpoint_too_large_to_run_gets_8_bits_without_calibration(
     for variant in open_artifact(tmp_path / "artifact").variants:
         assert variant.quantization is not None
         assert (variant.quantization.calibration, variant.quantization.tables) == ("none", (TABLE,))
+
+
+KERNELS_ON_ARM = {
+    *(("", name) for name in ("Abs", "Add", "Cast", "Concat", "Div", "Expand", "Gather", "Gelu", "LayerNormalization")),
+    *(("", name) for name in ("MatMul", "Max", "Mul", "QuantizeLinear", "Range", "ReduceL2", "ReduceMax", "ReduceSum")),
+    *(
+        ("", name)
+        for name in ("Reshape", "Shape", "Slice", "Split", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze")
+    ),
+    *(("", name) for name in ("Clip", "SimplifiedLayerNormalization")),
+    *(("com.microsoft", name) for name in ("Attention", "GroupQueryAttention", "MultiHeadAttention")),
+    ("com.microsoft", "MatMulIntegerToFloat"),
+}
+"""Of ONNX Runtime's CPU provider, which is the same source on every processor; its products of unsigned by signed bytes
+have code for ARM's dot product (MlasGemmU8X8DispatchUdot)."""
+
+
+def test_a_processor_of_arm_gets_a_graph_of_kernels_that_it_has(artifact: Path) -> None:
+    machine = Machine(providers=("CPUExecutionProvider",), cpu_features=("asimd", "asimddp"))
+    choice = choose_variant(open_artifact(artifact), Wish(), machine)
+    assert choice.variant.name == "cpu_int8"
+    assert (choice.warning is not None) == can_run(NATIVE_INT8)
+    for graph in choice.variant.graphs.values():
+        model = onnx.load(artifact / graph.file, load_external_data=False).graph
+        assert {(node.domain, node.op_type) for node in model.node} <= KERNELS_ON_ARM
+        types = {tensor.name: tensor.data_type for tensor in model.initializer}
+        rounding = {node.output[0]: types[node.input[2]] for node in model.node if node.op_type == "QuantizeLinear"}
+        products = [node for node in model.node if node.op_type == "MatMulIntegerToFloat"]
+        assert len(products) >= 4
+        assert {rounding[node.input[0]] for node in products} == {onnx.TensorProto.UINT8}
+        assert {types[node.input[1]] for node in products} == {onnx.TensorProto.INT8}

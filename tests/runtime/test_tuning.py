@@ -16,6 +16,7 @@ from poolgraph.graphs.artifact import open_artifact
 from poolgraph.runtime import loaded
 from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.executor import plan_work
+from poolgraph.runtime.planner import MAX_BATCH_TOKENS
 from poolgraph.runtime.runner_uniform import UniformRunner
 from poolgraph.runtime.tuning import (
     LARGEST_BYTES,
@@ -173,8 +174,8 @@ def test_the_executor_plans_by_the_entry(artifact, machine):
         ({"threads": 2}, (2, 4, 256)),
         ({"max_batch_tokens": 64}, (4, 2, 64)),
         ({"threads": 8, "max_batch_tokens": 64}, (8, 1, 64)),
-        ({"tuning": Tuning(max_batch_tokens=512)}, (1, 8, 512)),
-        ({"variant": "portable_fp32"}, (1, 8, 1024)),
+        ({"tuning": Tuning(max_batch_tokens=384)}, (1, 8, 384)),
+        ({"variant": "portable_fp32"}, (1, 8, MAX_BATCH_TOKENS)),
     ],
 )
 def test_what_the_caller_gives_wins(artifact, machine, options, expected):
