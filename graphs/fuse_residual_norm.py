@@ -61,7 +61,7 @@ def _fuse_norm(graph: ir.Graph, node: ir.Node) -> int:
     if number(node, "norm") != Norm.NONE:
         return 0
     norms = [use.node for use in answer.uses() if use.node.domain == "" and use.node.op_type in NORMS]
-    if len(norms) != 1 or not _is_last_axis(norms[0], answer):
+    if len(norms) != 1 or not _is_of_rows(norms[0], answer):
         return 0
     norm = norms[0]
     index = RESIDUAL_INDEX[node.op_type]
@@ -77,10 +77,17 @@ def _fuse_norm(graph: ir.Graph, node: ir.Node) -> int:
     return _take_place(graph, node, norm)
 
 
-def _is_last_axis(norm: ir.Node, rows: ir.Value) -> bool:
+def _is_of_rows(norm: ir.Node, rows: ir.Value) -> bool:
     rank = len(dimensions(rows) or ())
     axis = norm.attributes["axis"].as_int() if "axis" in norm.attributes else -1
-    return norm.inputs[0] is rows and axis in {-1, rank - 1} and all(is_initializer(value) for value in norm.inputs[1:])
+    width = (dimensions(rows) or (None,))[-1]
+    weights = [value for value in norm.inputs[1:] if value is not None]
+    return (
+        norm.inputs[0] is rows
+        and axis in {-1, rank - 1}
+        and all(is_initializer(value) and dimensions(value) == (width,) for value in weights)
+        and not any(value.uses() or value.is_graph_output() for value in norm.outputs[1:])
+    )
 
 
 def _set_inputs(node: ir.Node, inputs: dict[int, ir.Value | None]) -> None:

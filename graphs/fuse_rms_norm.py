@@ -14,7 +14,8 @@ def fuse_rms_norm(model: ir.Model) -> int:
     Given:   %r = Reciprocal(Sqrt(Add(ReduceMean(Pow(%x, 2)), epsilon)));  %y = Mul(Mul(%x, %r), %weight)
     Result:  %y = SimplifiedLayerNormalization(%x, %weight)
     """
-    return sum(_fuse(model.graph, node) for node in list(model.graph) if node.op_type == "Reciprocal")
+    reciprocals = [node for node in model.graph if (node.domain, node.op_type) == ("", "Reciprocal")]
+    return sum(_fuse(model.graph, node) for node in reciprocals)
 
 
 def _fuse(graph: ir.Graph, reciprocal: ir.Node) -> int:
@@ -24,13 +25,13 @@ def _fuse(graph: ir.Graph, reciprocal: ir.Node) -> int:
     rows, epsilon = found
     (use,) = reciprocal.outputs[0].uses()
     scaled = use.node
-    if scaled.op_type != "Mul" or rows not in scaled.inputs or not used_once(scaled.outputs[0]):
+    if not _is_product(scaled) or rows not in scaled.inputs or not used_once(scaled.outputs[0]):
         return 0
     (use,) = scaled.outputs[0].uses()
     last = use.node
     weights = [value for value in last.inputs if value is not scaled.outputs[0]]
     size = (dimensions(rows) or (None,))[-1]
-    if last.op_type != "Mul" or len(weights) != 1 or dimensions(weights[0]) != (size,):
+    if not _is_product(last) or len(weights) != 1 or dimensions(weights[0]) != (size,):
         return 0
     fused = ir.node(
         "SimplifiedLayerNormalization", [rows, weights[0]], {"axis": -1, "epsilon": epsilon, "stash_type": 1}
@@ -47,6 +48,8 @@ def _match_statistics(reciprocal: ir.Node) -> tuple[ir.Value, float] | None:
     power = producer(mean.inputs[0], "Pow") if mean is not None else None
     if add is None or mean is None or power is None or _scalar(power.inputs[1]) != 2.0:
         return None
+    if len(mean.inputs) != 2 or ("keepdims" in mean.attributes and mean.attributes["keepdims"].as_int() != 1):
+        return None
     axes, epsilon, rows = _numbers(mean.inputs[1]), _scalar(add.inputs[1]), power.inputs[0]
     if (
         rows is None
@@ -56,6 +59,10 @@ def _match_statistics(reciprocal: ir.Node) -> tuple[ir.Value, float] | None:
     ):
         return None
     return rows, epsilon
+
+
+def _is_product(node: ir.Node) -> bool:
+    return (node.domain, node.op_type) == ("", "Mul")
 
 
 def _numbers(value: ir.Value | None) -> np.ndarray | None:

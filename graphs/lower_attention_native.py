@@ -9,8 +9,6 @@ from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read
 from poolgraph.graphs.native import ATTENTION, NATIVE_DOMAIN
 from poolgraph.graphs.pattern import dimensions, producer, replace_node, used_once
 
-LARGEST_HEAD = 1024
-
 
 def lower_attention_to_native(model: ir.Model) -> int:
     """Lower attention without mask, bias or softcap; others are left for the pass that follows.
@@ -23,7 +21,7 @@ def lower_attention_to_native(model: ir.Model) -> int:
 
 def _lower(graph: ir.Graph, attention: AttentionNode) -> int:
     parts = (attention.mask, attention.bias, attention.cu_seqlens)
-    if any(part is not None for part in parts) or attention.softcap or attention.head_dim > LARGEST_HEAD:
+    if any(part is not None for part in parts) or attention.softcap:
         return 0
     attributes = {
         "num_heads": attention.num_heads,
@@ -46,6 +44,8 @@ def _inputs(attention: AttentionNode) -> list[ir.Value]:
     rows = [attention.query, attention.key, attention.value]
     split = producer(attention.query, "Split")
     if split is None or list(split.outputs) != rows or not all(used_once(value) for value in rows):
+        return rows
+    if "axis" not in split.attributes or split.attributes["axis"].as_int() not in {-1, 2}:
         return rows
     whole = split.inputs[0]
     assert whole is not None

@@ -101,7 +101,14 @@ CPU_FP32 = Target(
     layout="uniform",
     precision="fp32",
     sequence_passes=(push_pooling,),
-    passes=(fuse_rms_norm, lower_attention_to_cpu, lower_selective_scan, remove_dead_nodes, clear_notes),
+    passes=(
+        fuse_rms_norm,
+        remove_dead_nodes,  # what was fused reads its rows no more, and so does not stand in the way of other fusions
+        lower_attention_to_cpu,
+        lower_selective_scan,
+        remove_dead_nodes,
+        clear_notes,
+    ),
     file_stem="model_cpu_fp32",
     providers=("CPUExecutionProvider",),
     finished_outputs=False,
@@ -120,15 +127,19 @@ NATIVE_INT8 = replace(
     file_stem="model_native_int8",
     passes=(
         fuse_rms_norm,
+        remove_dead_nodes,
         fuse_activations,
         fuse_gates,
         fuse_feed_forward,  # before the norms: a product that has one does not stand in the middle
         fuse_residuals,
         fuse_norms,
         lower_attention_to_native,
-        *CPU_INT8.passes,
+        lower_attention_to_cpu,  # what the native operator does not compute: biases, softcaps
+        lower_selective_scan,
+        remove_dead_nodes,
+        clear_notes,
     ),
-    cpu_features=("avx512_vnni", "avx512_bf16"),
+    cpu_features=("avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),
     operators=NATIVE_OPERATORS,
 )
 """On this package's own operators, which take in what stands around a product: the fastest, where they load."""

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #include "kernel_vector.h"
 
@@ -20,7 +19,7 @@ struct AttentionShape {
   bool causal;
   int left_window;   // tokens that a query sees before itself, -1 for all
   int right_window;  // and after
-  int padded_size() const { return (head_size + kLanes - 1) / kLanes * kLanes; }
+  int padded_size() const { return round_to(head_size, kLanes); }
 };
 
 // Rows of heads side by side, (batch_size, sequence_length, stride).
@@ -32,8 +31,6 @@ struct HeadRows {
     return data + static_cast<size_t>(text) * length * stride + static_cast<size_t>(head) * head_size;
   }
 };
-
-inline int round_to(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }
 
 // Keys and values of one head in the order in which they are multiplied: a pair of features, or of tokens, in a lane.
 struct PackedHead {
@@ -170,7 +167,7 @@ inline KeyRange visible_keys(const AttentionShape& shape, int query, int keys) {
   return {first, shape.causal ? std::min(last, query + 1) : last};
 }
 
-constexpr float kUnseen = -3e38f;  // a score of which 2**score is 0
+constexpr float kUnseen = -3e38f;  // 2**score is then so small that it rounds to a bfloat16 of 0
 
 // Overwrites the scores of keys outside the range in the vectors at its two ends.
 inline void hide_unseen(float* scores, KeyRange range) {

@@ -6,9 +6,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace poolgraph {
@@ -89,7 +90,7 @@ class Api {
     check(call<OrtStatus* (*)(const OrtKernelInfo*, const char*, int64_t*)>(kAttributeInt)(info, name, &value));
     return value;
   }
-  // Returns nullptr for an input that is absent or not constant.
+  // Returns nullptr for an input that is absent; one that is no constant is refused.
   const OrtValue* constant(const OrtKernelInfo* info, size_t index) const {
     size_t count = 0;
     check(call<OrtStatus* (*)(const OrtKernelInfo*, size_t*)>(kInfoInputCount)(info, &count));
@@ -98,6 +99,7 @@ class Api {
     const OrtValue* value = nullptr;
     check(call<OrtStatus* (*)(const OrtKernelInfo*, size_t, int*, const OrtValue**)>(kInfoConstantInput)(
         info, index, &is_constant, &value));
+    if (!is_constant && has_name(info, index)) throw std::runtime_error("input " + std::to_string(index) + " must be constant");
     return is_constant ? value : nullptr;
   }
 
@@ -138,14 +140,28 @@ class Api {
     return found;
   }
 
-  // Calls work(index) for every index below count, on the session's threads.
+  // Calls work(index) for every index below count, on the session's threads. The first exception is thrown again once
+  // all are done: ONNX Runtime's threads know of none.
   template <class Work>
   void parallel(OrtKernelContext* context, size_t count, Work& work) const {
     if (count == 1) return work(0);
-    auto step = [](void* data, size_t index) { (*static_cast<Work*>(data))(index); };
+    struct Shared {
+      Work& work;
+      std::once_flag once;
+      std::exception_ptr failed;
+    } shared{work, {}, nullptr};
+    auto step = [](void* data, size_t index) {
+      auto& found = *static_cast<Shared*>(data);
+      try {
+        found.work(index);
+      } catch (...) {
+        std::call_once(found.once, [&] { found.failed = std::current_exception(); });
+      }
+    };
     using Step = void (*)(void*, size_t);
     check(call<OrtStatus* (*)(OrtKernelContext*, Step, size_t, size_t, void*)>(kContextParallelFor)(
-        context, static_cast<Step>(step), count, 0, &work));
+        context, static_cast<Step>(step), count, 0, &shared));
+    if (shared.failed) std::rethrow_exception(shared.failed);
   }
 
  private:
@@ -168,9 +184,17 @@ class Api {
     kReleaseStatus = 93,
     kReleaseTensorShape = 99,
     kInfoInputCount = 230,
+    kInfoInputName = 232,
     kInfoConstantInput = 249,
     kContextParallelFor = 274,
   };
+
+  // An optional input that is absent has an empty name.
+  bool has_name(const OrtKernelInfo* info, size_t index) const {
+    size_t size = 0;
+    check(call<OrtStatus* (*)(const OrtKernelInfo*, size_t, char*, size_t*)>(kInfoInputName)(info, index, nullptr, &size));
+    return size > 1;
+  }
 
   template <class Function>
   Function call(Slot slot) const {

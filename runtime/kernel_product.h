@@ -15,8 +15,6 @@ constexpr int kTileRows = 6;      // 24 accumulators, four vectors of weights an
 constexpr int kTileColumns = 64;
 constexpr int kDepth = 4;         // bytes that one lane of VNNI multiplies and adds
 
-inline size_t round_up(size_t size, size_t multiple) { return (size + multiple - 1) / multiple * multiple; }
-
 // Weights in the order in which tiles read them: [panel][depth / 4][64 columns][4].
 using Packed = std::shared_ptr<const Buffer<int8_t>>;
 
@@ -65,7 +63,7 @@ class Product {
 
   // What rows are multiplied by before they are rounded, or nullptr.
   const float* factors() const { return factors_.empty() ? nullptr : factors_.data(); }
-  size_t bytes_stride() const { return round_up(in_features, 64); }
+  size_t bytes_stride() const { return round_to(in_features, 64); }
 
   // Computes columns of panels [first, last) for `count` rows; `out` is the place of the first row's first column.
   void run(const RowBytes& rows, int count, int first, int last, float* out, size_t stride) const {

@@ -13,6 +13,8 @@ namespace poolgraph {
 
 constexpr int kLanes = 16;
 
+inline int round_to(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }
+
 struct FreeAligned {
   void operator()(void* memory) const { std::free(memory); }
 };
@@ -25,8 +27,9 @@ class Buffer {
   explicit Buffer(size_t count) { reserve(count); }
   T* reserve(size_t count) {
     if (count > count_) {
-      memory_.reset(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64)));
-      if (!memory_) throw std::bad_alloc();
+      auto* made = static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64));
+      if (!made) throw std::bad_alloc();
+      memory_.reset(made);
       count_ = count;
     }
     return memory_.get();

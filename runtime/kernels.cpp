@@ -2,11 +2,13 @@
 //
 // Compiled for AVX-512 with VNNI and BF16; the runtime registers the library only where the processor has both.
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <memory>
-#include <optional>
 
-#include "kernel_attention.h"
+#include "kernel_attention_op.h"
 #include "kernel_onnxruntime.h"
 #include "kernel_product.h"
 
@@ -39,58 +41,55 @@ Room& room_of_thread() {
 class Constants {
  public:
   Constants(const Api& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
-  const float* floats(size_t index) const { return static_cast<const float*>(optional(index)); }
-  template <class T>
-  const T* required(size_t index) const {
-    const void* found = optional(index);
-    if (!found) throw std::runtime_error("input " + std::to_string(index) + " must be constant");
-    return static_cast<const T*>(found);
+
+  // Returns nullptr for an input that is absent; one of another size than `count` is refused.
+  const float* floats(size_t index, size_t count) const {
+    const OrtValue* value = api_.constant(info_, index);
+    if (!value) return nullptr;
+    if (shape(index) != std::vector<int64_t>{static_cast<int64_t>(count)})
+      throw std::runtime_error("input " + std::to_string(index) + " must have " + std::to_string(count) + " numbers");
+    return static_cast<const float*>(api_.data(value));
+  }
+  const int8_t* matrix(size_t index) const {
+    if (!api_.constant(info_, index) || shape(index).size() != 2)
+      throw std::runtime_error("input " + std::to_string(index) + " must be a constant matrix");
+    return static_cast<const int8_t*>(api_.data(api_.constant(info_, index)));
   }
   std::vector<int64_t> shape(size_t index) const { return api_.shape(api_.constant(info_, index)); }
 
  private:
-  const void* optional(size_t index) const {
-    const OrtValue* value = api_.constant(info_, index);
-    return value ? api_.data(value) : nullptr;
-  }
   const Api& api_;
   const OrtKernelInfo* info_;
 };
 
+// Lets the kernel take back the pages of weights that have been packed: ONNX Runtime keeps the file that they are in
+// mapped, and nobody reads them again. Nothing is lost: what is read again comes back from the file.
+inline void give_back(const int8_t* weights, size_t size) {
+#ifdef MADV_PAGEOUT
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(weights) + page - 1) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(weights) + size) / page * page;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_PAGEOUT);
+#endif
+}
+
 // Reads a product from inputs [weights, scales, bias, factors] that begin at `first`, and attributes with a prefix.
 std::unique_ptr<Product> read_product(const Api& api, const OrtKernelInfo* info, size_t first, const std::string& prefix) {
   const Constants constants(api, info);
-  const int8_t* weights = constants.required<int8_t>(first);
-  const std::vector<int64_t> shape = constants.shape(first);
+  const int8_t* weights = constants.matrix(first);
+  const size_t in_features = constants.shape(first)[0], out_features = constants.shape(first)[1];
   const Rounding rounding{api.float_attribute(info, (prefix + "scale").c_str()),
                           static_cast<int>(api.int_attribute(info, (prefix + "zero_point").c_str()))};
   const auto activation = static_cast<Activation>(api.int_attribute(info, (prefix + "activation").c_str()));
   const auto gate = static_cast<Gate>(api.int_attribute(info, (prefix + "gate").c_str()));
-  return std::make_unique<Product>(weights, static_cast<int>(shape.at(0)), static_cast<int>(shape.at(1)),
-                                   constants.required<float>(first + 1), constants.floats(first + 2),
-                                   constants.floats(first + 3), rounding, activation, gate);
+  const float* scales = constants.floats(first + 1, out_features);
+  if (!scales) throw std::runtime_error("a product needs the scales of its columns");
+  auto product = std::make_unique<Product>(weights, static_cast<int>(in_features), static_cast<int>(out_features), scales,
+                                           constants.floats(first + 2, out_features),
+                                           constants.floats(first + 3, in_features), rounding, activation, gate);
+  give_back(weights, in_features * out_features);
+  return product;
 }
-
-// The norm behind a node's rows: inputs [weight, bias] from `first`.
-struct Finish {
-  Buffer<float> weight, bias;
-  RowFinish rows;
-
-  Finish(const Api& api, const OrtKernelInfo* info, size_t first, int width) {
-    rows.norm = static_cast<Norm>(api.int_attribute(info, "norm"));
-    if (rows.norm == Norm::kNone) return;
-    rows.epsilon = api.float_attribute(info, "epsilon");
-    const Constants constants(api, info);
-    rows.weight = copy(weight, constants.required<float>(first), width);
-    if (const float* found = constants.floats(first + 1)) rows.bias = copy(bias, found, width);
-  }
-
- private:
-  static const float* copy(Buffer<float>& to, const float* from, int width) {
-    std::memcpy(to.reserve(width), from, width * sizeof(float));
-    return to.get();
-  }
-};
 
 // What a run reads and writes: rows of one float tensor, a residual, the answer, and the sum where it is asked for.
 struct Rows {
@@ -99,9 +98,41 @@ struct Rows {
   float* out;
   float* sum;
   int count;
+  float* made() const { return sum ? sum : out; }  // where the products go
 };
 
-Rows open_rows(const Api& api, OrtKernelContext* context, int in_features, int out_features, size_t residual) {
+// The norm behind a node's rows: inputs [weight, bias] from `first`.
+struct Finish {
+  Buffer<float> weight, bias;
+  RowFinish rows;
+  int width;
+
+  Finish(const Api& api, const OrtKernelInfo* info, size_t first, int width) : width(width) {
+    rows.norm = static_cast<Norm>(api.int_attribute(info, "norm"));
+    if (rows.norm == Norm::kNone) return;
+    rows.epsilon = api.float_attribute(info, "epsilon");
+    const Constants constants(api, info);
+    rows.weight = copy(weight, constants.floats(first, width));
+    rows.bias = copy(bias, constants.floats(first + 1, width));
+    if (!rows.weight) throw std::runtime_error("a norm needs its weight");
+  }
+
+  // Adds the residual to rows [first, first + count) of what was made, and normalizes them.
+  void run(const Rows& all, int first, int count) const {
+    const size_t place = static_cast<size_t>(first) * width;
+    finish_rows(all.made() + place, all.residual ? all.residual + place : nullptr, count, width, rows,
+                all.sum ? all.out + place : nullptr);
+  }
+
+ private:
+  const float* copy(Buffer<float>& to, const float* from) const {
+    if (!from) return nullptr;
+    std::memcpy(to.reserve(width), from, width * sizeof(float));
+    return to.get();
+  }
+};
+
+Rows open_rows(const Api& api, OrtKernelContext* context, int in_features, const Finish& finish, size_t residual) {
   const OrtValue* input = api.input(context, 0);
   std::vector<int64_t> shape = api.shape(input);
   if (shape.empty() || shape.back() != in_features)
@@ -109,11 +140,12 @@ Rows open_rows(const Api& api, OrtKernelContext* context, int in_features, int o
                              std::to_string(in_features));
   int64_t count = 1;
   for (size_t axis = 0; axis + 1 < shape.size(); ++axis) count *= shape[axis];
-  shape.back() = out_features;
+  shape.back() = finish.width;
   const OrtValue* added = api.input(context, residual);
   if (added && api.shape(added) != shape) throw std::runtime_error("the residual's shape is not the answer's");
   float* out = api.output(context, 0, shape);
   float* sum = api.output(context, 1, shape);
+  if (sum && finish.rows.norm == Norm::kNone) throw std::runtime_error("a second output needs a norm");
   return {static_cast<const float*>(api.data(input)), added ? static_cast<const float*>(api.data(added)) : nullptr, out, sum,
           static_cast<int>(count)};
 }
@@ -122,7 +154,7 @@ Rows open_rows(const Api& api, OrtKernelContext* context, int in_features, int o
 int block_rows(int count, size_t bytes_per_row) {
   const int most = std::clamp(static_cast<int>(kBlockBytes / bytes_per_row), kTileRows, kBlockRows);
   const int blocks = std::max((count + most - 1) / most, std::min(8, (count + 2 * kTileRows - 1) / (2 * kTileRows)));
-  return static_cast<int>(round_up((count + blocks - 1) / blocks, kTileRows));
+  return round_to((count + blocks - 1) / blocks, kTileRows);
 }
 
 template <class Work>
@@ -156,24 +188,19 @@ class QuantizedMatMul {
   void compute(const Api& api, OrtKernelContext* context) const {
     const Product& product = *product_;
     const size_t width = product.out_features;
-    const Rows rows = open_rows(api, context, product.in_features, product.out_features, 5);
-    float* made = rows.sum ? rows.sum : rows.out;
-    const auto finish = [&](int first, int count) {
-      const size_t place = first * width;
-      finish_rows(made + place, rows.residual ? rows.residual + place : nullptr, count, product.out_features, finish_.rows,
-                  rows.sum ? rows.out + place : nullptr);
-    };
+    const Rows rows = open_rows(api, context, product.in_features, finish_, 5);
+    float* made = rows.made();
     if (rows.count <= kFewRows) {
       const RowBytes bytes = round_for(product, rows.in, rows.count, room_of_thread());
       for_blocks(api, context, product.panels, kPanelsOfTask, [&](int first, int count) {
         product.run(bytes, rows.count, first, first + count, made, width);
       });
-      return finish(0, rows.count);
+      return finish_.run(rows, 0, rows.count);
     }
     for_blocks(api, context, rows.count, block_rows(rows.count, product.bytes_stride()), [&](int first, int count) {
       const float* in = rows.in + static_cast<size_t>(first) * product.in_features;
       product.run(round_for(product, in, count, room_of_thread()), count, 0, product.panels, made + first * width, width);
-      finish(first, count);
+      finish_.run(rows, first, count);
     });
   }
 
@@ -201,13 +228,8 @@ class QuantizedFeedForward {
   void compute(const Api& api, OrtKernelContext* context) const {
     const Product &up = *up_, &down = *down_;
     const size_t width = down.out_features, inner = up.out_features;
-    const Rows rows = open_rows(api, context, up.in_features, down.out_features, 9);
-    float* made = rows.sum ? rows.sum : rows.out;
-    const auto finish = [&](int first, int count) {
-      const size_t place = first * width;
-      finish_rows(made + place, rows.residual ? rows.residual + place : nullptr, count, down.out_features, finish_.rows,
-                  rows.sum ? rows.out + place : nullptr);
-    };
+    const Rows rows = open_rows(api, context, up.in_features, finish_, 9);
+    float* made = rows.made();
     if (rows.count <= kFewRows) {
       Room& room = room_of_thread();
       float* between = room.inner.reserve(rows.count * inner);
@@ -219,7 +241,7 @@ class QuantizedFeedForward {
       for_blocks(api, context, down.panels, kPanelsOfTask, [&](int first, int count) {
         down.run(bytes, rows.count, first, first + count, made, width);
       });
-      return finish(0, rows.count);
+      return finish_.run(rows, 0, rows.count);
     }
     const size_t bytes_per_row = inner * sizeof(float) + down.bytes_stride() + up.bytes_stride();
     for_blocks(api, context, rows.count, block_rows(rows.count, bytes_per_row), [&](int first, int count) {
@@ -228,89 +250,13 @@ class QuantizedFeedForward {
       const float* in = rows.in + static_cast<size_t>(first) * up.in_features;
       up.run(round_for(up, in, count, room), count, 0, up.panels, between, inner);
       down.run(round_for(down, between, count, room), count, 0, down.panels, made + first * width, width);
-      finish(first, count);
+      finish_.run(rows, first, count);
     });
   }
 
  private:
   std::unique_ptr<Product> up_, down_;
   Finish finish_;
-};
-
-// Attention over (batch_size, sequence_length, heads * head_size): inputs query, key, value, or all three side by side.
-class Attention {
- public:
-  static constexpr const char* kName = "Attention";
-  static constexpr size_t kInputs = 3, kOutputs = 1;
-  static bool is_weight(size_t) { return false; }
-  static bool is_required(size_t index) { return index == 0; }
-
-  Attention(const Api& api, const OrtKernelInfo* info) {
-    const auto number = [&](const char* name) { return static_cast<int>(api.int_attribute(info, name)); };
-    shape_ = {number("num_heads"), number("kv_num_heads"), number("head_size"), api.float_attribute(info, "scale"),
-              number("is_causal") != 0, number("left_window"), number("right_window")};
-    if (shape_.padded_size() > 1024) throw std::runtime_error("heads of more than 1024 features");
-  }
-
-  void compute(const Api& api, OrtKernelContext* context) const {
-    const size_t size = shape_.head_size, width = size * shape_.num_heads, kv_width = size * shape_.num_kv_heads;
-    const OrtValue* values[3];
-    for (size_t index = 0; index < 3; ++index) values[index] = api.input(context, index);
-    std::vector<int64_t> sizes = api.shape(values[0]);
-    HeadRows query = rows_of(api, values[0]), key = query, value = query;
-    size_t expected = width, kv_expected = kv_width;
-    if (values[1]) {
-      key = rows_of(api, values[1]);
-      value = rows_of(api, values[2]);
-    } else {
-      key.data += width;
-      value.data += width + kv_width;
-      expected = kv_expected = width + 2 * kv_width;
-    }
-    if (query.stride != expected || key.stride != kv_expected || value.stride != kv_expected || key.length != value.length)
-      throw std::runtime_error("query, key and value do not fit the heads");
-    sizes.back() = width;
-    float* out = api.output(context, 0, sizes);
-    run(api, context, static_cast<int>(sizes[0]), query, key, value, out, width);
-  }
-
- private:
-  static HeadRows rows_of(const Api& api, const OrtValue* value) {
-    const std::vector<int64_t> sizes = api.shape(value);
-    if (sizes.size() != 3) throw std::runtime_error("attention takes (batch_size, sequence_length, features)");
-    return {static_cast<const float*>(api.data(value)), static_cast<size_t>(sizes[2]), static_cast<int>(sizes[1])};
-  }
-
-  void run(const Api& api, OrtKernelContext* context, int texts, const HeadRows& query, const HeadRows& key,
-           const HeadRows& value, float* out, size_t width) const {
-    const int heads = texts * shape_.num_kv_heads, blocks = (query.length + kQueryRows - 1) / kQueryRows;
-    if (heads == 0 || blocks == 0) return;
-    const int parts = std::min(std::max(1, 16 / heads), std::max(1, blocks / 4));
-    auto task = [&](size_t index) {
-      const int head = static_cast<int>(index) / parts, part = static_cast<int>(index) % parts;
-      const int first = blocks * part / parts * kQueryRows, last = blocks * (part + 1) / parts * kQueryRows;
-      answer(head / shape_.num_kv_heads, head % shape_.num_kv_heads, first, std::min(last, query.length), query, key, value, out,
-             width);
-    };
-    api.parallel(context, static_cast<size_t>(heads) * parts, task);
-  }
-
-  // Answers queries [first, last) of the heads that share one head of keys and values.
-  void answer(int text, int kv_head, int first, int last, const HeadRows& query, const HeadRows& key, const HeadRows& value,
-              float* out, size_t width) const {
-    thread_local AttentionRoom room;
-    const PackedHead packed = pack_head(shape_, key, value, text, kv_head, room);
-    const int group = shape_.num_heads / shape_.num_kv_heads;
-    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
-      for (int start = first; start < last; start += kQueryRows) {
-        const int count = std::min(kQueryRows, last - start);
-        float* to = out + (static_cast<size_t>(text) * query.length + start) * width + static_cast<size_t>(head) * shape_.head_size;
-        const float* from = query.at(text, head, shape_.head_size) + static_cast<size_t>(start) * query.stride;
-        attend(shape_, from, query.stride, packed, key.length, start + key.length - query.length, count, to, width, room);
-      }
-  }
-
-  AttentionShape shape_;
 };
 
 template <class Kernel>
@@ -367,6 +313,9 @@ OrtCustomOp describe() {
 
 }  // namespace
 }  // namespace poolgraph
+
+// The operators and the version of their meaning, as manifests name them (NATIVE_OPERATORS of graphs/manifest.py).
+extern "C" __attribute__((visibility("default"))) const char* poolgraph_operators() { return "poolgraph.cpu/1"; }
 
 extern "C" __attribute__((visibility("default"))) poolgraph::OrtStatus* RegisterCustomOps(
     poolgraph::OrtSessionOptions* options, const poolgraph::OrtApiBase* base) {

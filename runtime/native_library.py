@@ -12,13 +12,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Protocol
 
-from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.runtime.cpu import has_cpu_features, read_cpu_info
 
 MODULE: Final = "poolgraph.runtime._kernels"
 
 ENTRY_POINT: Final = "RegisterCustomOps"
 """What ONNX Runtime calls in a library of operators."""
+
+VERSION: Final = "poolgraph_operators"
+"""What the library calls its operators and the version of their meaning: one compiled before a change says so."""
 
 
 class Requirements(Protocol):
@@ -49,7 +51,11 @@ def available_operators() -> tuple[str, ...]:
         library = ctypes.CDLL(str(path))
     except OSError:  # compiled for another machine
         return ()
-    return (NATIVE_OPERATORS,) if hasattr(library, ENTRY_POINT) else ()
+    if not (hasattr(library, ENTRY_POINT) and hasattr(library, VERSION)):
+        return ()
+    version = library.poolgraph_operators
+    version.restype = ctypes.c_char_p
+    return (version().decode(),)
 
 
 def has_operators(needed: Requirements, operators: Collection[str]) -> bool:

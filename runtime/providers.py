@@ -128,15 +128,15 @@ def _explain_passed_over(
     variants: Sequence[Variant], chosen: Variant, provider: str, wish: Wish, machine: Machine
 ) -> str | None:
     """Say what the variant that would have been taken needs and this machine lacks."""
-    first = _fitting_variants(variants, provider, wish)[0]
+    first = next(iter(_fitting_variants(variants, provider, wish)), chosen)
     if first is chosen:
         return None
     if not has_cpu_features(first, machine.cpu_features):
         lacks = f"this processor lacks {' '.join(first.cpu_features)}, which {first.name} needs"
     else:
         lacks = (
-            f"the library of operators {first.operators}, which {first.name} needs, is not installed or does not load; "
-            "install poolgraph where there is a C++ compiler"
+            f"the library of operators {first.operators}, which {first.name} needs, is not installed or does not load "
+            f"(here: {', '.join(machine.operators) or 'none'}); install poolgraph anew where there is a C++ compiler"
         )
     return f"{lacks}; {chosen.name} runs instead"
 

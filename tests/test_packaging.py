@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import platform
+import shutil
 import tomllib
 from pathlib import Path
 
 import poolgraph
+from poolgraph.graphs.manifest import NATIVE_OPERATORS
+from poolgraph.runtime.native_library import available_operators
 
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -53,6 +57,11 @@ def test_the_folder_of_optimums_plugins_stays_a_namespace() -> None:
 def test_one_version() -> None:
     assert PROJECT["project"]["version"] == poolgraph.__version__
     assert importlib.metadata.version("poolgraph") == poolgraph.__version__
+
+
+def test_the_native_operators_are_compiled_where_there_is_a_compiler() -> None:
+    """They are optional for users; here nothing would else say that they no longer compile."""
+    assert shutil.which("c++") is None or platform.machine() != "x86_64" or available_operators() == (NATIVE_OPERATORS,)
 
 
 def test_types_marker_is_there_and_installed() -> None:

@@ -188,6 +188,32 @@ def test_other_norms_stay(change: dict[str, np.ndarray]) -> None:
     assert fuse_rms_norm(build(RMS, **{**RMS_WEIGHTS, **change})) == 0
 
 
+def test_a_mean_without_axes_or_without_its_axis_stays() -> None:
+    weights = {name: array for name, array in RMS_WEIGHTS.items() if name != "axes"}
+    assert fuse_rms_norm(build(RMS.replace("(square, axes)", "(square)"), **weights)) == 0
+    assert fuse_rms_norm(build(RMS.replace("(square", "<keepdims = 0> (square"), **RMS_WEIGHTS)) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weight": np.ones((1,), dtype=np.float32)},  # broadcast
+        {"shift": np.ones((1, 16), dtype=np.float32)},
+    ],
+)
+def test_norms_with_other_weights_stay(change: dict[str, np.ndarray]) -> None:
+    model = quantized(FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)"), **W, **{**NORM, **change})
+    assert apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms)) == [1, 1, 1, 0]
+
+
+def test_a_norm_whose_mean_is_read_stays() -> None:
+    text = FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)").replace("y = Layer", "y, m = Layer")
+    model = quantized(
+        text.replace("[batch, length, 16] y)", "[batch, length, 16] y, float[batch, length, 1] m)"), **W, **NORM
+    )
+    assert apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms)) == [1, 1, 1, 0]
+
+
 ATTENTION = """g (float[batch, length, 48] x) => (float[batch, length, 16] y)
 <float[batch, length, 16] q, float[batch, length, 16] k, float[batch, length, 16] v> {
     q, k, v = Split <axis = -1, num_outputs = 3> (x)
@@ -201,6 +227,14 @@ def test_attention_takes_what_its_rows_are_split_from(options: str, count: int) 
     assert apply(model, (lower_attention_to_native,)) == [count]
     nodes = native_nodes(model, "Attention")
     assert [[value.name for value in node.inputs if value is not None] for node in nodes] == [["x"]] * count
+
+
+def test_attention_of_rows_split_along_the_tokens_takes_the_three() -> None:
+    text = ATTENTION.replace("OPTIONS", "").replace("[batch, length, 48] x", "[batch, 21, 16] x").replace("length", "7")
+    model = build(text.replace("axis = -1", "axis = 1"))
+    assert lower_attention_to_native(model) == 1
+    (node,) = native_nodes(model, "Attention")
+    assert len(node.inputs) == 3
 
 
 def test_attention_with_rows_that_others_read_takes_the_three() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -102,15 +103,41 @@ def test_a_feed_forward_has_the_bits_of_its_two_products(count: int, gate: Gate)
     assert_near(found[0], normalized(total.astype(np.float64), Norm.LAYER, weight, None, 1e-6))
 
 
-def test_bits_do_not_depend_on_the_batch_or_the_threads() -> None:
-    case = ProductCase(in_features=96, out_features=200, activation=Activation.GELU)
-    rows = rows_of(131, 96)
-    one, two = product_session(case, rows), product_session(case, rows, threads=2)
-    together = one.run(None, {"rows": rows})[0]
-    np.testing.assert_array_equal(two.run(None, {"rows": rows})[0], together)
+def feed_forward_session(threads: int) -> Any:
+    """A gated feed-forward layer with residual and norm, of 96 features."""
+    up = ProductCase(in_features=96, out_features=400, activation=Activation.GELU, gate=Gate.FIRST, factors=True)
+    down = ProductCase(in_features=200, out_features=96, seed=1)
+    rows = rows_of(1, 96)
+    inputs = {"rows": rows, **{f"up_{name}": array for name, array in up.weights.items()}}
+    inputs |= {f"down_{name}": array for name, array in down.weights.items()}
+    inputs |= {"residual": rows, "weight": rows_of(96, seed=3), "shift": rows_of(96, seed=4)}
+    attributes = {**up.attributes("up_"), **down.attributes("down_"), "norm": int(Norm.LAYER), "epsilon": 1e-6}
+    return native_session(QUANTIZED_FEED_FORWARD, inputs, attributes, ("rows", "residual"), threads=threads)
+
+
+def matmul_session(threads: int) -> Any:
+    """A product with activation, residual and norm, of 96 features."""
+    case = ProductCase(in_features=96, out_features=96, activation=Activation.SILU)
+    inputs = {"rows": rows_of(1, 96), **case.weights, "residual": rows_of(1, 96), "weight": rows_of(96, seed=3)}
+    attributes = {**case.attributes(), "norm": int(Norm.ROOT_MEAN_SQUARE), "epsilon": 1e-6}
+    return native_session(QUANTIZED_MATMUL, inputs, attributes, ("rows", "residual"), threads=threads)
+
+
+@pytest.mark.parametrize("make", [feed_forward_session, matmul_session])
+def test_bits_do_not_depend_on_the_batch_or_the_threads(make: Any) -> None:
+    rows, one, two = rows_of(131, 96), make(1), make(2)
+
+    def run(session: Any, part: np.ndarray) -> np.ndarray:
+        return session.run(None, {"rows": part, "residual": part})[0]
+
+    together = run(one, rows)
+    np.testing.assert_array_equal(run(two, rows), together)
     for first, last in [(0, 1), (5, 37), (100, 131)]:
         for session in (one, two):
-            np.testing.assert_array_equal(session.run(None, {"rows": rows[first:last]})[0], together[first:last])
+            np.testing.assert_array_equal(run(session, rows[first:last]), together[first:last])
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: run(two, rows), range(24)):
+            np.testing.assert_array_equal(found, together)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -224,9 +251,10 @@ def test_attention_of_rows_side_by_side_has_the_same_bits() -> None:
     )
 
 
-def test_attention_has_the_same_bits_in_any_batch_and_on_any_threads() -> None:
-    attributes = attention_attributes(2, 2, 32)
-    parts = [rows_of(5, 150, 64, seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_has_the_same_bits_in_any_batch_and_on_any_threads(kind: str) -> None:
+    attributes = attention_attributes(4, 2, 32, **KINDS[kind])
+    parts = [rows_of(5, 150, width, seed=seed) for seed, width in enumerate((128, 64, 64))]
     together = run_attention(parts, attributes)
     np.testing.assert_array_equal(run_attention(parts, attributes, threads=2), together)
     alone = [run_attention([rows[i : i + 1] for rows in parts], attributes, threads=1 + i % 2)[0] for i in range(5)]
@@ -250,6 +278,42 @@ def test_attention_keeps_nan_visible_in_its_text_alone() -> None:
     assert np.isfinite(found[1]).all()
 
 
-def test_attention_refuses_what_does_not_fit_the_heads() -> None:
-    with pytest.raises((Fail, RuntimeException), match="do not fit the heads"):
-        run_attention([rows_of(1, 4, 40)], attention_attributes(1, 1, 16))
+@pytest.mark.parametrize(
+    ("shapes", "heads", "message"),
+    [
+        ([(1, 4, 40)], (1, 1), "do not fit the heads"),
+        ([(1, 4, 16), (1, 4, 16)], (1, 1), "one input or three"),
+        ([(4, 4, 16), (1, 4, 16), (1, 4, 16)], (1, 1), "attention takes"),
+        ([(1, 6, 16), (1, 4, 16), (1, 4, 16)], (1, 1), "more queries than keys"),
+        ([(1, 4, 48), (1, 4, 32), (1, 4, 32)], (3, 2), "multiple"),
+        ([(1, 4, 48), (1, 4, 32), (1, 4, 32)], (3, 0), "multiple"),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(
+    shapes: list[tuple[int, ...]], heads: tuple[int, int], message: str
+) -> None:
+    with pytest.raises((Fail, RuntimeException), match=message):
+        run_attention([rows_of(*shape) for shape in shapes], attention_attributes(*heads, 16))
+
+
+@pytest.mark.parametrize("name", ["scales", "bias", "factors", "weight", "shift"])
+def test_constants_of_another_size_are_refused(name: str) -> None:
+    case = ProductCase(factors=True)
+    inputs = {"rows": rows_of(3, 64), **case.weights, "residual": None, "weight": rows_of(64), "shift": rows_of(64)}
+    inputs[name] = rows_of(1)
+    attributes = {**case.attributes(), "norm": int(Norm.LAYER), "epsilon": 1e-6}
+    with pytest.raises((Fail, RuntimeException), match="must have 64 numbers"):
+        native_session(QUANTIZED_MATMUL, inputs, attributes, ("rows",))
+
+
+def test_a_bias_that_is_fed_and_a_sum_without_a_norm_are_refused() -> None:
+    case, rows = ProductCase(), rows_of(3, 64)
+    with pytest.raises((Fail, RuntimeException), match="must be constant"):
+        native_session(
+            QUANTIZED_MATMUL, {"rows": rows, **case.weights}, {**case.attributes(), **PLAIN}, ("rows", "bias")
+        )
+    session = native_session(
+        QUANTIZED_MATMUL, {"rows": rows, **case.weights}, {**case.attributes(), **PLAIN}, ("rows",), 2
+    )
+    with pytest.raises((Fail, RuntimeException), match="needs a norm"):
+        session.run(None, {"rows": rows})

@@ -103,6 +103,13 @@ def test_operators_beside_onnxruntimes_own(features, operators, expected, why):
     assert why is None or choice.warning.endswith("; cpu_int8 runs instead")
 
 
+def test_a_precision_asked_for_is_no_reason_to_warn_of_another():
+    choice = choose_variant(
+        manifest(PORTABLE, INT8), Wish(precision="fp32"), Machine(providers=(CPU,), cpu_features=("avx2",))
+    )
+    assert (choice.variant.name, choice.warning) == ("portable_fp32", None)
+
+
 def test_a_provider_that_does_not_load_is_an_error():
     with pytest.raises(ProviderError) as caught:
         choose_variant(manifest(*ALL), Wish(provider="cuda"), Machine(providers=(CPU,), cpu_features=()))
