@@ -60,9 +60,17 @@ def lower_attention_to_cpu(model: ir.Model) -> int:
             _lower_causal_cpu(model, attention)
         elif _fits_multi_head(attention):
             _lower_bidirectional_cpu(model, attention)
+        elif _fits_one_query(attention):
+            _lower_one_query(model.graph, attention)
         else:
             _lower_standard(model.graph, attention)
     return len(nodes)
+
+
+def _fits_one_query(attention: AttentionNode) -> bool:
+    parts = (attention.bias, attention.mask, attention.cu_seqlens)
+    is_one = (dimensions(attention.query) or ())[1:2] == (1,)
+    return is_one and attention.group_size > 1 and not attention.has_window and all(part is None for part in parts)
 
 
 def _fits_group_query(attention: AttentionNode) -> bool:
@@ -105,6 +113,28 @@ def _lower_standard(graph: ir.Graph, attention: AttentionNode) -> None:
     rows = tape.op("MatMul", [weights, split(attention.value, kv_heads, rows_last)])
     rows = tape.op("Transpose", [rows], {"perm": [0, 1 + rank, *range(1, 1 + rank), 2 + rank]})
     result = tape.op("Reshape", [rows, _shape(graph, [0, 0, attention.num_heads * attention.head_dim])])
+    replace_node(graph, attention.node, tape.nodes, result)
+
+
+def _lower_one_query(graph: ir.Graph, attention: AttentionNode) -> None:
+    """Lower the attention of one query, to which pooling is pushed down, with the heads of a group as its rows.
+
+    Were the heads an axis of their own, products of one row would broadcast over them; ONNX Runtime computes these for
+    one text by another kernel than for several, and the bits would depend on the batch.
+    """
+    tape = Tape()
+    kv_heads, size = attention.num_kv_heads, attention.head_dim
+    scale = _scalar(graph, "scale", attention.scale / (attention.softcap or 1.0))
+    query = tape.op("Reshape", [attention.query, _shape(graph, [0, kv_heads, attention.group_size, size])])
+    key, value = (
+        tape.op("Transpose", [tape.op("Reshape", [rows, _shape(graph, [0, 0, kv_heads, size])])], {"perm": perm})
+        for rows, perm in ((attention.key, [0, 2, 3, 1]), (attention.value, [0, 2, 1, 3]))
+    )
+    scores = tape.op("MatMul", [tape.op("Mul", [query, scale]), key])
+    if attention.softcap:
+        scores = tape.op("Mul", [tape.op("Tanh", [scores]), _scalar(graph, "softcap", attention.softcap)])
+    rows = tape.op("MatMul", [tape.op("Softmax", [scores], {"axis": -1}), value])
+    result = tape.op("Reshape", [rows, _shape(graph, [0, 1, attention.num_heads * size])])
     replace_node(graph, attention.node, tape.nodes, result)
 
 

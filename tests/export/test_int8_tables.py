@@ -134,13 +134,10 @@ def test_a_checkpoint_too_large_to_run_gets_8_bits_without_calibration(
 
 
 KERNELS_ON_ARM = {
-    *(("", name) for name in ("Abs", "Add", "Cast", "Concat", "Div", "Expand", "Gather", "Gelu", "LayerNormalization")),
-    *(("", name) for name in ("MatMul", "Max", "Mul", "QuantizeLinear", "Range", "ReduceL2", "ReduceMax", "ReduceSum")),
-    *(
-        ("", name)
-        for name in ("Reshape", "Shape", "Slice", "Split", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze")
-    ),
-    *(("", name) for name in ("Clip", "SimplifiedLayerNormalization")),
+    *(("", name) for name in ("Abs", "Add", "Cast", "Clip", "Concat", "CumSum", "Div", "Equal", "Expand", "Gather")),
+    *(("", name) for name in ("Gelu", "LayerNormalization", "MatMul", "Max", "Mul", "Not", "QuantizeLinear", "Range")),
+    *(("", name) for name in ("ReduceL2", "ReduceMax", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Squeeze")),
+    *(("", name) for name in ("SimplifiedLayerNormalization", "Sub", "Tanh", "Transpose", "Unsqueeze")),
     *(("com.microsoft", name) for name in ("Attention", "GroupQueryAttention", "MultiHeadAttention")),
     ("com.microsoft", "MatMulIntegerToFloat"),
 }

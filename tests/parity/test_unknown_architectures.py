@@ -49,7 +49,7 @@ REFUSED: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer, str]] = {
         "Model",
         ENCODER,
         bert_tokenizer,
-        r"cannot be traced in the padded layout \(BigBirdModel computes attention without transformers' AttentionInter",
+        r"cannot be traced in the uniform layout \(BigBirdModel computes attention without transformers' Attention",
     ),
     "Falcon": (
         "Model",
