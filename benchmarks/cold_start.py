@@ -16,7 +16,7 @@ from pathlib import Path
 CHILD = """
 import sys, time
 from poolgraph import PoolingModel
-model = PoolingModel.load(sys.argv[1])
+model = PoolingModel.load(sys.argv[1], precision=sys.argv[2] or None)
 model.embed("A cat sleeps on the sofa.")
 print(model.variant.name)
 """
@@ -25,12 +25,13 @@ print(model.variant.name)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path)
+    parser.add_argument("--precision", default="")
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args(argv)
     seconds = []
     for _ in range(options.rounds):
         started = time.perf_counter()
-        command = [sys.executable, "-c", CHILD, str(options.artifact)]
+        command = [sys.executable, "-c", CHILD, str(options.artifact), options.precision]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - started)
     print(

@@ -18,7 +18,7 @@ from models import BENCH_DIR
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Write the cross-encoder; the pooler's and the head's weights are random, wide enough that scores spread."""
+    """Write the cross-encoder; the pooler's and the head's weights are random."""
     import torch
     from transformers import AutoTokenizer, BertForSequenceClassification
 
@@ -29,7 +29,7 @@ def write_checkpoint(folder: Path) -> None:
     torch.manual_seed(0)
     model = BertForSequenceClassification.from_pretrained(source, num_labels=1)
     with torch.no_grad():
-        model.classifier.weight.normal_(std=0.5)
+        model.classifier.weight.normal_(std=0.1)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 

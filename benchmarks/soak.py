@@ -44,11 +44,12 @@ def soak(model: PoolingModel, calls: int, warm_up: int, longest: int) -> list[di
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path)
+    parser.add_argument("--precision")
     parser.add_argument("--calls", type=int, default=20_000)
     parser.add_argument("--warm-up", type=int, default=1_000)
     options = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with PoolingModel.load(options.artifact) as model:
+    with PoolingModel.load(options.artifact, precision=options.precision) as model:
         longest = model.manifest.limits.max_model_len
         notes = soak(model, options.calls, options.warm_up, longest)
         variant = model.variant.name
