@@ -43,15 +43,18 @@ def _words() -> list[str]:
 
 
 def bert_tokenizer(
-    model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask"),
+    model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask"), *, letters: bool = False
 ) -> PreTrainedTokenizerFast:
-    """WordPiece, [CLS] text [SEP], lower-cased."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    """WordPiece, [CLS] text [SEP], lower-cased; trained, which comes out otherwise each time, or of single letters."""
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    found = sorted({letter for text in _words() for letter in normalizer.normalize_str(text) if letter != " "})
+    pieces = [*BERT_TOKENS, *found, *(f"##{letter}" for letter in found)] if letters else []
+    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(
-        _words(), trainers.WordPieceTrainer(vocab_size=VOCAB_SIZE, special_tokens=list(BERT_TOKENS))
-    )
+    if not letters:
+        trainer = trainers.WordPieceTrainer(vocab_size=VOCAB_SIZE, special_tokens=list(BERT_TOKENS))
+        tokenizer.train_from_iterator(_words(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

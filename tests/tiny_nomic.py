@@ -137,7 +137,13 @@ def publish_nomic_moe() -> Published:
         drawn = torch.randn(shape, generator=generator)
         is_norm = len(shape) == 1 and name.endswith("weight")
         tensors[name] = drawn * (0.3 if len(shape) > 1 else 0.2) + is_norm
-    return Published(config=published, tensors=tensors, head=HeadSpec(modules=(), max_seq_length=MAX_LENGTH))
+    return Published(
+        config=published,
+        tensors=tensors,
+        # The same tokens in every run: now and then one lies between two experts, and rounding decides for either.
+        tokenizer=lambda: bert_tokenizer(letters=True),
+        head=HeadSpec(modules=(), max_seq_length=MAX_LENGTH),
+    )
 
 
 def _moe_layer(index: int) -> dict[str, tuple[int, ...]]:
