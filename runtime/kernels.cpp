@@ -322,7 +322,7 @@ extern "C" __attribute__((visibility("default"))) poolgraph::OrtStatus* Register
   using namespace poolgraph;
   static const OrtCustomOp ops[] = {describe<QuantizedMatMul>(), describe<QuantizedFeedForward>(), describe<Attention>()};
   const void* const* table = base->GetApi(kApiVersion);
-  if (!table) std::abort();  // an ONNX Runtime older than 1.17, which the package does not install with
+  if (!table) return Api(base->GetApi(1)).status("poolgraph's operators need ONNX Runtime 1.17 or newer");
   const Api api(table);
   return guarded(api, [&] {
     static OrtDomain* domain = [&] {
