@@ -61,7 +61,9 @@ def test_int8_of_a_row(row: SupportRow, tmp_path: Path, monkeypatch: pytest.Monk
         assert quantization is not None
         assert quantization.mean_cosine is not None
         assert quantization.static + quantization.token > 0
-        assert len(quantization.tables) == 1
+        assert len(quantization.tables) + len(quantization.float32_tables) == 1
+        # Of the other rows' wide random weights a table in 8 bits may cost too much, and then it stays.
+        assert quantization.tables or row.name not in IN_CI
         record("int8, held-out texts", row.name, "its float32", 1.0 - quantization.mean_cosine)
         texts = make_texts(model.count_tokens, 100, tag=row.tag)
         ask = getattr(model, row.method)
