@@ -58,9 +58,10 @@ class Rewrites(_Record, frozen=True, kw_only=True):
 class Quantization(_Record, frozen=True, kw_only=True):
     """How a variant is quantized: the numbers of its products (merged ones count once) by scheme, and its tables.
 
-    ``static`` activations have one scale from calibration, ``token`` ones a scale a token, on native operators
-    with a zero point of its own, those of ``weights`` are float32. ``float32`` names the products that are not quantized.
-    ``tables`` names the tables of embeddings in 8 bits, ``float32_tables`` those that would have cost too much fidelity. Cosines are those of held-out calibration texts.
+    ``static`` activations have one scale from calibration, ``token`` ones a scale a token, on native operators with a
+    zero point of its own, those of ``weights`` are float32. ``float32`` names the products that are not quantized.
+    ``tables`` names the tables of embeddings in 8 bits, ``float32_tables`` those that would have cost too much fidelity.
+    Cosines are those of held-out calibration texts.
     """
 
     static: int = 0
