@@ -12,7 +12,7 @@ from poolgraph.export.pooling_module import PoolingModule
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.trace import TraceInputs, fake_parameters, trace_module
 from poolgraph.graphs.families import AnswerKind, finished_name, select_family
-from poolgraph.graphs.manifest import Graph, Quantization, Rewrites, Tensor, Variant
+from poolgraph.graphs.manifest import FloatRange, Graph, Quantization, Rewrites, Tensor, Variant
 from poolgraph.graphs.passes import PassReport, run_passes
 from poolgraph.graphs.pipeline import Target, semantic_passes
 from poolgraph.poolers.pooling import Pooling
@@ -81,9 +81,11 @@ def lower_variant(
     reports: tuple[PassReport, ...],
     target: Target,
     kind: AnswerKind,
+    *,
     quantization: Quantization | None = None,
+    float_range: FloatRange | None = None,
 ) -> LoweredVariant:
-    """Lower the semantic graph for one target: one model a family; ``quantization`` is recorded."""
+    """Lower the semantic graph for one target: one model a family; what was decided of its precision is recorded."""
     models: dict[str, ir.Model] = {}
     graphs: dict[str, Graph] = {}
     for family, suffix in FAMILY_SUFFIX.items():
@@ -107,6 +109,7 @@ def lower_variant(
         operators=target.operators,
         session_options=dict(target.session_options),
         quantization=quantization,
+        float_range=float_range,
         passes=tuple(Rewrites(name=report.name, rewrites=report.rewrites) for report in reports),
     )
     return LoweredVariant(variant, models)

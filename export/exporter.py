@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from poolgraph.export.build import LoweredVariant, build_module, lower_variant, 
 from poolgraph.export.calibration_texts import CalibrationTexts, read_calibration
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.describe import build_manifest
+from poolgraph.export.half import HalfPlan, plan_half
 from poolgraph.export.int8 import Int8Plan, plan_int8
 from poolgraph.export.model_card import render_model_card
 from poolgraph.export.options import make_options
@@ -41,9 +42,10 @@ from poolgraph.export.twin import (
 )
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
+from poolgraph.graphs.lower_attention_cuda import fits_packed
 from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Report, Variant
 from poolgraph.graphs.passes import PassReport
-from poolgraph.graphs.pipeline import Target
+from poolgraph.graphs.pipeline import Target, cuda_passes
 from poolgraph.graphs.probe_files import load_probes, save_probes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.cpu import read_cpu_info
@@ -58,6 +60,9 @@ Stored = tuple[Mapping[str, ir.Model], Sources, WeightSizes]
 """Models by file name, the tensors that their files were written from, and the size of the checkpoint's."""
 
 WEIGHTS_FILE = "weights.data"
+
+LAYOUT_ORDER = ("uniform", "padded", "packed")
+"""Order of the traces: the first decides which products are kept apart, the second whether there is a third."""
 
 FIDELITY_TOPICS = 6
 """Topics of the shipped corpus on which an export compares its precisions; ``poolgraph verify`` takes all."""
@@ -86,6 +91,14 @@ class ExportResult:
     path: Path
     report: Report
     seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """What was decided of the reduced precisions asked for."""
+
+    int8: Int8Plan | None = None
+    half: HalfPlan | None = None
 
 
 @dataclass(slots=True)
@@ -204,10 +217,10 @@ def _build_and_verify(
 
 
 def _read_texts(plan: ExportPlan, calibration: str | Path | None) -> CalibrationTexts | None:
-    if any(target.precision == "int8" for target in plan.targets):
+    if any(target.precision in ("int8", "fp16") for target in plan.targets):
         return read_calibration(calibration)
     if calibration is not None:
-        raise InputError(f"--calibration {calibration} is for int8: add --precision int8, or leave it out")
+        raise InputError(f"--calibration {calibration} is for int8 and fp16: add --precision, or leave it out")
     return None
 
 
@@ -236,28 +249,41 @@ def _compile(
     """
     module = build_module(plan)
     semantic: dict[str, tuple[ir.Model, tuple[PassReport, ...]]] = {}
-    for layout in sorted({target.layout for target in plan.targets}, key=lambda it: (it != "uniform", it)):
+    for layout in LAYOUT_ORDER:
+        if not any(target.layout == layout for target in plan.targets):
+            continue
+        if layout == "packed" and not fits_packed(semantic["padded"][0]):
+            continue
         uniform = semantic["uniform"][0] if "uniform" in semantic else None
         with stages.stage(f"trace ({layout})"):
             semantic[layout] = trace_layout(plan, module, layout, uniform)
+    targets = [target for target in plan.targets if target.layout in semantic]
     sizes = measure_weights(collect_sources({layout: model for layout, (model, _) in semantic.items()}))
-    int8 = None
-    if any(target.precision == "int8" for target in plan.targets):
+    precisions = {target.precision for target in targets}
+    is_large = choose_twin(sizes, plan.config, free_memory(max_memory)) is not None
+    texts = None if is_large else calibration
+    reduced = Reduced()
+    if "int8" in precisions:
         with stages.stage("calibrate int8"):
-            is_large = choose_twin(sizes, plan.config, free_memory(max_memory)) is not None
-            int8 = plan_int8(plan, semantic["uniform"][0], None if is_large else calibration)
+            reduced = replace(reduced, int8=plan_int8(plan, semantic["uniform"][0], texts))
+    if "fp16" in precisions:
+        with stages.stage("probe the range of fp16"):
+            reduced = replace(reduced, half=plan_half(plan, semantic["padded"][0], texts))
     with stages.stage("lower"):
-        lowered = [_lower(plan, *semantic[target.layout], target, int8) for target in plan.targets]
+        lowered = [_lower(plan, *semantic[target.layout], target, reduced) for target in targets]
     return lowered, {file: model for item in lowered for file, model in item.models.items()}, sizes
 
 
 def _lower(
-    plan: ExportPlan, semantic: ir.Model, reports: tuple[PassReport, ...], target: Target, int8: Int8Plan | None
+    plan: ExportPlan, semantic: ir.Model, reports: tuple[PassReport, ...], target: Target, reduced: Reduced
 ) -> LoweredVariant:
-    if target.precision != "int8" or int8 is None:
-        return lower_variant(semantic, reports, target, plan.head.kind)
-    quantizing, record = int8.for_target(target)
-    return lower_variant(semantic, reports, quantizing, plan.head.kind, record)
+    if target.precision == "int8" and reduced.int8 is not None:
+        target, quantization = reduced.int8.for_target(target)
+        return lower_variant(semantic, reports, target, plan.head.kind, quantization=quantization)
+    if target.precision == "fp16" and reduced.half is not None:
+        target = replace(target, passes=cuda_passes("fp16", reduced.half.kept))
+        return lower_variant(semantic, reports, target, plan.head.kind, float_range=reduced.half.record)
+    return lower_variant(semantic, reports, target, plan.head.kind)
 
 
 def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> None:
@@ -353,8 +379,9 @@ def _verify_twin(
 
 
 def _finish(manifest: Manifest, report: Report, staging: Path) -> None:
-    """Write the final manifest and the model card."""
-    variants = tuple(msgspec.structs.replace(variant, verified=True) for variant in manifest.variants)
+    """Write the final manifest and the model card; what could not run here is not verified."""
+    ran = {row.variant for row in report.rows}
+    variants = tuple(msgspec.structs.replace(variant, verified=variant.name in ran) for variant in manifest.variants)
     manifest = msgspec.structs.replace(manifest, report=report, variants=variants)
     (staging / "README.md").write_text(render_model_card(manifest), encoding="utf-8")
     _save(manifest, staging)

@@ -11,32 +11,20 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 
-from poolgraph.errors import InputError
 from poolgraph.export.calibration import observe, split_held_out
-from poolgraph.export.calibration_texts import EDGE_TEXTS, CalibrationTexts
-from poolgraph.export.describe import build_manifest
+from poolgraph.export.calibration_inputs import encode_calibration
+from poolgraph.export.calibration_texts import CalibrationTexts
 from poolgraph.export.int8_judge import Judge, Recipes, of_weights, quantizing
-from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.recipes import GroupRecipes, Measured, measure_group
 from poolgraph.export.resolve import ExportPlan
-from poolgraph.export.tokenizer import save_tokenizer
-from poolgraph.export.verify import build_probes, takes_pairs
-from poolgraph.graphs.manifest import Manifest, Quantization
+from poolgraph.graphs.manifest import Quantization
 from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8, Target
 from poolgraph.graphs.products import ProductGroup, find_products
 from poolgraph.graphs.quantize_embeddings import find_tables
 from poolgraph.graphs.quantize_products import Recipe, Scheme
 from poolgraph.runtime.compare import Comparison
-from poolgraph.runtime.pair_tokenizer import encode_pairs
-from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
 Measurements = Mapping[str, GroupRecipes]
-
-LONGEST = 512
-"""Longest calibration text in tokens."""
-
-LONG_TEXTS = 3
-"""Texts joined from all others, cut at LONGEST."""
 
 TOKEN_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Shares of the products, those first that static scales change most, that get a scale a token."""
@@ -114,14 +102,15 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
     if calibration is None:
         contrib, native = (_uncalibrated(groups, tables, scheme) for scheme in ("token", "range"))
         return Int8Plan(tables=tables, contrib=contrib, native=native if is_native else None)
-    encoded, edges, probes, manifest = _encode(plan, calibration.texts)
+    inputs = encode_calibration(plan, calibration.texts)
+    encoded, edges = inputs.encoded, inputs.edges
     observed, held_out = split_held_out(len(encoded))
     judge = Judge(
         semantic=semantic,
         kind=plan.head.kind,
         activation=plan.head.activation,
-        tokenization=manifest.tokenization,
-        texts=[*(encoded[index] for index in held_out), *edges, *probes],
+        tokenization=inputs.manifest.tokenization,
+        texts=[*(encoded[index] for index in held_out), *edges, *inputs.probes],
     )
     with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
         feeds = judge.feeds([*(encoded[index] for index in observed), *edges])
@@ -148,34 +137,6 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
 def _uncalibrated(groups: Sequence[ProductGroup], tables: tuple[str, ...], scheme: Scheme) -> QuantizedProducts:
     recipes = {group.name: Recipe(scheme=scheme) for group in groups}
     return QuantizedProducts(recipes, Quantization(token=len(recipes), tables=tables, calibration="none"))
-
-
-def _encode(
-    plan: ExportPlan, texts: Sequence[str]
-) -> tuple[list[EncodedText], list[EncodedText], list[EncodedText], Manifest]:
-    """Tokenize the texts, pairs of neighbours where pairs are what the model reads; EDGE_TEXTS and the probes apart."""
-    manifest = build_manifest(plan, (), min_cosine=None)
-    limit = min(LONGEST, plan.limits.max_model_len)
-    prompt = manifest.prompts.get(manifest.default_prompt_name or "", "")
-    with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
-        save_tokenizer(plan.tokenizer, plan.backbone.folder, Path(folder), list(PROBE_SENTENCES))
-        tokenizer = TextTokenizer(Path(folder), manifest)
-        encoded = tokenizer.encode(texts, prompt=prompt, truncate_to=limit)
-        if takes_pairs(manifest):
-            pairs = list(zip(texts[::2], texts[1::2], strict=False))
-            encoded += encode_pairs(tokenizer, pairs, truncate_to=limit)
-        longest = [" ".join(texts[start::LONG_TEXTS]) for start in range(LONG_TEXTS)]
-        edges = [text for edge in (*EDGE_TEXTS, *longest) for text in _encode_edge(tokenizer, edge, prompt, limit)]
-        probes = build_probes(tokenizer, manifest)
-    return encoded, edges, list(probes.encoded), manifest
-
-
-def _encode_edge(tokenizer: TextTokenizer, text: str, prompt: str, limit: int) -> list[EncodedText]:
-    """Return nothing for a text that has no token of this tokenizer."""
-    try:
-        return tokenizer.encode([text], prompt=prompt, truncate_to=limit)
-    except InputError:
-        return []
 
 
 def _describe(chosen: Chosen, base: Quantization) -> Quantization:

@@ -203,7 +203,10 @@ def _check_precisions(backbone: Backbone, precisions: Sequence[str]) -> None:
 def choose_targets(
     targets: Sequence[str], precisions: Sequence[str], runs_here: Callable[[Target], bool] = can_run
 ) -> tuple[Target, ...]:
-    """Return the rows of the target table asked for, portable first; any other pair is an error that lists them.
+    """Return the rows of the target table asked for, portable first.
+
+    Each target is made in those of the precisions that it has, so that one artifact may hold int8 for CPUs and fp16 for
+    GPUs; a target or precision that goes with none of the others is an error that lists the pairs there are.
 
     Rows that need operators beside ONNX Runtime's own are left out where ``runs_here`` says that they cannot be
     verified; every one of them has a row beside it that needs none.
@@ -211,8 +214,12 @@ def choose_targets(
     available = {(target.word, target.precision): target for target in TARGETS}
     # int8 alone is for little space: its portable graph has the same weights, in 8 bits.
     portable = PORTABLE_INT8 if set(precisions) == {"int8"} else PORTABLE
-    wanted = {(portable.word, portable.precision)} | {(t, p) for t in targets for p in precisions}
-    unknown = sorted(pair for pair in wanted if pair not in available)
+    asked_for = {(t, p) for t in targets for p in precisions}
+    offered = asked_for & set(available)
+    wanted = {(portable.word, portable.precision)} | offered
+    lost_targets = set(targets) - {target for target, _ in offered}
+    lost_precisions = set(precisions) - {precision for _, precision in offered}
+    unknown = sorted((t, p) for t, p in asked_for if t in lost_targets or p in lost_precisions)
     if unknown:
         pairs = ", ".join(f"--target {t} --precision {p}" for t, p in available)
         asked = ", ".join(f"--target {t} --precision {p}" for t, p in unknown)

@@ -24,6 +24,7 @@ from poolgraph.export.pooling_module import (
     PoolingModule,
 )
 from poolgraph.export.semantic import SEMANTIC_DOMAIN
+from poolgraph.graphs.fuse_rotary import MAX_LENGTH_NOTE
 from poolgraph.graphs.pattern import SEQUENCE_AXIS
 
 OPSET_VERSION = 20
@@ -86,6 +87,7 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
     assert exported is not None
     model: ir.Model = exported.model
     _name_interface(model, axes, module.output_names)
+    model.metadata_props[MAX_LENGTH_NOTE] = str(max_length)
     return model
 
 

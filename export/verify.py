@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from poolgraph.errors import InputError
+from poolgraph.errors import InputError, ProviderError
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.options import ExportOptions
 from poolgraph.export.probes import build_probe_pairs, build_probe_texts, choose_lengths
@@ -24,6 +24,7 @@ from poolgraph.runtime.compare import compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.model import PoolingModel
+from poolgraph.runtime.providers import PORTABLE
 from poolgraph.runtime.runner import Runner, build_runner
 from poolgraph.runtime.session import mapped_errors, open_session
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
@@ -90,6 +91,8 @@ def verify_variant(
 ) -> Iterator[CheckRow]:
     """Yield rows that compare one variant's graphs with the reference, texts alone, in batches and padded.
 
+    None where the provider that it is for does not load on this machine.
+
     Args:
         directory: The artifact, complete but for its report.
         variant: Which one.
@@ -100,9 +103,13 @@ def verify_variant(
     stored = store_answers(probes, reference)
     for family in variant.graphs:
         # One family at a time: each session holds the weights, packed anew.
-        with PoolingModel.load(directory, variant=variant.name, allow_unverified=True, threads=threads) as model:
+        try:
+            model = PoolingModel.load(directory, variant=variant.name, allow_unverified=True, threads=threads)
+        except ProviderError:
+            return
+        with model:
             yield from check_model(model, stored, families=(family,))
-        if variant.layout == "padded":
+        if variant.target == PORTABLE:
             yield from _check_padding(model, family, probes.encoded, reference)
 
 

@@ -32,7 +32,7 @@ def lower_attention_to_standard(model: ir.Model) -> int:
     """
     nodes = attention_nodes(model)
     for node in nodes:
-        _lower_standard(model.graph, read_attention(node))
+        lower_standard(model.graph, read_attention(node))
     return len(nodes)
 
 
@@ -63,7 +63,7 @@ def lower_attention_to_cpu(model: ir.Model) -> int:
         elif _fits_one_query(attention):
             _lower_one_query(model.graph, attention)
         else:
-            _lower_standard(model.graph, attention)
+            lower_standard(model.graph, attention)
     return len(nodes)
 
 
@@ -86,7 +86,8 @@ def _is_plain(attention: AttentionNode) -> bool:
     return attention.bias is None and attention.cu_seqlens is None and not attention.softcap
 
 
-def _lower_standard(graph: ir.Graph, attention: AttentionNode) -> None:
+def lower_standard(graph: ir.Graph, attention: AttentionNode, *, unseen: float = LOWEST) -> None:
+    """Put standard operators in the place of one attention; ``unseen`` is added where a query does not see a key."""
     tape = Tape()
     heads = [attention.num_heads] if attention.group_size == 1 else [attention.num_kv_heads, attention.group_size]
     kv_heads = heads if attention.group_size == 1 else [attention.num_kv_heads, 1]
@@ -107,7 +108,7 @@ def _lower_standard(graph: ir.Graph, attention: AttentionNode) -> None:
         scores = tape.op("Add", [scores, _grouped_bias(graph, tape, attention)])
     visible = _visible(graph, tape, attention, rank)
     if visible is not None:
-        hidden = [visible, _scalar(graph, "seen", 0.0), _scalar(graph, "unseen", LOWEST)]
+        hidden = [visible, _scalar(graph, "seen", 0.0), _scalar(graph, "unseen", unseen)]
         scores = tape.op("Add", [scores, tape.op("Where", hidden)])
     weights = tape.op("Softmax", [scores], {"axis": -1})
     rows = tape.op("MatMul", [weights, split(attention.value, kv_heads, rows_last)])
@@ -155,15 +156,21 @@ def _visible(graph: ir.Graph, tape: Tape, attention: AttentionNode, rank: int) -
         axes = add_constant(graph, f"mask_axes_{rank}", np.arange(1, 2 + rank, dtype=np.int64))
         parts.append(tape.op("Unsqueeze", [attention.mask, axes]))
     if attention.has_window:
-        distance = _distances(graph, tape, attention.query)
-        if attention.left_window >= 0:
-            parts.append(tape.op("GreaterOrEqual", [distance, _index(graph, -attention.left_window)]))
-        if attention.right_window >= 0:
-            parts.append(tape.op("LessOrEqual", [distance, _index(graph, attention.right_window)]))
+        parts.append(visible_in_window(graph, tape, attention))
     visible = parts[0] if parts else None
     for part in parts[1:]:
         visible = tape.op("And", [visible, part])
     return visible
+
+
+def visible_in_window(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value:
+    """Return whether a key is within the window of a query, (sequence_length, sequence_length)."""
+    distance, parts = _distances(graph, tape, attention.query), []
+    if attention.left_window >= 0:
+        parts.append(tape.op("GreaterOrEqual", [distance, _index(graph, -attention.left_window)]))
+    if attention.right_window >= 0:
+        parts.append(tape.op("LessOrEqual", [distance, _index(graph, attention.right_window)]))
+    return parts[0] if len(parts) == 1 else tape.op("And", parts)
 
 
 def _distances(graph: ir.Graph, tape: Tape, query: ir.Value) -> ir.Value:
@@ -176,6 +183,13 @@ def _distances(graph: ir.Graph, tape: Tape, query: ir.Value) -> ir.Value:
 
 def _same_text(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value:
     """Return whether query (row) and key (column) are of one text, (sequence_length, sequence_length): blocks."""
+    text = text_of_tokens(graph, tape, attention)
+    rows, columns = (tape.op("Unsqueeze", [text, _shape(graph, [axis])]) for axis in (1, 0))
+    return tape.op("Equal", [rows, columns])
+
+
+def text_of_tokens(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value:
+    """Return the number of the packed text that each token belongs to, (sequence_length,)."""
     assert attention.cu_seqlens is not None
     last = _shape(graph, [1])
     far = _shape(graph, [np.iinfo(np.int64).max])
@@ -183,8 +197,7 @@ def _same_text(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Valu
     length = tape.op("Squeeze", [_axis(graph, tape, attention.query, 1)])
     index = tape.op("Range", [_index(graph, 0), length, _index(graph, 1)])
     ended = tape.op("GreaterOrEqual", [tape.op("Unsqueeze", [index, last]), ends])
-    text = tape.op("ReduceSum", [tape.op("Cast", [ended], {"to": ir.DataType.INT64}), last], {"keepdims": 0})
-    return tape.op("Equal", [tape.op("Unsqueeze", [text, last]), tape.op("Unsqueeze", [text, _shape(graph, [0])])])
+    return tape.op("ReduceSum", [tape.op("Cast", [ended], {"to": ir.DataType.INT64}), last], {"keepdims": 0})
 
 
 def _axis(graph: ir.Graph, tape: Tape, rows: ir.Value, axis: int) -> ir.Value:

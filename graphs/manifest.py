@@ -8,9 +8,9 @@ import msgspec
 
 from poolgraph.errors import ManifestError
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """Version written. 1 (2026-11): embeddings. 2 (2026-11): every pooling task: activation, steps, scoring.
-3 (2026-11): int8: quantization, fidelity."""
+3 (2026-11): int8: quantization, fidelity. 4 (2026-11): fp16: float_range."""
 
 OLDEST_READABLE: Final = 1
 
@@ -76,6 +76,20 @@ class Quantization(_Record, frozen=True, kw_only=True):
     min_cosine: float | None = None
 
 
+class FloatRange(_Record, frozen=True, kw_only=True):
+    """The range of a backbone's activations in fp16.
+
+    Attributes:
+        largest: Largest absolute number seen on the calibration texts, in float32.
+        float32: Values that are computed in float32 because they would leave the range.
+        calibration: The texts.
+    """
+
+    largest: float
+    float32: tuple[str, ...] = ()
+    calibration: str = ""
+
+
 class Variant(_Record, frozen=True, kw_only=True):
     """The model lowered for one target in one precision.
 
@@ -95,6 +109,7 @@ class Variant(_Record, frozen=True, kw_only=True):
     session_options: dict[str, str] = {}
     passes: tuple[Rewrites, ...] = ()
     quantization: Quantization | None = None
+    float_range: FloatRange | None = None
     verified: bool = False
 
 

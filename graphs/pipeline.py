@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import onnx_ir as ir
 
 from poolgraph.graphs.cleanup import clear_notes, fold_constants, remove_dead_nodes
+from poolgraph.graphs.convert_float import convert_floats
+from poolgraph.graphs.fold_attention_biases import drop_key_biases, fold_value_biases
 from poolgraph.graphs.fold_reshapes import fold_reshapes
 from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
 from poolgraph.graphs.fuse_activations import fuse_activations, fuse_gates
 from poolgraph.graphs.fuse_feed_forward import fuse_feed_forward
+from poolgraph.graphs.fuse_gelu import fuse_gelu
 from poolgraph.graphs.fuse_residual_norm import fuse_norms, fuse_residuals
 from poolgraph.graphs.fuse_rms_norm import fuse_rms_norm
+from poolgraph.graphs.fuse_rotary import fuse_rotary
+from poolgraph.graphs.fuse_skip_norm import fuse_skip_norms
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
+from poolgraph.graphs.lower_attention_cuda import lower_attention_to_cuda
 from poolgraph.graphs.lower_attention_native import lower_attention_to_native
 from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.push_pooling import note_products_as_in, note_row_products, push_pooling
+from poolgraph.graphs.split_projections import split_projections
 from poolgraph.graphs.unflatten_products import unflatten_products
 
 SEMANTIC_PASSES: tuple[Pass, ...] = (
@@ -161,4 +168,55 @@ PACKED_FP32 = Target(
 """The packed layout on standard operators, whose mask is blocks: what any machine can check packed graphs with. No
 artifact has it."""
 
-TARGETS: tuple[Target, ...] = (PORTABLE, PORTABLE_INT8, CPU_FP32, NATIVE_INT8, CPU_INT8)
+_CUDA_PROJECTIONS: tuple[Pass, ...] = (
+    split_projections,
+    fold_reshapes,
+    fuse_rms_norm,
+    remove_dead_nodes,
+    fuse_rotary,
+    drop_key_biases,
+    fold_value_biases,
+    remove_dead_nodes,
+)
+_CUDA_FUSIONS: tuple[Pass, ...] = (lower_selective_scan, remove_dead_nodes, fold_reshapes, fuse_gelu, fuse_skip_norms)
+
+CUDA_LOWERING: tuple[Pass, ...] = (*_CUDA_PROJECTIONS, lower_attention_to_cuda, *_CUDA_FUSIONS)
+"""What a GPU's graphs of any precision go through."""
+
+CUDA_PROBED: tuple[Pass, ...] = (*_CUDA_PROJECTIONS, lower_attention_to_standard, *_CUDA_FUSIONS)
+"""The same with attention that a CPU runs, under the same names: for measuring the range of values."""
+
+
+def cuda_passes(precision: str, kept: Collection[str] = ()) -> tuple[Pass, ...]:
+    """Return the passes of a GPU's graphs; the nodes of the values ``kept`` stay in float32."""
+    return (*CUDA_LOWERING, convert_floats(precision, kept), remove_dead_nodes, clear_notes)
+
+
+CUDA_FP16 = Target(
+    name="cuda",
+    word="cuda",
+    layout="padded",
+    precision="fp16",
+    passes=cuda_passes("fp16"),
+    file_stem="model_cuda_fp16",
+    providers=("CUDAExecutionProvider",),
+    finished_outputs=False,
+    session_options=MappingProxyType({"graph_optimization_level": "basic"}),
+)
+"""Texts padded on the right, for the kernels that take lengths; the attention of decoders is causal."""
+
+CUDA_BF16 = replace(CUDA_FP16, precision="bf16", passes=cuda_passes("bf16"), file_stem="model_cuda_bf16")
+
+CUDA_PACKED_FP16 = replace(CUDA_FP16, name="cuda_packed", layout="packed", file_stem="model_cuda_packed_fp16")
+"""Texts end to end, without padding, for encoders; its attention kernel has no bf16."""
+
+TARGETS: tuple[Target, ...] = (
+    PORTABLE,
+    PORTABLE_INT8,
+    CPU_FP32,
+    NATIVE_INT8,
+    CPU_INT8,
+    CUDA_PACKED_FP16,
+    CUDA_FP16,
+    CUDA_BF16,
+)

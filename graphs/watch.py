@@ -1,9 +1,10 @@
-"""Watching: a graph that also returns the sources of its products, for calibration."""
+"""Watching: a graph that also returns what calibration asks of it: sources of products, or ranges of values."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from poolgraph.graphs.convert_float import row_values
 from poolgraph.graphs.products import find_products
 
 
@@ -18,4 +19,23 @@ def watch_sources(model: ir.Model) -> dict[str, str]:
         if not group.source.is_graph_output():
             model.graph.outputs.append(group.source)
         watched[group.name] = str(group.source.name)
+    return watched
+
+
+def watch_ranges(model: ir.Model) -> dict[str, str]:
+    """Return instead of the model's answers the largest absolute number of each value of the backbone's rows.
+
+    Returns:
+        The value's name by the output's name; outputs are scalars.
+    """
+    graph, watched = model.graph, {}
+    graph.outputs.clear()
+    for index, value in enumerate(row_values(model)):
+        absolute = ir.node("Abs", [value])
+        largest = ir.node("ReduceMax", [absolute.outputs[0]], {"keepdims": 0})
+        output = largest.outputs[0]
+        output.name, output.shape, output.type = f"range_{index}", ir.Shape(()), ir.TensorType(ir.DataType.FLOAT)
+        graph.extend([absolute, largest])
+        graph.outputs.append(output)
+        watched[f"range_{index}"] = str(value.name)
     return watched

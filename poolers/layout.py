@@ -238,24 +238,25 @@ class PackedLayout:
     def position_ids(self, input_ids: Tensor) -> Tensor:
         """Subtract each text's start from the token's index."""
         index = torch.arange(input_ids.shape[0], device=input_ids.device)
-        return index - self.cu_seqlens[self._text_of(index)]
+        return index - self.cu_seqlens.index_select(0, self._text_of(index))
 
     def running_count(self, counted: Tensor) -> Tensor:
         """Count along all texts and subtract what came before each."""
         total = counted.cumsum(0)
-        before = (total - counted)[self.cu_seqlens[:-1]]
-        return (total - before[self._text_of(torch.arange(counted.shape[0], device=counted.device))]) * counted
+        before = (total - counted).index_select(0, self.cu_seqlens[:-1])
+        text = self._text_of(torch.arange(counted.shape[0], device=counted.device))
+        return (total - before.index_select(0, text)) * counted
 
     def first(self, rows: Tensor) -> Tensor:
         """Take the row after each text's prompt; where nothing follows it, the text's first."""
         start = self.cu_seqlens[:-1]
         if self.prompt_length is None:
-            return rows[start]
-        return rows[start + torch.where(self._lengths() > self.prompt_length, self.prompt_length, 0)]
+            return rows.index_select(0, start)
+        return rows.index_select(0, start + torch.where(self._lengths() > self.prompt_length, self.prompt_length, 0))
 
     def last(self, rows: Tensor) -> Tensor:
         """Take the row before the next text's start."""
-        return rows[self.cu_seqlens[1:] - 1]
+        return rows.index_select(0, self.cu_seqlens[1:] - 1)
 
     def sum(self, rows: Tensor) -> Tensor:
         """Multiply with the membership matrix."""

@@ -48,7 +48,7 @@ def test_lengths_go_from_8_to_512_tokens(rows: list[dict[str, str]], counts: lis
 
 
 def test_texts_without_int8_are_refused(minilm_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--calibration own\.txt is for int8: add --precision int8"):
+    with pytest.raises(InputError, match=r"--calibration own\.txt is for int8 and fp16: add --precision"):
         export_model(minilm_checkpoint, tmp_path / "out", calibration="own.txt")
     with pytest.raises(InputError, match=r"cannot read own\.txt"):
         export_model(minilm_checkpoint, tmp_path / "out", calibration="own.txt", precisions=("int8",))

@@ -6,7 +6,17 @@ import pytest
 
 from poolgraph.errors import InputError
 from poolgraph.export.resolve import choose_targets
-from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8, PORTABLE, PORTABLE_INT8, Target
+from poolgraph.graphs.pipeline import (
+    CPU_FP32,
+    CPU_INT8,
+    CUDA_BF16,
+    CUDA_FP16,
+    CUDA_PACKED_FP16,
+    NATIVE_INT8,
+    PORTABLE,
+    PORTABLE_INT8,
+    Target,
+)
 
 
 def test_portable_is_always_made_and_comes_first() -> None:
@@ -25,6 +35,12 @@ def test_int8_alone_is_portable_in_int8_and_the_first_precision_comes_first() ->
     assert choose("int8", "fp32") == (PORTABLE, NATIVE_INT8, CPU_INT8, CPU_FP32)
 
 
+def test_a_target_is_made_in_the_precisions_that_it_has() -> None:
+    chosen = choose_targets(["cpu", "cuda"], ["fp32", "fp16"])
+    assert chosen == (PORTABLE, CPU_FP32, CUDA_PACKED_FP16, CUDA_FP16)
+    assert choose_targets(["cuda"], ["bf16"]) == (PORTABLE, CUDA_BF16)
+
+
 def test_targets_that_cannot_be_verified_here_are_left_out() -> None:
     chosen = choose_targets(["cpu"], ["int8"], lambda target: target.operators is None)
     assert chosen == (PORTABLE_INT8, CPU_INT8)
@@ -38,6 +54,8 @@ def test_targets_that_cannot_be_verified_here_are_left_out() -> None:
         (["cpu"], ["fp8"], "--target cpu --precision fp8"),
         (["portable"], ["fp4"], "--target portable --precision fp4"),
         (["cpu", "tpu"], ["fp32"], "--target tpu --precision fp32"),
+        (["cpu"], ["fp32", "fp16"], "--target cpu --precision fp16"),
+        (["cuda"], ["fp32"], "--target cuda --precision fp32"),
     ],
 )
 def test_pairs_that_are_not_offered_list_what_is(targets: list[str], precisions: list[str], asked: str) -> None:

@@ -1,0 +1,91 @@
+"""fp16: which nodes would leave its range, by the largest activations on calibration texts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from poolgraph.errors import ExportError
+from poolgraph.export.calibration_inputs import encode_calibration
+from poolgraph.export.calibration_texts import CalibrationTexts
+from poolgraph.export.resolve import ExportPlan
+from poolgraph.graphs.manifest import FloatRange, Graph, Tensor
+from poolgraph.graphs.passes import run_passes
+from poolgraph.graphs.pipeline import CUDA_PROBED
+from poolgraph.graphs.storage import save_graphs
+from poolgraph.graphs.watch import watch_ranges
+from poolgraph.runtime.runner_padded import PaddedRunner
+from poolgraph.runtime.watched import WatchedGraph
+
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+
+HEADROOM = 4.0
+"""How many times the largest number seen must fit: other texts go beyond the calibration texts."""
+
+MOST_KEPT = 0.1
+"""Share of the nodes that may stay in float32; beyond, the casts around them cost more than bf16 does in precision."""
+
+NUM_TEXTS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class HalfPlan:
+    """What stays in float32 in float16's graphs: names of values, and the record for the manifest."""
+
+    kept: tuple[str, ...]
+    record: FloatRange | None
+
+
+def plan_half(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts | None) -> HalfPlan:
+    """Find the values that would leave float16's range.
+
+    Args:
+        plan: What is exported.
+        semantic: The traced graph of the padded layout, left as it is.
+        calibration: None for a checkpoint too large to run here: then nothing is kept, and the gate judges.
+
+    Raises:
+        ExportError: too many values leave the range.
+    """
+    if calibration is None:
+        return HalfPlan((), None)
+    largest = _measure(plan, semantic, calibration)
+    beyond = tuple(name for name, maximum in largest.items() if not maximum * HEADROOM < LARGEST_FLOAT16)
+    if len(beyond) > MOST_KEPT * len(largest):
+        worst = sorted(beyond, key=lambda name: -largest[name])[:3]
+        raise ExportError(
+            f"{len(beyond)} of {len(largest)} values go beyond a quarter of fp16's largest number, 65,504: "
+            f"{', '.join(f'{name} ({largest[name]:,.0f})' for name in worst)} and more; export with --precision bf16"
+        )
+    record = FloatRange(largest=max(largest.values(), default=0.0), float32=beyond, calibration=calibration.name)
+    return HalfPlan(beyond, record)
+
+
+def _measure(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts) -> Mapping[str, float]:
+    """Return the largest absolute number of each value of the backbone's rows over the calibration texts."""
+    inputs = encode_calibration(plan, calibration.texts)
+    texts = [*inputs.encoded[:: max(1, len(inputs.encoded) // NUM_TEXTS)], *inputs.edges]
+    model = semantic.clone()
+    run_passes(model, CUDA_PROBED)
+    watched = watch_ranges(model)
+    largest = dict.fromkeys(watched.values(), 0.0)
+    if not watched:
+        return largest
+    runner, graph = PaddedRunner(inputs.manifest.tokenization), _described(model)
+    with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
+        save_graphs({"watched.onnx": model}, Path(folder), "watched.bin")
+        session = WatchedGraph(Path(folder) / "watched.onnx", tuple(watched))
+        for text in texts:
+            for output, maximum in session.run(runner.feed([text], graph)).items():
+                largest[watched[output]] = max(largest[watched[output]], float(maximum))
+    return largest
+
+
+def _described(model: ir.Model) -> Graph:
+    inputs = tuple(Tensor(name=str(value.name), dtype="int64", shape=()) for value in model.graph.inputs)
+    return Graph(file="watched.onnx", inputs=inputs, outputs=(), raw_output="")

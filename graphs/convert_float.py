@@ -1,0 +1,194 @@
+"""Passes: the backbone in 16-bit floats; what follows it, and what positions alone decide, stays in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from poolgraph.graphs.passes import Pass
+from poolgraph.graphs.pattern import add_lazy_weight, dimensions
+
+BACKBONE_PREFIX: Final = "backbone."
+"""How the names of the backbone's weights begin, and of those that passes made of them."""
+
+FLOAT: Final = ir.DataType.FLOAT
+
+HALF_TYPES: Mapping[str, ir.DataType] = MappingProxyType({"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16})
+"""The types of the backbone's rows by precision."""
+
+PRECISE: Final = frozenset({"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Exp", "Log", "Cos", "Sin", "Scan"})
+"""Operators that are computed in float32 wherever they stand: squares and sums soon leave float16's range."""
+
+_BOOLEAN: Final = frozenset({"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not"})
+_TYPED_BY_SECOND: Final = frozenset({"Where"})
+
+
+def convert_floats(precision: str, kept: Collection[str] = ()) -> Pass:
+    """Return the pass that computes the backbone in ``precision``.
+
+    Given:   %h = LayerNormalization(%x, %w, %b);  %y = ReduceSum(%h) of the pooling
+    Result:  %h = LayerNormalization(%x', %w', %b') in float16;  %y = ReduceSum(Cast(%h, float32))
+
+    The backbone is every node that a weight of it is read by, or still to come behind: all before the pooling. Masks
+    and rotary angles, which come from integers alone, are computed in float32 and cast where they meet rows.
+
+    Args:
+        precision: ``fp16`` or ``bf16``.
+        kept: Names of values whose nodes stay in float32, because they leave the range of the type.
+    """
+
+    def convert_to_half(model: ir.Model) -> int:
+        nodes = _half_nodes(model, kept)
+        if not nodes or any(value.dtype is HALF_TYPES[precision] for node in nodes for value in node.outputs):
+            return 0
+        _Conversion(model.graph, HALF_TYPES[precision], nodes).apply()
+        return len(nodes)
+
+    convert_to_half.__name__ = f"convert_to_{precision}"
+    return convert_to_half
+
+
+def row_values(model: ir.Model) -> list[ir.Value]:
+    """List the values that are computed in 16 bits, in order."""
+    types = _Types()
+    for node in model.graph:
+        types.infer(node)
+    nodes = _half_nodes(model, ())
+    return [value for node in model.graph if node in nodes for value in node.outputs if types.is_float(value)]
+
+
+def backbone_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes that read a weight of the backbone, and those that lead to one."""
+    needed: set[ir.Node] = set()
+    for node in reversed(list(graph)):
+        leads_on = any(use.node in needed for value in node.outputs for use in value.uses())
+        if leads_on or any(_is_backbone_weight(value) for value in node.inputs):
+            needed.add(node)
+    return needed
+
+
+def _is_backbone_weight(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and str(value.name).startswith(BACKBONE_PREFIX)
+
+
+def _half_nodes(model: ir.Model, kept: Collection[str]) -> set[ir.Node]:
+    """Return the nodes that compute with the backbone's rows, apart from those that stay in float32."""
+    backbone = backbone_nodes(model.graph)
+    types = _Types()
+    rows: set[ir.Node] = set()
+    for node in model.graph:
+        types.infer(node)
+        if node in backbone and _computes_rows(node, rows, types):
+            rows.add(node)
+    return {
+        node
+        for node in rows
+        if node.op_type not in PRECISE and not any(str(value.name) in kept for value in node.outputs)
+    }
+
+
+def _computes_rows(node: ir.Node, rows: Collection[ir.Node], types: _Types) -> bool:
+    floats = [value for value in node.inputs if value is not None and types.is_float(value)]
+    if not floats or not any(types.is_float(value) for value in node.outputs):
+        return False
+    makers = [maker for value in floats if (maker := value.producer()) is not None]
+    if any(maker in rows for maker in makers):
+        return True
+    return not makers and any(_is_backbone_weight(value) for value in floats)
+
+
+@dataclass(slots=True)
+class _Types:
+    """Which values are floats; the tracer leaves some without a type."""
+
+    _floats: dict[ir.Value, bool] = field(default_factory=dict)
+
+    def is_float(self, value: ir.Value) -> bool:
+        if value.dtype is not None:
+            return value.dtype is FLOAT
+        return self._floats.get(value, False)
+
+    def infer(self, node: ir.Node) -> None:
+        found = self._of_node(node)
+        for value in node.outputs:
+            if value.dtype is None:
+                self._floats[value] = found
+
+    def _of_node(self, node: ir.Node) -> bool:
+        if node.op_type == "Cast":
+            return node.attributes["to"].as_int() == FLOAT
+        if node.op_type in _BOOLEAN or node.op_type == "Shape" or not node.inputs:
+            return False
+        first = node.inputs[1 if node.op_type in _TYPED_BY_SECOND else 0]
+        return first is not None and self.is_float(first)
+
+
+class _Conversion:
+    """The conversion of one graph."""
+
+    def __init__(self, graph: ir.Graph, dtype: ir.DataType, nodes: Collection[ir.Node]) -> None:
+        self._graph, self._dtype, self._nodes = graph, dtype, nodes
+        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._types = _Types()
+
+    def apply(self) -> None:
+        order = list(self._graph)
+        for node in order:
+            self._types.infer(node)
+        floats = {value for node in order for value in node.outputs if self._types.is_float(value)}
+        for node in order:
+            wanted = self._dtype if node in self._nodes else FLOAT
+            for index, value in enumerate(node.inputs):
+                if value is not None and (value in floats or self._is_stored_float(value)):
+                    node.replace_input_with(index, self._as(value, wanted, node))
+        for value in list(self._graph.outputs):
+            if value in floats and value.producer() in self._nodes:
+                self._return_as_float(value)
+        for value in floats:
+            if value.producer() in self._nodes:
+                value.type = ir.TensorType(self._dtype)
+
+    def _is_stored_float(self, value: ir.Value) -> bool:
+        return value.is_initializer() and value.dtype is FLOAT
+
+    def _as(self, value: ir.Value, wanted: ir.DataType, reader: ir.Node) -> ir.Value:
+        """Return ``value`` in the type that a node reads."""
+        if value.is_initializer():
+            return value if wanted is FLOAT else self._weight(value)
+        has = self._dtype if value.producer() in self._nodes else FLOAT
+        if has is wanted:
+            return value
+        if (value, wanted) not in self._casts:
+            self._casts[value, wanted] = self._cast(value, wanted)
+        return self._casts[value, wanted]
+
+    def _cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        cast = ir.node("Cast", [value], {"to": wanted})
+        cast.outputs[0].shape, cast.outputs[0].type = value.shape, ir.TensorType(wanted)
+        maker = value.producer()
+        assert maker is not None
+        self._graph.insert_after(maker, cast)
+        return cast.outputs[0]
+
+    def _weight(self, value: ir.Value) -> ir.Value:
+        tensor, dtype = value.const_value, self._dtype
+        assert tensor is not None
+        shape = tuple(int(size) for size in dimensions(value) or ())
+
+        def load() -> np.ndarray:
+            return tensor.numpy().astype(dtype.numpy())
+
+        return add_lazy_weight(self._graph, f"{value.name}.{dtype.name.lower()}", dtype, shape, load)
+
+    def _return_as_float(self, value: ir.Value) -> None:
+        """Return a row of the backbone, which is in 16 bits, as float32 under the same name."""
+        cast = self._cast(value, FLOAT)
+        name, value.name = value.name, f"{value.name}.half"
+        cast.name = name
+        outputs = self._graph.outputs
+        outputs[list(outputs).index(value)] = cast

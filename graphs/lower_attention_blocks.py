@@ -1,0 +1,121 @@
+"""Attention within a window over packed texts: blocks of queries, each against its own block of keys and its neighbours."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from poolgraph.graphs.attention_node import AttentionNode
+from poolgraph.graphs.lower_attention import text_of_tokens
+from poolgraph.graphs.pattern import add_constant, dimensions, replace_node
+
+CONTRIB_DOMAIN: Final = "com.microsoft"
+LEAST_BLOCK: Final = 128
+"""Queries of a block at least: what fills a tile of the attention kernels."""
+
+UNSEEN: Final = -30000.0
+NO_TEXT_KEY, NO_TEXT_QUERY = -1, -2
+"""Text numbers of what is added to fill blocks; no token sees them."""
+
+
+def lower_packed_window(graph: ir.Graph, attention: AttentionNode) -> None:
+    """Lower attention within a window over texts packed in one row.
+
+    A window reaches no further than the neighbouring block, so 3 blocks of keys are all that a block of queries sees,
+    whatever the length of the texts; a bias hides those beyond the window or of other texts. ONNX Runtime has no
+    operator with a window on both sides.
+
+    Given:   %y = poolgraph::Attention(%q, %k, %v, , , %cu_seqlens) {left_window, right_window}
+    Result:  %y = rows(com.microsoft::MultiHeadAttention(blocks(%q), neighbours(%k), neighbours(%v), , , %bias))
+    """
+    tape, blocks = Tape(), _Blocks(graph, attention)
+    graph.opset_imports[CONTRIB_DOMAIN] = 1
+    query = blocks.of_queries(tape, attention.query, 0.0)
+    key, value = (blocks.of_keys(tape, rows, 0.0) for rows in (attention.key, attention.value))
+    attributes = {"num_heads": attention.num_heads, "scale": attention.scale}
+    inputs = [query, key, value, None, None, blocks.bias(tape, attention)]
+    rows = tape.op("MultiHeadAttention", inputs, attributes, domain=CONTRIB_DOMAIN)
+    width = int((dimensions(attention.query) or (0,))[-1])
+    joined = tape.op("Reshape", [rows, blocks.constant([1, -1, width])])
+    bounds = [blocks.constant([0]), blocks.length(tape), blocks.constant([1])]
+    result = tape.op("Slice", [joined, *bounds])
+    replace_node(graph, attention.node, tape.nodes, result)
+
+
+class _Blocks:
+    """Rows (1, num_tokens, size) cut into blocks."""
+
+    def __init__(self, graph: ir.Graph, attention: AttentionNode) -> None:
+        self.graph = graph
+        reach = max(attention.left_window, attention.right_window)
+        self.size = max(LEAST_BLOCK, 1 << (reach - 1).bit_length())
+        self.tokens = next(value for value in graph.inputs if value.name == "input_ids")
+
+    def constant(self, numbers: list[int]) -> ir.Value:
+        name = "shape_" + "_".join(str(number).replace("-", "m") for number in numbers)
+        return add_constant(self.graph, name, np.array(numbers, dtype=np.int64))
+
+    def length(self, tape: Tape) -> ir.Value:
+        """Return the number of tokens, (1,)."""
+        return tape.op("Shape", [self.tokens], {"start": 0, "end": 1})
+
+    def _missing(self, tape: Tape) -> ir.Value:
+        """Return how many tokens the last block lacks, (1,)."""
+        negated = tape.op("Neg", [self.length(tape)])
+        return tape.op("Mod", [negated, self.constant([self.size])])
+
+    def _filled(self, tape: Tape, rows: ir.Value, margin: int, filling: float | int) -> ir.Value:
+        """Fill up the axis of tokens, behind one of size 1 where ``rows`` are float, and add ``margin`` on both sides."""
+        is_rows = isinstance(filling, float)
+        around = [self.constant([0])] if is_rows else []
+        missing = tape.op("Add", [self._missing(tape), self.constant([margin])])
+        pads = tape.op("Concat", [*around, self.constant([margin]), *around, *around, missing, *around], {"axis": 0})
+        name = f"filling_{filling}".replace("-", "m").replace(".", "p")
+        dtype = np.float32 if is_rows else np.int64
+        return tape.op("Pad", [rows, pads, add_constant(self.graph, name, np.array(filling, dtype=dtype))])
+
+    def of_queries(self, tape: Tape, rows: ir.Value, filling: float) -> ir.Value:
+        """Return (num_blocks, size of a block, hidden_size)."""
+        width = int((dimensions(rows) or (0,))[-1])
+        return tape.op("Reshape", [self._filled(tape, rows, 0, filling), self.constant([-1, self.size, width])])
+
+    def of_keys(self, tape: Tape, rows: ir.Value, filling: float) -> ir.Value:
+        """Return each block between its neighbours, (num_blocks, 3 * size of a block, hidden_size)."""
+        width = int((dimensions(rows) or (0,))[-1])
+        filled = self._filled(tape, rows, self.size, filling)
+        return self._neighbours(tape, tape.op("Reshape", [filled, self.constant([-1, self.size, width])]))
+
+    def _neighbours(self, tape: Tape, blocks: ir.Value) -> ir.Value:
+        far = np.iinfo(np.int64).max
+        cuts = ((0, -2), (1, -1), (2, far))
+        parts = [tape.op("Slice", [blocks, *(self.constant([bound]) for bound in (*cut, 0))]) for cut in cuts]
+        return tape.op("Concat", parts, {"axis": 1})
+
+    def bias(self, tape: Tape, attention: AttentionNode) -> ir.Value:
+        """Return 0 for keys that a query sees, (num_blocks, 1, size of a block, 3 * size of a block)."""
+        text = text_of_tokens(self.graph, tape, attention)
+        same = tape.op("Equal", list(self._pair(tape, text, NO_TEXT_QUERY, NO_TEXT_KEY)))
+        length = tape.op("Squeeze", [self.length(tape)])
+        scalars = [add_constant(self.graph, f"index_{number}", np.array(number, dtype=np.int64)) for number in (0, 1)]
+        index = tape.op("Range", [scalars[0], length, scalars[1]])
+        queries, keys = self._pair(tape, index, 0, 0)
+        distance = tape.op("Sub", [keys, queries])
+        seen = same
+        for op_type, bound in (("GreaterOrEqual", -attention.left_window), ("LessOrEqual", attention.right_window)):
+            if (attention.left_window if op_type == "GreaterOrEqual" else attention.right_window) >= 0:
+                limit = add_constant(self.graph, f"index_{bound}".replace("-", "m"), np.array(bound, dtype=np.int64))
+                seen = tape.op("And", [seen, tape.op(op_type, [distance, limit])])
+        hidden = [
+            add_constant(self.graph, name, np.array(number, dtype=np.float32))
+            for name, number in (("seen_0", 0.0), ("unseen_m30000", UNSEEN))
+        ]
+        return tape.op("Unsqueeze", [tape.op("Where", [seen, *hidden]), self.constant([1])])
+
+    def _pair(self, tape: Tape, numbers: ir.Value, query: int, key: int) -> tuple[ir.Value, ir.Value]:
+        """Return one number a token, of queries as a column and of keys as a row of each block."""
+        queries = tape.op("Reshape", [self._filled(tape, numbers, 0, query), self.constant([-1, self.size, 1])])
+        filled = tape.op("Reshape", [self._filled(tape, numbers, self.size, key), self.constant([-1, self.size])])
+        return queries, tape.op("Unsqueeze", [self._neighbours(tape, filled), self.constant([1])])
