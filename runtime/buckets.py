@@ -138,17 +138,18 @@ def packed_bucket(num_tokens: int, max_length: int, num_texts: int = 1) -> Bucke
 
 
 def halve_bucket(bucket: Bucket, longest: int) -> Bucket:
-    """Return a bucket of half the size, for the halves of a batch that no memory was left for.
+    """Return a bucket of about half the size, for a batch that no memory was left for.
 
     Args:
         bucket: The one that failed.
-        longest: The longest text of the batch, in tokens.
+        longest: The longest text of the batch, in tokens; one of them still fits. If that alone needs as much, the
+            bucket returned is no smaller.
     """
+    length = min(bucket.max_length, round_length(longest))
+    num_texts = -(-bucket.batch_size // 2)
     if bucket.num_tokens is None:
-        return Bucket(max_length=bucket.max_length, batch_size=max(1, -(-bucket.batch_size // 2)))
-    length = max(longest, 1)
-    num_tokens = max(round_length(length), -(-bucket.num_tokens // 2))
-    return packed_bucket(num_tokens, length, max(1, -(-bucket.batch_size // 2)))
+        return Bucket(max_length=length, batch_size=num_texts)
+    return packed_bucket(max(length, -(-bucket.num_tokens // 2)), length, num_texts)
 
 
 def assign_texts(

@@ -88,9 +88,7 @@ class Executor:
         answers = np.empty((len(encoded), self._width("sequence")), dtype=np.float32)
 
         def collect(batch: Batch, answer: NDArray[np.float32]) -> None:
-            finite = np.isfinite(answer).all(axis=1)
-            if not finite.all():
-                raise _not_finite(first_index + batch.indices[int(np.argmin(finite))])
+            check_finite(answer, batch.indices, first_index)
             answers[list(batch.indices)] = answer
 
         self._run(encoded, "sequence", collect, on_progress)
@@ -108,8 +106,7 @@ class Executor:
         def collect(batch: Batch, answer: NDArray[np.float32]) -> None:
             for row, index in enumerate(batch.indices):
                 rows = self.runner.token_rows(answer[row], encoded[index].num_tokens)
-                if not np.isfinite(rows).all():
-                    raise _not_finite(first_index + index)
+                check_finite(rows.reshape(1, -1), [index], first_index)
                 answers[index] = rows
 
         self._run(encoded, "token", collect, on_progress)
@@ -117,7 +114,7 @@ class Executor:
 
     def _run(self, encoded: Sequence[EncodedText], family: str, collect: Collect, on_progress: Progress | None) -> None:
         graph = self.sessions.graph(family)
-        report = _serialize(on_progress)
+        report = serialize_progress(on_progress)
         callers = self._calls.enter()
         try:
             plan = self._plan(encoded, callers)
@@ -147,13 +144,26 @@ class Executor:
         raise SessionError(f"{graph.file} does not say how wide its output {graph.raw_output!r} is")
 
 
-def _not_finite(index: int) -> SessionError:
-    return SessionError(
-        f"the answer for text {index} holds NaN or infinity; run another precision, or export the checkpoint in fp32"
-    )
+def check_finite(answer: NDArray[np.float32], indices: Sequence[int], first_index: int) -> None:
+    """Check answers (num_texts, size) for NaN and infinity.
+
+    Args:
+        answer: A row a text.
+        indices: Which texts they are of.
+        first_index: What is added to an index in the message.
+
+    Raises:
+        SessionError: naming the first text at fault.
+    """
+    finite = np.isfinite(answer).all(axis=1)
+    if not finite.all():
+        raise SessionError(
+            f"the answer for text {first_index + indices[int(np.argmin(finite))]} holds NaN or infinity; "
+            "run another precision, or export the checkpoint in fp32"
+        )
 
 
-def _serialize(on_progress: Progress | None) -> Progress:
+def serialize_progress(on_progress: Progress | None) -> Progress:
     """Return a callback that worker threads may call at the same time."""
     if on_progress is None:
         return lambda _num_texts: None
