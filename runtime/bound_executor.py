@@ -1,4 +1,4 @@
-"""Runs the graphs of one variant in buckets: bound buffers, CUDA graphs, one thread that runs, answers in input order."""
+"""Runs the graphs of one variant in buckets: bound buffers, CUDA graphs, one thread, answers in input order."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.errors import SessionError
+from poolgraph.errors import ArtifactError, SessionError
+from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS, output_width
 from poolgraph.runtime.bound_slot import BoundSlot
-from poolgraph.runtime.buckets import Bucket, BucketBatch, Padding, assign_texts, count_padding, halve_bucket
+from poolgraph.runtime.bucket_assignment import assign_texts
+from poolgraph.runtime.buckets import Bucket, BucketBatch, Padding, PaddingCounter, halve_bucket
 from poolgraph.runtime.executor import Progress, check_finite, serialize_progress
+from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.session import SessionPool
 from poolgraph.runtime.slot_pool import SlotPool
 from poolgraph.runtime.tokenizer import EncodedText
@@ -54,8 +57,8 @@ class _Flight:
 class BoundExecutor:
     """Runs tokenized texts through a variant's graphs in buckets; safe to use from several threads.
 
-    Callers stage their batches and copy the answers out in threads of their own; all runs meet in one thread, since ONNX
-    Runtime keeps a CUDA graph, and cuDNN its plans, in the thread that made them.
+    Callers stage their batches and copy the answers out in threads of their own; all runs meet in one thread, since
+    CUDA graphs, and the plans of cuDNN, belong to the thread that made them.
 
     Attributes:
         sessions: The variant's sessions.
@@ -70,7 +73,7 @@ class BoundExecutor:
     device: str
     pad_token_id: int
     uses_graphs: bool
-    _padding: Padding = field(default_factory=Padding, init=False)
+    _counter: PaddingCounter = field(default_factory=PaddingCounter, init=False)
     _refused: set[Bucket] = field(default_factory=set, init=False)
     _pools: dict[str, SlotPool] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -82,7 +85,7 @@ class BoundExecutor:
     @property
     def padding(self) -> Padding:
         """Tokens of texts and of padding that were computed so far."""
-        return self._padding
+        return self._counter.total
 
     def warm_up(self, family: str, on_warm_up: WarmUp | None = None) -> None:
         """Make and run every planned bucket once, largest first, so that memory is allocated once.
@@ -203,8 +206,7 @@ class BoundExecutor:
             self._split(flight.batch, flight.texts, queue, error)
             return
         pool.release(flight.slot)
-        with self._lock:
-            self._padding += count_padding([flight.batch])
+        self._counter.add(flight.batch.num_tokens, flight.batch.bucket.size)
         collect(flight.batch, flight.texts, answer)
         report(len(flight.texts))
 
@@ -290,6 +292,27 @@ class BoundExecutor:
             return self._thread.submit(run)
         except RuntimeError as error:
             raise SessionError("the model is closed; load it again") from error
+
+
+def build_bound_executor(sessions: SessionPool, manifest: Manifest) -> BoundExecutor:
+    """Build the executor of a provider that runs in buckets.
+
+    Raises:
+        ArtifactError: a variant of a layout that no bucket has.
+    """
+    layout = sessions.variant.layout
+    if layout not in BOUND_LAYOUTS:
+        raise ArtifactError(
+            f"variant {sessions.variant.name!r} has the layout {layout!r}; on {sessions.provider} this poolgraph runs "
+            f"{sorted(BOUND_LAYOUTS)}"
+        )
+    return BoundExecutor(
+        sessions=sessions,
+        buckets=sessions.settings.buckets,
+        device=BOUND_DEVICES[sessions.provider],
+        pad_token_id=manifest.tokenization.pad_token_id,
+        uses_graphs=sessions.settings.uses_graphs,
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

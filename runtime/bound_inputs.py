@@ -61,7 +61,7 @@ def input_shape(tensor: Tensor, bucket: Bucket) -> tuple[int, ...]:
     shapes = BOUND_LAYOUTS[bucket.layout].shapes
     if tensor.name not in shapes:
         raise ArtifactError(
-            f"the graph has an input {tensor.name!r}; in the {bucket.layout} layout this poolgraph fills {sorted(shapes)}"
+            f"the graph has an input {tensor.name!r}; poolgraph fills {sorted(shapes)} in the {bucket.layout} layout"
         )
     return shapes[tensor.name](bucket)
 
@@ -204,4 +204,4 @@ BOUND_LAYOUTS: Final[Mapping[str, BoundLayout]] = MappingProxyType(
         ),
     }
 )
-"""The layouts that bound sessions run. ``token_offset`` stays all zeros: its shape tells the kernel the longest text."""
+"""The layouts that bound sessions run. ``token_offset`` stays zero: its shape tells the kernel the longest text."""

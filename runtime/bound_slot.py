@@ -28,8 +28,8 @@ _CONSTANT_INPUTS: Final = frozenset({"token_offset", "total_sequence_length"})
 class BoundSlot:
     """The buffers of one bucket; one batch at a time goes through ``stage``, ``run`` and ``fetch``.
 
-    ``stage`` and ``fetch`` are the caller's, whose thread copies while other slots run; ``run`` belongs to the one thread
-    that runs the session, whose CUDA graphs live in that thread.
+    ``stage`` and ``fetch`` are the caller's, whose thread copies while other slots run; ``run`` belongs to the one
+    thread that runs the session, in which its CUDA graphs live.
 
     Attributes:
         session: The session that runs it.

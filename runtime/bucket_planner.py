@@ -5,10 +5,10 @@ texts, where what counts is that lengths are close. *Small* ones hold an eighth 
 (the *ladder* of a length): for few texts, which would else pay for many. A third of the graphs is for small ones.
 
 The lengths of each part, its *edges*, are chosen by dynamic programming. With ``weight[l]`` texts of length l, texts
-between two neighbouring edges i < j are padded to j, which costs ``sum over l in (i, j] of weight[l] * (j - l)`` tokens,
-and an edge costs ``graphs[j]`` graphs: one, or as many as its ladder has steps. ``best[g, j] = min over i < j of
-best[g - graphs[j], i] + cost(i, j)`` is the least padding of all texts up to j with at most g graphs. The last edge is the
-model's limit: every text that the model takes has a bucket.
+between two neighbouring edges i < j are padded to j, which costs ``sum over l in (i, j] of weight[l] * (j - l)``
+tokens, and an edge costs ``graphs[j]`` graphs: one, or as many as its ladder has steps. ``best[g, j] = min over i < j
+of best[g - graphs[j], i] + cost(i, j)`` is the least padding of all texts up to j with at most g graphs. The last edge
+is the model's limit: every text that the model takes has a bucket.
 
 Packed buckets waste only what is left of their tokens. Their edges are numbers of tokens, and those below the budget
 serve a text that comes alone, or the rest of many: the same programme chooses them.
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import InputError
-from poolgraph.runtime.buckets import LENGTH_STEP, Bucket, packed_bucket, round_length
+from poolgraph.runtime.buckets import LENGTH_STEP, Bucket, order_buckets, packed_bucket, round_length
 
 MAX_GRAPHS: Final = 32
 """Default budget: each graph of a base-size model takes a few MB and some tenths of a second of warm-up."""
@@ -69,16 +69,14 @@ def count_lengths(lengths: Sequence[int], max_model_len: int) -> NDArray[np.int6
 
 
 def guess_lengths(max_model_len: int) -> NDArray[np.int64]:
-    """Return the histogram of which nothing is known: as many texts between 8 and 16 tokens as between 16 and 32, ..."""
+    """Return the histogram where nothing is known: as many texts between 8 and 16 tokens as between 16 and 32, ..."""
     lengths = np.arange(max_model_len + 1)
     weights = np.zeros(max_model_len + 1, dtype=np.int64)
     weights[1:] = np.maximum(1, (1 << 20) // np.maximum(lengths[1:], LENGTH_STEP))
     return weights
 
 
-def plan_buckets(
-    budget: BucketBudget, layout: str, histogram: NDArray[np.int64] | None = None
-) -> tuple[Bucket, ...]:
+def plan_buckets(budget: BucketBudget, layout: str, histogram: NDArray[np.int64] | None = None) -> tuple[Bucket, ...]:
     """Choose buckets.
 
     Args:
@@ -94,7 +92,7 @@ def plan_buckets(
         raise InputError(f"layout must be one of {sorted(_PLANNERS)}", parameter="layout", value=layout)
     known = guess_lengths(budget.max_model_len) if histogram is None else histogram
     buckets = _PLANNERS[layout](budget, known)
-    return tuple(sorted(buckets, key=lambda bucket: (-bucket.size, -bucket.max_length, -bucket.batch_size)))
+    return order_buckets(buckets)
 
 
 def single_bucket(budget: BucketBudget, layout: str) -> Bucket:

@@ -1,7 +1,7 @@
 """Keeps the CUDA calls of other threads away while a CUDA graph is captured.
 
-ONNX Runtime captures in CUDA's global mode, in which an allocation or a blocking copy of any thread of the process spoils
-the capture. So captures are exclusive; runs, transfers and allocations share the device.
+ONNX Runtime captures in CUDA's global mode, in which an allocation or a blocking copy of any thread of the process
+spoils the capture. So captures are exclusive; runs, transfers and allocations share the device.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from poolgraph.errors import SessionError
 from poolgraph.graphs.manifest import Graph
+from poolgraph.runtime.buckets import Padding, PaddingCounter
 from poolgraph.runtime.pipeline import CallCounter, run_side_by_side
 from poolgraph.runtime.planner import Batch
 from poolgraph.runtime.runner import Runner
@@ -74,6 +75,15 @@ class Executor:
     threads: int | None
     tuning: Tuning
     _calls: CallCounter = field(default_factory=CallCounter, init=False)
+    _counter: PaddingCounter = field(default_factory=PaddingCounter, init=False)
+
+    @property
+    def padding(self) -> Padding:
+        """Tokens of texts and of padding that were computed so far."""
+        return self._counter.total
+
+    def close(self) -> None:
+        """Let go of nothing: the sessions are the pool's."""
 
     def run_sequence(
         self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None, first_index: int = 0
@@ -121,7 +131,9 @@ class Executor:
             session = self.sessions.session(family, plan.threads)
 
             def run(batch: Batch) -> None:
-                collect(batch, self._run_batch(session, graph, [encoded[index] for index in batch.indices]))
+                texts = [encoded[index] for index in batch.indices]
+                collect(batch, self._run_batch(session, graph, texts))
+                self._counter.add(sum(text.num_tokens for text in texts), batch.num_tokens)
                 report(len(batch.indices))
 
             run_side_by_side(plan.batches, run, runs=plan.runs)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
-from types import MappingProxyType, ModuleType
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from poolgraph.runtime.providers import CUDA_PROVIDER, INSTALL_CURES, TENSORRT_PROVIDER
 
 CUDNN: Final = "libcudnn.so.9"
+
+_TENSORRT_LIBRARIES: Final = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 
 _DEFAULT_CUDA: Final = "13"
 _DRIVER_CURE: Final = "install NVIDIA's driver; in a container, start it with the GPUs (docker run --gpus all)"
@@ -56,9 +63,9 @@ LIBRARIES: Final[Mapping[str, tuple[Library, ...]]] = MappingProxyType(
         CUDA_PROVIDER: _CUDA_LIBRARIES,
         TENSORRT_PROVIDER: (
             *_CUDA_LIBRARIES,
-            Library(name="libnvinfer.so.10", what="TensorRT 10", cure=INSTALL_CURES[TENSORRT_PROVIDER]),
-            Library(
-                name="libnvonnxparser.so.10", what="TensorRT's ONNX parser", cure=INSTALL_CURES[TENSORRT_PROVIDER]
+            *(
+                Library(name=name, what="TensorRT 10", cure=INSTALL_CURES[TENSORRT_PROVIDER])
+                for name in _TENSORRT_LIBRARIES
             ),
         ),
     }
@@ -74,11 +81,18 @@ class LibraryCheck:
     loads: bool
 
 
-def preload_libraries(onnxruntime: ModuleType) -> None:
-    """Load the CUDA libraries that were installed as Python packages, which no loader would find by itself."""
-    preload = getattr(onnxruntime, "preload_dlls", None)
-    if preload is not None and read_cuda_version() is not None:
-        preload()
+@cache
+def preload_libraries() -> None:
+    """Load the CUDA and TensorRT libraries that were installed as Python packages, which no loader finds by itself."""
+    if read_cuda_version() is None:
+        return
+    # What is missing it prints, and goes on; explain_failure says it in order.
+    with redirect_stdout(io.StringIO()):
+        import_module("onnxruntime").preload_dlls()
+    spec = find_spec("tensorrt_libs")
+    for folder in [] if spec is None else spec.submodule_search_locations or []:
+        for name in _TENSORRT_LIBRARIES:
+            _loads(str(Path(folder) / name), ctypes.CDLL)
 
 
 def read_cuda_version() -> str | None:
@@ -104,9 +118,7 @@ def check_libraries(
     major = (cuda_version or read_cuda_version() or _DEFAULT_CUDA).split(".", maxsplit=1)[0]
     checks = []
     for row in LIBRARIES.get(provider, ()):
-        library = Library(
-            name=row.name.format(cuda=major), what=row.what.format(cuda=major), cure=row.cure, required=row.required
-        )
+        library = replace(row, name=row.name.format(cuda=major), what=row.what.format(cuda=major))
         checks.append(LibraryCheck(library=library, loads=_loads(library.name, load)))
     return tuple(checks)
 
@@ -122,12 +134,13 @@ def explain_failure(provider: str, message: str = "", *, checks: tuple[LibraryCh
     tried = check_libraries(provider) if checks is None else checks
     missing = [check.library for check in tried if not check.loads and check.library.required]
     if missing:
-        lacks = "; ".join(f"{library.name} ({library.what}) is missing: {library.cure}" for library in missing)
-        return lacks
+        return "; ".join(f"{library.name} ({library.what}) is missing: {library.cure}" for library in missing)
     named = _MISSING.search(message)
     if named is not None:
         return f"{named.group(1)} is missing: {INSTALL_CURES.get(provider, 'install it')}"
-    said = message.strip().splitlines()[0] if message.strip() else "its libraries load, so its device or driver does not"
+    said = (
+        message.strip().splitlines()[0] if message.strip() else "its libraries load, so its device or driver does not"
+    )
     return f"{said}; compare `nvidia-smi` with `poolgraph doctor`"
 
 

@@ -15,11 +15,17 @@ from poolgraph.runtime.providers import CUDA_PROVIDER, TENSORRT_PROVIDER
 
 Options: TypeAlias = dict[str, str]
 
+ProviderRow: TypeAlias = str | tuple[str, Options]
+"""A provider's full name, with its options where it has any."""
+
 TENSORRT_FOLDER: Final = "tensorrt"
 """Beside the artifact's graphs: engines and timing cache, which no manifest lists."""
 
 BOUND_DEVICES: Final[Mapping[str, str]] = MappingProxyType({CUDA_PROVIDER: "cuda", TENSORRT_PROVIDER: "cuda"})
 """Where the buffers of providers that run in buckets are."""
+
+BOUND_THREADS: Final = 1
+"""Threads of the processor that a run of theirs takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +50,7 @@ class ProviderSettings:
 DEFAULT_SETTINGS: Final = ProviderSettings()
 
 
-def build_providers(provider: str, graph: Graph, settings: ProviderSettings) -> list[str | tuple[str, Options]]:
+def build_providers(provider: str, graph: Graph, settings: ProviderSettings) -> list[ProviderRow]:
     """Return the providers of a session over a graph, the first choice first, with their options."""
     builders = _PROVIDERS.get(provider)
     if builders is None:
@@ -58,8 +64,8 @@ def cuda_options(graph: Graph, settings: ProviderSettings) -> Options:
     * The arena grows by powers of two, of at most 1 GiB: with ``kSameAsRequested`` what one shape leaves free is too
       small for the next, and memory grows with every shape. Buckets are warmed up largest first, so that it stops
       growing when the model is loaded.
-    * No TF32: only products in fp32 would use it, and those are poolers and heads, which are too small to gain by it and
-      are there for their accuracy.
+    * No TF32: only products in fp32 would use it, and those are poolers and heads, too small to gain by it and in fp32
+      for their accuracy.
     * Copies run in the compute stream: there are none inside the graph, and a second stream would need events.
     """
     limit = {} if settings.gpu_mem_limit is None else {"gpu_mem_limit": str(settings.gpu_mem_limit)}
@@ -122,7 +128,9 @@ def _build_profiles(graph: Graph, buckets: Sequence[Bucket]) -> Options:
 
 def _join_shapes(graph: Graph, buckets: Sequence[Bucket]) -> str:
     return ",".join(
-        f"{tensor.name}:{'x'.join(map(str, input_shape(tensor, bucket)))}" for bucket in buckets for tensor in graph.inputs
+        f"{tensor.name}:{'x'.join(map(str, input_shape(tensor, bucket)))}"
+        for bucket in buckets
+        for tensor in graph.inputs
     )
 
 

@@ -20,7 +20,7 @@ PROVIDER_NAMES: Final = MappingProxyType({"cuda": CUDA_PROVIDER, "cpu": CPU_PROV
 """Short names."""
 
 AUTOMATIC: Final = (CUDA_PROVIDER, CPU_PROVIDER)
-"""What is tried where nobody asked for a provider, the fastest first; TensorRT, which builds engines for minutes, is not."""
+"""What is tried where nobody asked for a provider, the fastest first; TensorRT builds engines for minutes."""
 
 INSTALL_CURES: Final = MappingProxyType(
     {
@@ -135,7 +135,7 @@ def _fitting_variants(variants: Sequence[Variant], provider: str, wish: Wish) ->
 
 
 def runs_on(variant: Variant, provider: str) -> bool:
-    """Whether a variant is made for a provider; TensorRT, which knows standard operators alone, runs the portable one."""
+    """Whether a variant is made for a provider; TensorRT, which knows standard operators, runs the portable one."""
     if provider == TENSORRT_PROVIDER:
         return variant.target == PORTABLE
     return provider in variant.providers

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from poolgraph.errors import ProviderError, SessionError, TaskNotSupported
 from poolgraph.graphs.manifest import Graph, Variant
 from poolgraph.runtime.native_library import library_path
 from poolgraph.runtime.provider_libraries import explain_failure, preload_libraries
+from poolgraph.runtime.provider_options import DEFAULT_SETTINGS, ProviderRow, ProviderSettings, build_providers
 from poolgraph.runtime.providers import CPU_PROVIDER, INSTALL_CURES
 
 ERROR_SEVERITY: Final = 3
@@ -30,9 +31,6 @@ _OPTIMIZATION_LEVELS: Final = MappingProxyType(
         "all": "ORT_ENABLE_ALL",
     }
 )
-
-ProviderRow: TypeAlias = str | tuple[str, dict[str, str]]
-"""A provider's full name, with its options where it has any."""
 
 
 class Session(Protocol):
@@ -104,7 +102,7 @@ def open_session(
     if variant.operators is not None:
         register_operators(options)
     if provider != CPU_PROVIDER:
-        preload_libraries(onnxruntime)
+        preload_libraries()
     disabled = variant.session_options.get("disabled_optimizers", "")
     with mapped_errors(f"opening {path}"):
         session: Session = onnxruntime.InferenceSession(
@@ -178,13 +176,13 @@ class SessionPool:
         directory: The artifact's.
         variant: Whose graphs are opened.
         provider: Full name of the execution provider.
-        configure: Returns a graph's providers with their options; None for the provider alone.
+        settings: What its options depend on.
     """
 
     directory: Path
     variant: Variant
     provider: str
-    configure: Callable[[Graph], Sequence[ProviderRow]] | None = None
+    settings: ProviderSettings = DEFAULT_SETTINGS
     _sessions: dict[tuple[str, int], Session] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _closed: bool = field(default=False, init=False)
@@ -217,9 +215,12 @@ class SessionPool:
             if self._closed:
                 raise SessionError("the model is closed; load it again")
             if (family, threads) not in self._sessions:
-                rows = None if self.configure is None else self.configure(graph)
                 self._sessions[family, threads] = open_session(
-                    path, self.variant, threads, provider=self.provider, providers=rows
+                    path,
+                    self.variant,
+                    threads,
+                    provider=self.provider,
+                    providers=build_providers(self.provider, graph, self.settings),
                 )
             return self._sessions[family, threads]
 
