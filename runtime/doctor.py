@@ -13,11 +13,13 @@ from typing import Final
 from poolgraph import __version__
 from poolgraph.runtime.cache import cache_dir
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
-from poolgraph.runtime.providers import INSTALL_CURES, PROVIDER_NAMES
+from poolgraph.runtime.doctor_cuda import CudaReport, examine_cuda, format_cuda
+from poolgraph.runtime.provider_libraries import LIBRARIES, explain_failure, preload_libraries
+from poolgraph.runtime.providers import AUTOMATIC, CUDA_PROVIDER, INSTALL_CURES, PROVIDER_NAMES
 from poolgraph.runtime.threads import Parallelism, choose_parallelism
 
 PACKAGES: Final = ("numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "pyarrow", "torch", "transformers")
-EXTRAS: Final = ("cpu", "gpu", "files", "export")
+EXTRAS: Final = ("cpu", "gpu", "tensorrt", "files", "export")
 USEFUL_CPU_FEATURES: Final = (
     *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve"),
@@ -70,6 +72,7 @@ class DoctorReport:
         cpu: The processor.
         providers: The providers that ONNX Runtime lists, and those that poolgraph could use.
         provider: The provider that would be picked; None when none loads.
+        cuda: What CUDA needs, and the kernel that attention runs on.
         many_batches: Concurrent runs and threads on the CPU for many batches.
         one_batch: The same for a lone one.
         cache: The folder where exported checkpoints are kept.
@@ -83,6 +86,7 @@ class DoctorReport:
     cpu: CpuInfo
     providers: tuple[ProviderCheck, ...]
     provider: str | None
+    cuda: CudaReport
     many_batches: Parallelism
     one_batch: Parallelism
     cache: str
@@ -101,6 +105,7 @@ def examine(import_onnxruntime: Callable[[], ModuleType] | None = None) -> Docto
         cpu=cpu,
         providers=providers,
         provider=choose_provider(providers),
+        cuda=examine_cuda(cuda_loads=any(check.loads for check in providers if check.name == CUDA_PROVIDER)),
         many_batches=choose_parallelism(_MANY_BATCHES, cpu.num_cores),
         one_batch=choose_parallelism(1, cpu.num_cores),
         cache=str(cache_dir()),
@@ -115,6 +120,7 @@ def check_providers(import_onnxruntime: Callable[[], ModuleType]) -> tuple[Provi
     except Exception as error:
         reason = f"onnxruntime does not load: {_first_line(error)}"
         return tuple(ProviderCheck(name=name, loads=False, reason=reason) for name in PROVIDER_NAMES.values())
+    preload_libraries()
     absent = [name for name in PROVIDER_NAMES.values() if name not in listed]
     # A provider whose libraries are missing writes about it to stderr; the report says it once, in order.
     onnxruntime.set_default_logger_severity(_FATAL)
@@ -136,15 +142,16 @@ def _try_provider(onnxruntime: ModuleType, name: str) -> ProviderCheck:
         session = onnxruntime.InferenceSession(IDENTITY_MODEL, options, providers=[name], enable_fallback=False)
         loads = name in session.get_providers()
     except Exception as error:
-        return ProviderCheck(name=name, loads=False, reason=_first_line(error))
-    reason = "" if loads else "listed, but its libraries or its device are missing"
-    return ProviderCheck(name=name, loads=loads, reason=reason)
+        reason = explain_failure(name, str(error)) if name in LIBRARIES else _first_line(error)
+        return ProviderCheck(name=name, loads=False, reason=reason)
+    reason = explain_failure(name) if not loads and name in LIBRARIES else ""
+    return ProviderCheck(name=name, loads=loads, reason=reason or ("" if loads else "it fell back to another provider"))
 
 
 def choose_provider(providers: tuple[ProviderCheck, ...]) -> str | None:
     """Return the preferred provider among those that load."""
     loading = {check.name for check in providers if check.loads}
-    return next((name for name in PROVIDER_NAMES.values() if name in loading), None)
+    return next((name for name in AUTOMATIC if name in loading), None)
 
 
 def check_extra(name: str) -> ExtraCheck:
@@ -184,6 +191,9 @@ def format_doctor(report: DoctorReport) -> str:
             "",
             "Providers",
             *(f"  {_describe_provider(check)}" for check in report.providers),
+            "",
+            "CUDA",
+            *(f"  {line}" for line in format_cuda(report.cuda)),
             "",
             "Picked",
             *(f"  {line}" for line in _describe_pick(report)),

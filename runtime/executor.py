@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from poolgraph.errors import SessionError
 from poolgraph.graphs.manifest import Graph
+from poolgraph.runtime.buckets import Padding, PaddingCounter
 from poolgraph.runtime.pipeline import CallCounter, run_side_by_side
 from poolgraph.runtime.planner import Batch
 from poolgraph.runtime.runner import Runner
@@ -74,6 +75,15 @@ class Executor:
     threads: int | None
     tuning: Tuning
     _calls: CallCounter = field(default_factory=CallCounter, init=False)
+    _counter: PaddingCounter = field(default_factory=PaddingCounter, init=False)
+
+    @property
+    def padding(self) -> Padding:
+        """Tokens of texts and of padding that were computed so far."""
+        return self._counter.total
+
+    def close(self) -> None:
+        """Let go of nothing: the sessions are the pool's."""
 
     def run_sequence(
         self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None, first_index: int = 0
@@ -88,9 +98,7 @@ class Executor:
         answers = np.empty((len(encoded), self._width("sequence")), dtype=np.float32)
 
         def collect(batch: Batch, answer: NDArray[np.float32]) -> None:
-            finite = np.isfinite(answer).all(axis=1)
-            if not finite.all():
-                raise _not_finite(first_index + batch.indices[int(np.argmin(finite))])
+            check_finite(answer, batch.indices, first_index)
             answers[list(batch.indices)] = answer
 
         self._run(encoded, "sequence", collect, on_progress)
@@ -108,8 +116,7 @@ class Executor:
         def collect(batch: Batch, answer: NDArray[np.float32]) -> None:
             for row, index in enumerate(batch.indices):
                 rows = self.runner.token_rows(answer[row], encoded[index].num_tokens)
-                if not np.isfinite(rows).all():
-                    raise _not_finite(first_index + index)
+                check_finite(rows.reshape(1, -1), [index], first_index)
                 answers[index] = rows
 
         self._run(encoded, "token", collect, on_progress)
@@ -117,14 +124,16 @@ class Executor:
 
     def _run(self, encoded: Sequence[EncodedText], family: str, collect: Collect, on_progress: Progress | None) -> None:
         graph = self.sessions.graph(family)
-        report = _serialize(on_progress)
+        report = serialize_progress(on_progress)
         callers = self._calls.enter()
         try:
             plan = self._plan(encoded, callers)
             session = self.sessions.session(family, plan.threads)
 
             def run(batch: Batch) -> None:
-                collect(batch, self._run_batch(session, graph, [encoded[index] for index in batch.indices]))
+                texts = [encoded[index] for index in batch.indices]
+                collect(batch, self._run_batch(session, graph, texts))
+                self._counter.add(sum(text.num_tokens for text in texts), batch.num_tokens)
                 report(len(batch.indices))
 
             run_side_by_side(plan.batches, run, runs=plan.runs)
@@ -147,13 +156,26 @@ class Executor:
         raise SessionError(f"{graph.file} does not say how wide its output {graph.raw_output!r} is")
 
 
-def _not_finite(index: int) -> SessionError:
-    return SessionError(
-        f"the answer for text {index} holds NaN or infinity; run another precision, or export the checkpoint in fp32"
-    )
+def check_finite(answer: NDArray[np.float32], indices: Sequence[int], first_index: int) -> None:
+    """Check answers (num_texts, size) for NaN and infinity.
+
+    Args:
+        answer: A row a text.
+        indices: Which texts they are of.
+        first_index: What is added to an index in the message.
+
+    Raises:
+        SessionError: naming the first text at fault.
+    """
+    finite = np.isfinite(answer).all(axis=1)
+    if not finite.all():
+        raise SessionError(
+            f"the answer for text {first_index + indices[int(np.argmin(finite))]} holds NaN or infinity; "
+            "run another precision, or export the checkpoint in fp32"
+        )
 
 
-def _serialize(on_progress: Progress | None) -> Progress:
+def serialize_progress(on_progress: Progress | None) -> Progress:
     """Return a callback that worker threads may call at the same time."""
     if on_progress is None:
         return lambda _num_texts: None

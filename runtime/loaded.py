@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from poolgraph.errors import TaskNotSupported
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Manifest, Variant
+from poolgraph.runtime.bound_executor import BoundExecutor, WarmUp, build_bound_executor
+from poolgraph.runtime.buckets import Bucket, Padding
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.executor import Executor, Progress
-from poolgraph.runtime.loading import check_count, check_name, open_sessions, resolve_directory
+from poolgraph.runtime.loading import BucketWish, check_count, check_name, open_sessions, resolve_directory
 from poolgraph.runtime.pipeline import encode_windows
+from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.providers import CPU_PROVIDER, Wish, check_verified
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import SessionPool
@@ -39,7 +42,9 @@ class LoadedModel:
         tokenizer: The artifact's tokenizer.
     """
 
-    def __init__(self, *, path: Path, manifest: Manifest, sessions: SessionPool, executor: Executor) -> None:
+    def __init__(
+        self, *, path: Path, manifest: Manifest, sessions: SessionPool, executor: Executor | BoundExecutor
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.variant: Variant = sessions.variant
@@ -61,27 +66,40 @@ class LoadedModel:
         allow_unverified: bool = False,
         max_batch_tokens: int | None = None,
         tuning: Tuning | None = None,
+        buckets: str | Path | Sequence[Bucket] | None = None,
+        gpu_mem_limit: int | None = None,
+        cuda_graphs: bool = True,
+        on_warm_up: WarmUp | None = None,
     ) -> Self:
         """Load a model.
 
         Args:
             path: An artifact's directory; or a checkpoint folder or hub id, which is exported once into the cache.
-            provider: ``cpu``, ``cuda`` or an execution provider's full name; None takes the best that loads.
+            provider: ``cpu``, ``cuda``, ``tensorrt`` or an execution provider's full name; None takes CUDA where it
+                loads, else the CPU.
             precision: ``fp32``, ``int8`` and so on; None takes the first in the artifact's list.
             threads: Threads of a run; None takes those that ``poolgraph bench --tune`` stored beside the artifact for
                 this machine, else lets the number of batches decide.
             variant: Name of one variant of the artifact.
             fallback: Take another provider, with a warning, when the one asked for does not load.
             allow_unverified: Run a variant that verification never passed.
-            max_batch_tokens: Token budget of a batch; None takes the stored one, else 1,024.
+            max_batch_tokens: Token budget of a batch; None takes the stored one, else that of ``planner.py``; on a GPU
+                that of the largest bucket, where buckets are planned now.
             tuning: What is taken instead of the stored plan, whose file is then not read.
+            buckets: On a GPU, the shapes that run: a file of ``poolgraph plan``, or the buckets themselves; None takes
+                ``buckets.json`` beside the artifact, else plans them by the model's limit alone.
+            gpu_mem_limit: Bytes that each graph's arena may take of the GPU; None for all there are.
+            cuda_graphs: On a GPU, whether each bucket gets a CUDA graph.
+            on_warm_up: On a GPU, called while the model loads with the number of buckets that are warm, and of all.
 
         Raises:
             ArtifactError: the artifact is damaged, or has no such variant.
             ProviderError: the provider asked for does not load.
-            InputError: an argument of a wrong type, a count below 1, or a local path where no folder is.
+            InputError: an argument of a wrong type, a count below 1, a local path where no folder is, or buckets that
+                the variant cannot run in.
         """
-        for count, number in (("threads", threads), ("max_batch_tokens", max_batch_tokens)):
+        counts = (("threads", threads), ("max_batch_tokens", max_batch_tokens), ("gpu_mem_limit", gpu_mem_limit))
+        for count, number in counts:
             if number is not None:
                 check_count(count, number)
         for name, value in (("provider", provider), ("precision", precision), ("variant", variant)):
@@ -90,9 +108,16 @@ class LoadedModel:
         manifest = open_artifact(directory, allow_unfinished=allow_unverified)
         cpu = read_cpu_info()
         wish = Wish(provider=provider, precision=precision, variant=variant, fallback=fallback)
-        sessions = open_sessions(directory, manifest, wish, cpu)
+        bucket_wish = BucketWish(
+            buckets=buckets, max_batch_tokens=max_batch_tokens, gpu_mem_limit=gpu_mem_limit, cuda_graphs=cuda_graphs
+        )
+        sessions = open_sessions(directory, manifest, wish, cpu, bucket_wish)
         if not allow_unverified:
             check_verified(sessions.variant, directory)
+        if sessions.provider in BOUND_DEVICES:
+            bound = build_bound_executor(sessions, manifest)
+            bound.warm_up(next(iter(sessions.variant.graphs)), on_warm_up)
+            return cls(path=directory, manifest=manifest, sessions=sessions, executor=bound)
         if tuning is None:
             is_tuned = sessions.provider == CPU_PROVIDER and None in (threads, max_batch_tokens)
             tuning = load_tuning(directory, cpu, sessions.variant.name) if is_tuned else Tuning()
@@ -143,8 +168,14 @@ class LoadedModel:
         self._check_family("token")
         return self._executor.run_token(encoded, on_progress=on_progress)
 
+    @property
+    def padding(self) -> Padding:
+        """Tokens of texts and of padding that were computed so far, and in how many runs."""
+        return self._executor.padding
+
     def close(self) -> None:
         """Let go of the sessions and their memory."""
+        self._executor.close()
         self._sessions.close()
 
     def __enter__(self) -> Self:

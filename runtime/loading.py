@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 import warnings
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 
 from poolgraph.errors import InputError, ProviderError
 from poolgraph.graphs.artifact import is_artifact
 from poolgraph.graphs.manifest import Manifest
+from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS
+from poolgraph.runtime.bucket_file import load_buckets
+from poolgraph.runtime.bucket_planner import MAX_BUCKET_TOKENS, BucketBudget
+from poolgraph.runtime.buckets import Bucket
 from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.model_paths import check_model_path, is_checkpoint_dir, is_local_path
 from poolgraph.runtime.native_library import available_operators
-from poolgraph.runtime.providers import CPU_PROVIDER, Choice, Machine, Wish, choose_variant
+from poolgraph.runtime.provider_options import BOUND_DEVICES, BOUND_THREADS, TENSORRT_FOLDER, ProviderSettings
+from poolgraph.runtime.providers import CPU_PROVIDER, TENSORRT_PROVIDER, Choice, Machine, Wish, choose_variant
 from poolgraph.runtime.session import SessionPool, available_providers
 
 
@@ -61,18 +69,39 @@ def this_machine(cpu: CpuInfo) -> Machine:
     return Machine(providers=available_providers(), cpu_features=cpu.features, operators=available_operators())
 
 
-def open_sessions(directory: Path, manifest: Manifest, wish: Wish, cpu: CpuInfo) -> SessionPool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketWish:
+    """What the caller asked of providers that run in buckets.
+
+    Attributes:
+        buckets: A file, the buckets themselves, or None for those stored beside the artifact, else planned ones.
+        max_batch_tokens: Tokens of the largest planned bucket; None for the default.
+        gpu_mem_limit: Bytes that each session may take of the device; None for all there are.
+        cuda_graphs: Whether each bucket gets a CUDA graph.
+    """
+
+    buckets: str | Path | Sequence[Bucket] | None = None
+    max_batch_tokens: int | None = None
+    gpu_mem_limit: int | None = None
+    cuda_graphs: bool = True
+
+
+def open_sessions(
+    directory: Path, manifest: Manifest, wish: Wish, cpu: CpuInfo, bucket_wish: BucketWish | None = None
+) -> SessionPool:
     """Choose a variant and a provider; one that turns out not to load is passed over unless it was asked for.
 
     Raises:
         ProviderError: the provider asked for does not load.
         ArtifactError: the artifact has no such variant.
+        InputError: buckets that the variant cannot run in.
     """
     machine = this_machine(cpu)
     failure: ProviderError | None = None
     while True:
         choice = choose_variant(manifest, wish, machine)
-        sessions = SessionPool(directory=directory, variant=choice.variant, provider=choice.provider)
+        settings = resolve_settings(directory, manifest, choice, wish, bucket_wish or BucketWish())
+        sessions = SessionPool(directory=directory, variant=choice.variant, provider=choice.provider, settings=settings)
         try:
             _try_provider(sessions, cpu.num_cores)
         except ProviderError as error:
@@ -85,9 +114,52 @@ def open_sessions(directory: Path, manifest: Manifest, wish: Wish, cpu: CpuInfo)
         return sessions
 
 
+def resolve_settings(
+    directory: Path, manifest: Manifest, choice: Choice, wish: Wish, bucket_wish: BucketWish
+) -> ProviderSettings:
+    """Decide what the chosen provider is told; only those that run in buckets are told anything."""
+    layout = choice.variant.layout
+    if choice.provider not in BOUND_DEVICES or layout not in BOUND_LAYOUTS:
+        return ProviderSettings()
+    longest = manifest.limits.max_model_len
+    tokens = bucket_wish.max_batch_tokens
+    budget = BucketBudget(max_model_len=longest, max_batch_tokens=MAX_BUCKET_TOKENS if tokens is None else tokens)
+    is_tensorrt = choice.provider == TENSORRT_PROVIDER
+    return ProviderSettings(
+        buckets=load_buckets(bucket_wish.buckets, directory=directory, layout=layout, budget=budget),
+        uses_graphs=bucket_wish.cuda_graphs and not is_tensorrt,
+        gpu_mem_limit=bucket_wish.gpu_mem_limit,
+        cache_folder=tensorrt_folder(directory, manifest.source.content_hash) if is_tensorrt else None,
+        half=wish.precision != "fp32",
+    )
+
+
+def tensorrt_folder(directory: Path, content_hash: str) -> Path:
+    """Return the folder, made now, of TensorRT's engines: beside the artifact, in the cache where that is read-only.
+
+    Raises:
+        InputError: neither can be written to.
+    """
+    from poolgraph.runtime.cache import cache_dir
+
+    name = re.sub(r"[^\w.-]", "_", content_hash)
+    for folder in (directory / TENSORRT_FOLDER, cache_dir() / TENSORRT_FOLDER / name):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    raise InputError(
+        f"neither {directory} nor {cache_dir()} can be written to, and TensorRT keeps its engines there; copy the "
+        "artifact to where it is writable"
+    )
+
+
 def _try_provider(sessions: SessionPool, threads: int) -> None:
     """Open one session where the provider may fail to load; the CPU provider always does."""
     if sessions.provider != CPU_PROVIDER:
+        threads = BOUND_THREADS if sessions.provider in BOUND_DEVICES else threads
         sessions.session(next(iter(sessions.variant.graphs)), threads)
 
 

@@ -13,12 +13,21 @@ from poolgraph.runtime.cpu import has_cpu_features
 from poolgraph.runtime.native_library import has_operators
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
+CUDA_PROVIDER: Final = "CUDAExecutionProvider"
+TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
 
-PROVIDER_NAMES: Final = MappingProxyType({"cuda": "CUDAExecutionProvider", "cpu": CPU_PROVIDER})
-"""Short names, the fastest provider first."""
+PROVIDER_NAMES: Final = MappingProxyType({"cuda": CUDA_PROVIDER, "cpu": CPU_PROVIDER, "tensorrt": TENSORRT_PROVIDER})
+"""Short names."""
+
+AUTOMATIC: Final = (CUDA_PROVIDER, CPU_PROVIDER)
+"""What is tried where nobody asked for a provider, the fastest first; TensorRT builds engines for minutes."""
 
 INSTALL_CURES: Final = MappingProxyType(
-    {"CUDAExecutionProvider": "pip install poolgraph[gpu]", CPU_PROVIDER: "pip install poolgraph[cpu]"}
+    {
+        CUDA_PROVIDER: "pip install poolgraph[gpu]",
+        CPU_PROVIDER: "pip install poolgraph[cpu]",
+        TENSORRT_PROVIDER: "pip install poolgraph[tensorrt]",
+    }
 )
 
 PORTABLE: Final = "portable"
@@ -86,7 +95,7 @@ def choose_variant(manifest: Manifest, wish: Wish, machine: Machine) -> Choice:
         ArtifactError: the artifact has no such variant.
     """
     available = machine.providers
-    providers = list(PROVIDER_NAMES.values()) if wish.provider is None else [resolve_provider(wish.provider)]
+    providers = list(AUTOMATIC) if wish.provider is None else [resolve_provider(wish.provider)]
     variants = manifest.variants if wish.variant is None else (manifest.variant(wish.variant),)
     warning = None
     missing = [name for name in providers if name not in available]
@@ -94,7 +103,7 @@ def choose_variant(manifest: Manifest, wish: Wish, machine: Machine) -> Choice:
         warning = _explain_missing(missing[0], available)
         if not wish.fallback:
             raise ProviderError(warning)
-        providers = list(PROVIDER_NAMES.values())
+        providers = list(AUTOMATIC)
     for provider in (name for name in providers if name in available):
         fitting = _fitting_variants([v for v in variants if machine.runs(v)], provider, wish)
         if fitting:
@@ -117,11 +126,24 @@ def check_verified(variant: Variant, path: object) -> None:
 
 
 def _fitting_variants(variants: Sequence[Variant], provider: str, wish: Wish) -> list[Variant]:
-    runnable = [v for v in variants if provider in v.providers]
+    runnable = [v for v in variants if runs_on(v, provider)]
     if wish.variant is None:
         own = [variant for variant in runnable if variant.target != PORTABLE]
         runnable = own or runnable
-    return [v for v in runnable if wish.precision is None or v.precision == wish.precision]
+    precision = graph_precision(provider, wish.precision)
+    return [v for v in runnable if precision is None or v.precision == precision]
+
+
+def runs_on(variant: Variant, provider: str) -> bool:
+    """Whether a variant is made for a provider; TensorRT, which knows standard operators, runs the portable one."""
+    if provider == TENSORRT_PROVIDER:
+        return variant.target == PORTABLE
+    return provider in variant.providers
+
+
+def graph_precision(provider: str, precision: str | None) -> str | None:
+    """Return the precision of the graph that a wish is about: TensorRT makes fp16 of the graph in fp32 by itself."""
+    return "fp32" if provider == TENSORRT_PROVIDER and precision in (None, "fp16") else precision
 
 
 def _explain_passed_over(

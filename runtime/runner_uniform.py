@@ -24,10 +24,11 @@ def _stack_ids(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
 
 
 def _stack_token_types(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
-    return np.stack([_token_types(text) for text in texts])
+    return np.stack([token_types(text) for text in texts])
 
 
-def _token_types(text: EncodedText) -> NDArray[np.int64]:
+def token_types(text: EncodedText) -> NDArray[np.int64]:
+    """Return the token types of a text, zeros where the tokenizer gave none, (num_tokens,)."""
     return np.zeros_like(text.input_ids) if text.token_type_ids is None else text.token_type_ids
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from poolgraph.errors import ProviderError, SessionError, TaskNotSupported
 from poolgraph.graphs.manifest import Graph, Variant
 from poolgraph.runtime.native_library import library_path
-from poolgraph.runtime.providers import INSTALL_CURES
+from poolgraph.runtime.provider_libraries import explain_failure, preload_libraries
+from poolgraph.runtime.provider_options import DEFAULT_SETTINGS, ProviderRow, ProviderSettings, build_providers
+from poolgraph.runtime.providers import CPU_PROVIDER, INSTALL_CURES
 
 ERROR_SEVERITY: Final = 3
 
@@ -39,6 +41,15 @@ class Session(Protocol):
 
     def get_providers(self) -> list[str]:
         """Return the providers that loaded."""
+
+    def io_binding(self) -> Any:
+        """Return a new binding of inputs and outputs to buffers."""
+
+    def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
+        """Run the graph from and to the buffers of a binding."""
+
+    def release_captured_graph(self, graph_annotation_id: int = 0) -> None:
+        """Let go of the CUDA graph with this ``gpu_graph_id``."""
 
 
 def import_onnxruntime() -> ModuleType:
@@ -70,7 +81,9 @@ def mapped_errors(what: str) -> Iterator[None]:
         raise SessionError(f"{what} failed: {error}") from error
 
 
-def open_session(path: Path, variant: Variant, threads: int, *, provider: str) -> Session:
+def open_session(
+    path: Path, variant: Variant, threads: int, *, provider: str, providers: Sequence[ProviderRow] | None = None
+) -> Session:
     """Open an inference session over one graph.
 
     Args:
@@ -78,6 +91,7 @@ def open_session(path: Path, variant: Variant, threads: int, *, provider: str) -
         variant: The variant it belongs to, whose session options apply.
         threads: Threads of a run.
         provider: Full name of the execution provider.
+        providers: That provider and those for nodes that it leaves, with their options; None for it alone, without any.
 
     Raises:
         ProviderError: the provider did not load.
@@ -87,18 +101,21 @@ def open_session(path: Path, variant: Variant, threads: int, *, provider: str) -
     options = build_session_options(onnxruntime, variant.session_options, threads)
     if variant.operators is not None:
         register_operators(options)
+    if provider != CPU_PROVIDER:
+        preload_libraries()
     disabled = variant.session_options.get("disabled_optimizers", "")
     with mapped_errors(f"opening {path}"):
         session: Session = onnxruntime.InferenceSession(
             str(path),
             options,
-            providers=[provider],
+            providers=[provider] if providers is None else list(providers),
             disabled_optimizers=[name.strip() for name in disabled.split(",") if name.strip()],
         )
     if provider not in session.get_providers():
         raise ProviderError(
-            f"provider {provider} did not load, ONNX Runtime fell back to {session.get_providers()}; "
-            f"install it with `{INSTALL_CURES[provider]}`, choose another with provider=..., or pass fallback=True"
+            f"provider {provider} did not load, ONNX Runtime fell back to {session.get_providers()}: "
+            f"{explain_failure(provider)}. Install it with `{INSTALL_CURES[provider]}`, choose another with "
+            "provider=..., or pass fallback=True"
         )
     return session
 
@@ -154,11 +171,18 @@ class SessionPool:
     """The sessions of one variant, opened on first use: one a graph family and thread count.
 
     Each session packs its own copy of the weights, so few thread counts should be asked for.
+
+    Attributes:
+        directory: The artifact's.
+        variant: Whose graphs are opened.
+        provider: Full name of the execution provider.
+        settings: What its options depend on.
     """
 
     directory: Path
     variant: Variant
     provider: str
+    settings: ProviderSettings = DEFAULT_SETTINGS
     _sessions: dict[tuple[str, int], Session] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _closed: bool = field(default=False, init=False)
@@ -185,12 +209,19 @@ class SessionPool:
         found = self._sessions.get((family, threads))
         if found is not None:
             return found
-        path = self.directory / self.graph(family).file
+        graph = self.graph(family)
+        path = self.directory / graph.file
         with self._lock:
             if self._closed:
                 raise SessionError("the model is closed; load it again")
             if (family, threads) not in self._sessions:
-                self._sessions[family, threads] = open_session(path, self.variant, threads, provider=self.provider)
+                self._sessions[family, threads] = open_session(
+                    path,
+                    self.variant,
+                    threads,
+                    provider=self.provider,
+                    providers=build_providers(self.provider, graph, self.settings),
+                )
             return self._sessions[family, threads]
 
     def close(self) -> None:

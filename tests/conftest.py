@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,21 @@ from filelock import FileLock
 from poolgraph.graphs.artifact import is_artifact
 from poolgraph.runtime import session
 from poolgraph.runtime.cache import ExportRequest, run_export_process
+from poolgraph.runtime.doctor import check_providers
+from poolgraph.runtime.providers import CUDA_PROVIDER
+
+
+@cache
+def find_no_cuda() -> str | None:
+    """Why no session runs on CUDA here; None where one does."""
+    check = next(row for row in check_providers(session.import_onnxruntime) if row.name == CUDA_PROVIDER)
+    return None if check.loads else check.reason
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of a CUDA device where there is none, with the reason: ``pytest -m gpu`` runs them alone."""
+    if item.get_closest_marker("gpu") is not None and (reason := find_no_cuda()) is not None:
+        pytest.skip(f"{CUDA_PROVIDER} does not load: {reason}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,6 +24,7 @@ from poolgraph.runtime.doctor import (
     examine,
     format_doctor,
 )
+from poolgraph.runtime.doctor_cuda import CudaReport
 
 
 def fake_onnxruntime(listed, *, loading=(), failing=()):
@@ -89,13 +90,14 @@ def test_the_report_is_json():
     assert isinstance(decoded["cpu"]["num_cores"], int)
 
 
-def test_a_listed_provider_need_not_load():
+def test_a_listed_provider_need_not_load(monkeypatch):
+    monkeypatch.setattr(doctor, "explain_failure", lambda name, message="": f"{name} said {message[:30]!r}")
     listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     module = fake_onnxruntime(listed, failing=["TensorrtExecutionProvider"])
     checks = check_providers(lambda: module)
     assert [(check.name, check.loads) for check in checks] == [(name, name.startswith("CPU")) for name in listed]
-    assert checks[0].reason == "libcudnn.so.9: cannot open shared object file"
-    assert checks[1].reason == "listed, but its libraries or its device are missing"
+    assert checks[0].reason == "TensorrtExecutionProvider said 'libcudnn.so.9: cannot open sha'"
+    assert checks[1].reason == "CUDAExecutionProvider said ''"
     assert module.severities == [4, 2]
 
 
@@ -103,6 +105,16 @@ def test_the_best_provider_that_loads_is_picked():
     listed = ["CPUExecutionProvider", "CUDAExecutionProvider"]
     assert choose_provider(check_providers(lambda: fake_onnxruntime(listed, loading=listed))) == "CUDAExecutionProvider"
     assert choose_provider(check_providers(lambda: fake_onnxruntime(listed))) == "CPUExecutionProvider"
+
+
+def test_tensorrt_is_never_picked_by_itself():
+    listed = ["TensorrtExecutionProvider", "CPUExecutionProvider"]
+    assert choose_provider(check_providers(lambda: fake_onnxruntime(listed, loading=listed))) == "CPUExecutionProvider"
+
+
+def test_a_machine_without_cuda_is_told_so(monkeypatch):
+    monkeypatch.setattr(doctor, "examine_cuda", lambda cuda_loads: CudaReport(onnxruntime_cuda=None))
+    assert "CUDA\n  none: this onnxruntime was built without CUDA" in format_doctor(examine())
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'onnxruntime'"), OSError("libgomp.so.1")])

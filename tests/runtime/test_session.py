@@ -114,7 +114,7 @@ def test_available_providers_have_the_cpu():
 def test_sessions_open_on_first_use_and_once(monkeypatch, pool):
     opened = []
 
-    def slow_open(path, variant, threads, *, provider):
+    def slow_open(path, variant, threads, *, provider, providers):
         opened.append((path.name, threads))
         time.sleep(0.02)
         return object()

@@ -1,0 +1,321 @@
+"""Runs the graphs of one variant in buckets: bound buffers, CUDA graphs, one thread, answers in input order."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.errors import ArtifactError, SessionError
+from poolgraph.graphs.manifest import Manifest
+from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS, output_width
+from poolgraph.runtime.bound_slot import BoundSlot
+from poolgraph.runtime.bucket_assignment import assign_texts
+from poolgraph.runtime.buckets import Bucket, BucketBatch, Padding, PaddingCounter, halve_bucket
+from poolgraph.runtime.executor import Progress, check_finite, serialize_progress
+from poolgraph.runtime.provider_options import BOUND_DEVICES
+from poolgraph.runtime.session import SessionPool
+from poolgraph.runtime.slot_pool import SlotPool
+from poolgraph.runtime.tokenizer import EncodedText
+
+WarmUp: TypeAlias = Callable[[int, int], None]
+"""Called with the number of buckets that are warm and the number of all."""
+
+Collect: TypeAlias = Callable[[BucketBatch, Sequence[EncodedText], NDArray[np.float32]], None]
+
+_IN_FLIGHT: Final = 2
+"""Batches of a call that are staged or running: one runs while the next one is staged."""
+
+_NO_MEMORY: Final = (
+    "failed to allocate memory",
+    "out of memory",
+    "is smaller than requested bytes",
+    "status_alloc_failed",
+    "can't allocate memory",
+)
+"""What ONNX Runtime, CUDA and its libraries say when an allocation fails, in lower case."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Flight:
+    """A batch under way."""
+
+    batch: BucketBatch
+    texts: Sequence[EncodedText]
+    slot: BoundSlot
+    done: Future[None]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class BoundExecutor:
+    """Runs tokenized texts through a variant's graphs in buckets; safe to use from several threads.
+
+    Callers stage their batches and copy the answers out in threads of their own; all runs meet in one thread, since
+    CUDA graphs, and the plans of cuDNN, belong to the thread that made them.
+
+    Attributes:
+        sessions: The variant's sessions.
+        buckets: The planned shapes, largest first.
+        device: ``cuda``, or ``cpu`` for the same code in the processor's memory.
+        pad_token_id: The token of padding.
+        uses_graphs: Whether each planned bucket gets a CUDA graph.
+    """
+
+    sessions: SessionPool
+    buckets: tuple[Bucket, ...]
+    device: str
+    pad_token_id: int
+    uses_graphs: bool
+    _counter: PaddingCounter = field(default_factory=PaddingCounter, init=False)
+    _refused: set[Bucket] = field(default_factory=set, init=False)
+    _pools: dict[str, SlotPool] = field(default_factory=dict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _thread: ThreadPoolExecutor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="poolgraph-inference")
+
+    @property
+    def padding(self) -> Padding:
+        """Tokens of texts and of padding that were computed so far."""
+        return self._counter.total
+
+    def warm_up(self, family: str, on_warm_up: WarmUp | None = None) -> None:
+        """Make and run every planned bucket once, largest first, so that memory is allocated once.
+
+        Args:
+            family: The graph, ``sequence`` or ``token``.
+            on_warm_up: Told of each bucket.
+
+        Raises:
+            SessionError: ONNX Runtime failed; a bucket that no memory is left for is left out instead, with a warning.
+        """
+        pool = self._pool(family)
+        for done, bucket in enumerate(self.buckets, start=1):
+            try:
+                self._warm_bucket(pool, bucket)
+            except SessionError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._refuse(bucket, error)
+            if on_warm_up is not None:
+                on_warm_up(done, len(self.buckets))
+
+    def run_sequence(
+        self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None, first_index: int = 0
+    ) -> NDArray[np.float32]:
+        """Run the sequence graph; return its raw answers (num_texts, size) in input order.
+
+        Args:
+            encoded: Tokenized texts.
+            on_progress: Told of finished texts.
+            first_index: Index of the first text in the caller's own list, for messages.
+
+        Raises:
+            SessionError: ONNX Runtime failed, an answer is not finite, or no memory is left for a single text.
+        """
+        answers = np.empty((len(encoded), output_width(self.sessions.graph("sequence"))), dtype=np.float32)
+
+        def collect(batch: BucketBatch, texts: Sequence[EncodedText], answer: NDArray[np.float32]) -> None:
+            first = BOUND_LAYOUTS[batch.bucket.layout].first_row(batch.bucket, texts)
+            rows = answer[first : first + len(texts)]
+            check_finite(rows, batch.indices, first_index)
+            answers[list(batch.indices)] = rows
+
+        self._run(encoded, "sequence", collect, on_progress)
+        return answers
+
+    def run_token(
+        self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None, first_index: int = 0
+    ) -> list[NDArray[np.float32]]:
+        """Run the token graph; return its raw answers, one (num_tokens, size) a text, in input order.
+
+        Arguments and errors as of ``run_sequence``.
+        """
+        answers: list[NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(encoded)
+
+        def collect(batch: BucketBatch, texts: Sequence[EncodedText], answer: NDArray[np.float32]) -> None:
+            taken = BOUND_LAYOUTS[batch.bucket.layout].token_rows(answer, texts)
+            for index, rows in zip(batch.indices, taken, strict=True):
+                check_finite(rows.reshape(1, -1), [index], first_index)
+                answers[index] = rows.copy()
+
+        self._run(encoded, "token", collect, on_progress)
+        return answers
+
+    def close(self) -> None:
+        """Let go of buffers, CUDA graphs and the thread, once what is under way has ended; a later call is refused."""
+        self._thread.shutdown(wait=True)
+        self._pools.clear()
+
+    def _run(self, encoded: Sequence[EncodedText], family: str, collect: Collect, on_progress: Progress | None) -> None:
+        pool = self._pool(family)
+        report = serialize_progress(on_progress)
+        lengths = [text.num_tokens for text in encoded]
+        queue = deque(assign_texts(lengths, [bucket for bucket in self.buckets if bucket not in self._refused]))
+        flights: deque[_Flight] = deque()
+        try:
+            while queue or flights:
+                if queue and len(flights) < _IN_FLIGHT:
+                    flight = self._take_off(pool, queue, encoded, wait=not flights)
+                    if flight is not None:
+                        flights.append(flight)
+                        continue
+                if flights:
+                    self._land(pool, flights.popleft(), queue, collect, report)
+        finally:
+            self._abandon(pool, flights)
+
+    def _take_off(
+        self, pool: SlotPool, queue: deque[BucketBatch], encoded: Sequence[EncodedText], *, wait: bool
+    ) -> _Flight | None:
+        """Stage the next batch and queue its run; None if its bucket is in use, or was split for lack of memory."""
+        batch = queue[0]
+        texts = [encoded[index] for index in batch.indices]
+        slot = None
+        try:
+            slot = pool.acquire(batch.bucket, wait=wait)
+            if slot is None:
+                return None
+            slot.stage(texts)
+            done = self._submit(slot.run)
+        except BaseException as error:
+            if slot is not None:
+                pool.drop(slot)
+            self._split(queue.popleft(), texts, queue, error)
+            return None
+        queue.popleft()
+        return _Flight(batch=batch, texts=texts, slot=slot, done=done)
+
+    def _land(
+        self, pool: SlotPool, flight: _Flight, queue: deque[BucketBatch], collect: Collect, report: Progress
+    ) -> None:
+        """Wait for a batch and hand its answer on; put its halves into the queue if there was no memory for it."""
+        try:
+            flight.done.result()
+            answer = flight.slot.fetch()
+        except BaseException as error:
+            pool.drop(flight.slot)
+            self._split(flight.batch, flight.texts, queue, error)
+            return
+        pool.release(flight.slot)
+        self._counter.add(flight.batch.num_tokens, flight.batch.bucket.size)
+        collect(flight.batch, flight.texts, answer)
+        report(len(flight.texts))
+
+    def _abandon(self, pool: SlotPool, flights: Iterable[_Flight]) -> None:
+        """Wait for what is still under way when a call fails: its slots may be given to others only then."""
+        for flight in flights:
+            if flight.done.exception() is None:
+                pool.release(flight.slot)
+            else:
+                pool.drop(flight.slot)
+
+    def _split(
+        self, batch: BucketBatch, texts: Sequence[EncodedText], queue: deque[BucketBatch], error: BaseException
+    ) -> None:
+        """Put a batch that no memory was left for in front of the queue in smaller buckets; raise any other error."""
+        if not (isinstance(error, SessionError) and is_out_of_memory(error)):
+            raise error
+        lengths = [text.num_tokens for text in texts]
+        smaller = halve_bucket(batch.bucket, max(lengths))
+        if smaller.size >= batch.bucket.size:
+            raise SessionError(
+                f"no memory is left for a text of {max(lengths)} tokens ({error}); free memory of the device, raise "
+                "gpu_mem_limit, or load the model with fewer or smaller buckets"
+            ) from error
+        self._refuse(batch.bucket, error)
+        for part in reversed(assign_texts(lengths, [smaller])):
+            queue.appendleft(replace(part, indices=tuple(batch.indices[place] for place in part.indices)))
+
+    def _refuse(self, bucket: Bucket, error: Exception) -> None:
+        """Use a bucket no more: the next batch of it would fail too."""
+        with self._lock:
+            is_news = bucket in self.buckets and bucket not in self._refused
+            self._refused.add(bucket)
+        if is_news:
+            warnings.warn(
+                f"no memory is left for the bucket {bucket} ({error}). Smaller ones are used instead.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _pool(self, family: str) -> SlotPool:
+        graph = self.sessions.graph(family)
+        with self._lock:
+            if family not in self._pools:
+                session = self.sessions.session(family, 1)
+                self._pools[family] = SlotPool(
+                    build=lambda bucket, graph_id: BoundSlot(
+                        session=session,
+                        graph=graph,
+                        family=family,
+                        bucket=bucket,
+                        device=self.device,
+                        graph_id=graph_id,
+                        pad_token_id=self.pad_token_id,
+                    ),
+                    dispose=self._dispose,
+                    planned=frozenset(self.buckets),
+                    uses_graphs=self.uses_graphs,
+                )
+            return self._pools[family]
+
+    def _dispose(self, slot: BoundSlot) -> None:
+        if slot.captured:
+            self._submit(slot.release_graph).result()
+
+    def _warm_bucket(self, pool: SlotPool, bucket: Bucket) -> None:
+        slots: list[BoundSlot] = []
+        try:
+            for _ in range(pool.depth(bucket)):
+                slot = pool.acquire(bucket, wait=not slots)
+                if slot is not None:
+                    slots.append(slot)
+                    self._submit(slot.warm_up).result()
+        except BaseException:
+            for slot in slots:
+                pool.drop(slot)
+            raise
+        for slot in slots:
+            pool.release(slot)
+
+    def _submit(self, run: Callable[[], None]) -> Future[None]:
+        try:
+            return self._thread.submit(run)
+        except RuntimeError as error:
+            raise SessionError("the model is closed; load it again") from error
+
+
+def build_bound_executor(sessions: SessionPool, manifest: Manifest) -> BoundExecutor:
+    """Build the executor of a provider that runs in buckets.
+
+    Raises:
+        ArtifactError: a variant of a layout that no bucket has.
+    """
+    layout = sessions.variant.layout
+    if layout not in BOUND_LAYOUTS:
+        raise ArtifactError(
+            f"variant {sessions.variant.name!r} has the layout {layout!r}; on {sessions.provider} this poolgraph runs "
+            f"{sorted(BOUND_LAYOUTS)}"
+        )
+    return BoundExecutor(
+        sessions=sessions,
+        buckets=sessions.settings.buckets,
+        device=BOUND_DEVICES[sessions.provider],
+        pad_token_id=manifest.tokenization.pad_token_id,
+        uses_graphs=sessions.settings.uses_graphs,
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed."""
+    message = str(error).lower()
+    return any(words in message for words in _NO_MEMORY)

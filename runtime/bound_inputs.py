@@ -1,0 +1,207 @@
+"""What a bucket's inputs are: their shapes, and a batch of texts written into them. Pure numpy, one row a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.errors import ArtifactError
+from poolgraph.graphs.manifest import Graph, Tensor
+from poolgraph.runtime.buckets import Bucket
+from poolgraph.runtime.runner_uniform import attended_tokens, stack_prompt_lengths, token_types
+from poolgraph.runtime.tokenizer import EncodedText
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+"""The inputs of a bucket by name."""
+
+Rows: TypeAlias = NDArray[np.float32]
+
+CPU_INPUTS: Final = frozenset({"total_sequence_length"})
+"""Inputs that a kernel reads in the processor's memory, wherever the others are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundLayout:
+    """How batches of a layout are written into a bucket, and their answers taken apart.
+
+    Attributes:
+        shapes: By name of an input, its shape in a bucket.
+        fill: Writes texts into all the arrays given, over what was there; takes the bucket, the texts and the token of
+            padding.
+        first_row: Returns the row of the first text in a sequence graph's answer (batch_size, size); the others follow.
+        token_rows: Takes each text's rows (num_tokens, size) out of a token graph's answer.
+    """
+
+    shapes: Mapping[str, Callable[[Bucket], tuple[int, ...]]]
+    fill: Callable[[Arrays, Bucket, Sequence[EncodedText], int], None]
+    first_row: Callable[[Bucket, Sequence[EncodedText]], int]
+    token_rows: Callable[[Rows, Sequence[EncodedText]], list[Rows]]
+
+
+def build_arrays(graph: Graph, bucket: Bucket) -> dict[str, NDArray[Any]]:
+    """Build the inputs of a graph in a bucket, all zeros.
+
+    Raises:
+        ArtifactError: an input that no bucket of this layout has.
+    """
+    return {tensor.name: np.zeros(input_shape(tensor, bucket), dtype=tensor.dtype) for tensor in graph.inputs}
+
+
+def input_shape(tensor: Tensor, bucket: Bucket) -> tuple[int, ...]:
+    """Return the shape of a graph's input in a bucket.
+
+    Raises:
+        ArtifactError: an input that no bucket of this layout has.
+    """
+    shapes = BOUND_LAYOUTS[bucket.layout].shapes
+    if tensor.name not in shapes:
+        raise ArtifactError(
+            f"the graph has an input {tensor.name!r}; poolgraph fills {sorted(shapes)} in the {bucket.layout} layout"
+        )
+    return shapes[tensor.name](bucket)
+
+
+def output_shape(graph: Graph, family: str, bucket: Bucket) -> tuple[int, ...]:
+    """Return the shape of a graph's raw output in a bucket.
+
+    Raises:
+        ArtifactError: the manifest does not say how wide it is.
+    """
+    width = output_width(graph)
+    if family == "sequence":
+        return (bucket.batch_size, width)
+    return (bucket.size, width) if bucket.layout == "packed" else (bucket.batch_size, bucket.max_length, width)
+
+
+def output_width(graph: Graph) -> int:
+    """Return the last axis of a graph's raw output.
+
+    Raises:
+        ArtifactError: the manifest does not say.
+    """
+    for tensor in graph.outputs:
+        if tensor.name == graph.raw_output and isinstance(tensor.shape[-1], int):
+            return tensor.shape[-1]
+    raise ArtifactError(f"{graph.file} does not say how wide its output {graph.raw_output!r} is")
+
+
+def fill_padded(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pad_token_id: int) -> None:
+    """Write a text a row, padded on the right; rows that no text needs have one token, so that no mean is of none."""
+    places = np.zeros((bucket.batch_size, bucket.max_length), dtype=bool)
+    lengths = np.fromiter((text.num_tokens for text in texts), dtype=np.int64, count=len(texts))
+    places[: len(texts)] = np.arange(bucket.max_length) < lengths[:, None]
+    for name, array in arrays.items():
+        if name in _TOKENS:
+            array.fill(pad_token_id if name == "input_ids" else 0)
+            array[places] = _concatenate(name, texts)
+            if name in _MASKS:
+                array[len(texts) :, 0] = 1
+    _fill_others(arrays, texts, first_row=0)
+    if "total_sequence_length" in arrays:
+        arrays["total_sequence_length"][...] = bucket.max_length
+
+
+def fill_packed(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pad_token_id: int) -> None:
+    """Write texts end to end: texts of no token first, then the texts, then padding as texts of up to ``max_length``.
+
+    A text of no token begins and ends at 0, so that its first row lies inside, whichever rows are padding.
+    """
+    used = sum(text.num_tokens for text in texts)
+    for name, array in arrays.items():
+        if name in _TOKENS:
+            array[:used] = _concatenate(name, texts)
+            array[used:] = pad_token_id if name == "input_ids" else int(name in _MASKS)
+    first_row = first_packed_row(bucket, texts)
+    _fill_others(arrays, texts, first_row=first_row)
+    bounds = arrays["cu_seqlens"]
+    bounds[: first_row + 1] = 0
+    stop = first_row + 1 + len(texts)
+    bounds[first_row + 1 : stop] = np.cumsum([text.num_tokens for text in texts])
+    bounds[stop:] = np.minimum(used + bucket.max_length * np.arange(1, len(bounds) - stop + 1), bucket.size)
+
+
+def first_packed_row(bucket: Bucket, texts: Sequence[EncodedText]) -> int:
+    """Return the slot of the first text: before it stand as many of no token as are left over."""
+    used = sum(text.num_tokens for text in texts)
+    num_paddings = -(-(bucket.size - used) // bucket.max_length)
+    first = bucket.batch_size - len(texts) - num_paddings
+    assert used <= bucket.size
+    assert first >= 0
+    return first
+
+
+def _fill_others(arrays: Arrays, texts: Sequence[EncodedText], first_row: int) -> None:
+    if "prompt_length" in arrays:
+        arrays["prompt_length"].fill(0)
+        arrays["prompt_length"][first_row : first_row + len(texts)] = stack_prompt_lengths(texts)
+
+
+def _concatenate(name: str, texts: Sequence[EncodedText]) -> NDArray[np.int64]:
+    return np.concatenate([_TOKENS[name](text) for text in texts])
+
+
+_TOKENS: Final[Mapping[str, Callable[[EncodedText], NDArray[np.int64]]]] = MappingProxyType(
+    {
+        "input_ids": lambda text: text.input_ids,
+        "attention_mask": lambda text: np.ones_like(text.input_ids),
+        "attended_mask": attended_tokens,
+        "token_type_ids": token_types,
+    }
+)
+"""Inputs with a number a token, and each text's part of them, (num_tokens,)."""
+
+_MASKS: Final = frozenset({"attention_mask", "attended_mask"})
+
+
+def _padded_rows(answer: Rows, texts: Sequence[EncodedText]) -> list[Rows]:
+    return [answer[row, : text.num_tokens] for row, text in enumerate(texts)]
+
+
+def _packed_rows(answer: Rows, texts: Sequence[EncodedText]) -> list[Rows]:
+    stops = np.cumsum([text.num_tokens for text in texts]).tolist()
+    return [answer[stop - text.num_tokens : stop] for stop, text in zip(stops, texts, strict=True)]
+
+
+def _rows_of_tokens(bucket: Bucket) -> tuple[int, ...]:
+    return (bucket.batch_size, bucket.max_length)
+
+
+def _tokens(bucket: Bucket) -> tuple[int, ...]:
+    return (bucket.size,)
+
+
+def _texts(bucket: Bucket) -> tuple[int, ...]:
+    return (bucket.batch_size,)
+
+
+BOUND_LAYOUTS: Final[Mapping[str, BoundLayout]] = MappingProxyType(
+    {
+        "padded": BoundLayout(
+            shapes={
+                **dict.fromkeys(_TOKENS, _rows_of_tokens),
+                "prompt_length": _texts,
+                "total_sequence_length": lambda bucket: (),
+            },
+            fill=fill_padded,
+            first_row=lambda bucket, texts: 0,
+            token_rows=_padded_rows,
+        ),
+        "packed": BoundLayout(
+            shapes={
+                **{name: _tokens for name in _TOKENS if name != "attention_mask"},
+                "cu_seqlens": lambda bucket: (bucket.batch_size + 1,),
+                "token_offset": _rows_of_tokens,
+                "prompt_length": _texts,
+            },
+            fill=fill_packed,
+            first_row=first_packed_row,
+            token_rows=_packed_rows,
+        ),
+    }
+)
+"""The layouts that bound sessions run. ``token_offset`` stays zero: its shape tells the kernel the longest text."""

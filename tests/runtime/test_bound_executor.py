@@ -1,0 +1,337 @@
+"""Buckets on bound buffers: every text's own answer, from any batch, thread and device; the same code on both devices."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bound_graphs import SIZE, build_variant, random_texts, reference, reference_rows
+from devices import DEVICES
+from poolgraph.errors import SessionError
+from poolgraph.runtime import bound_slot
+from poolgraph.runtime.bound_executor import BoundExecutor, is_out_of_memory
+from poolgraph.runtime.bound_slot import NO_GRAPH, BoundSlot
+from poolgraph.runtime.bucket_planner import BucketBudget, plan_buckets
+from poolgraph.runtime.buckets import Bucket, packed_bucket
+from poolgraph.runtime.provider_options import ProviderSettings
+from poolgraph.runtime.session import SessionPool
+
+LAYOUTS = ("padded", "packed")
+BUCKETS = {
+    "padded": (
+        Bucket(max_length=32, batch_size=4),
+        Bucket(max_length=8, batch_size=16),
+        Bucket(max_length=32, batch_size=1),
+    ),
+    "packed": (packed_bucket(128, 32, 16), packed_bucket(32, 32, 4)),
+}
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bound")
+    return folder
+
+
+@pytest.fixture
+def make_executor(variants):
+    """Build executors, closed at the end."""
+    made = []
+
+    def make(layout, device, buckets=None, **changes):
+        provider, name = device
+        variant = build_variant(variants, layout, (provider,))
+        own = BUCKETS[layout] if buckets is None else buckets
+        uses_graphs = name == "cuda"
+        sessions = SessionPool(
+            directory=variants,
+            variant=variant,
+            provider=provider,
+            settings=ProviderSettings(buckets=own, uses_graphs=uses_graphs),
+        )
+        made.append(
+            BoundExecutor(
+                sessions=sessions, buckets=own, device=name, pad_token_id=0, **({"uses_graphs": uses_graphs} | changes)
+            )
+        )
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()
+
+
+def assert_answers(executor, texts):
+    found = executor.run_sequence(texts)
+    np.testing.assert_allclose(found, np.stack([reference(text) for text in texts]), atol=1e-5)
+    for rows, text in zip(executor.run_token(texts), texts, strict=True):
+        np.testing.assert_allclose(rows, reference_rows(text), atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "lengths",
+    [[1], [32], [8, 9], [32] * 9, [1] * 70, list(range(1, 33)), [40, 3, 33]],
+    ids=["one token", "the longest", "an edge", "many", "short", "ragged", "beyond all buckets"],
+)
+def test_answers_are_each_texts_own(make_executor, device, layout, lengths):
+    assert_answers(make_executor(layout, device), random_texts(lengths))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_buffers_are_used_again_without_a_trace(make_executor, device, layout):
+    executor = make_executor(layout, device)
+    for seed, lengths in enumerate([[32, 31, 30, 29], [5], [1, 1], [20, 7, 3], [32]]):
+        assert_answers(executor, random_texts(lengths, seed))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_planned_buckets_serve_texts_of_all_lengths(make_executor, layout):
+    buckets = plan_buckets(BucketBudget(max_model_len=32, max_graphs=6, max_batch_tokens=128), layout)
+    executor = make_executor(layout, ("CPUExecutionProvider", "cpu"), buckets)
+
+    @given(st.lists(st.integers(1, 32), min_size=1, max_size=40), st.integers(0, 9))
+    @settings(max_examples=25, deadline=None)
+    def check(lengths, seed):
+        assert_answers(executor, random_texts(lengths, seed))
+
+    check()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_real_and_padded_tokens_are_counted(make_executor, device, layout):
+    executor = make_executor(layout, device)
+    assert (executor.padding.real_tokens, executor.padding.runs) == (0, 0)
+    executor.warm_up("sequence")
+    assert executor.padding.runs == 0
+    executor.run_sequence(random_texts([30]))
+    assert (executor.padding.real_tokens, executor.padding.padded_tokens, executor.padding.runs) == (30, 2, 1)
+    executor.run_token(random_texts([32, 32, 32, 31]))
+    assert (executor.padding.real_tokens, executor.padding.padded_tokens, executor.padding.runs) == (157, 3, 2)
+
+
+def test_warm_up_runs_every_bucket_and_tells_of_each(make_executor, monkeypatch):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    ran, told = [], []
+    warm_up = BoundSlot.warm_up
+    monkeypatch.setattr(BoundSlot, "warm_up", lambda slot: ran.append((slot.bucket, threading.get_ident())) or warm_up(slot))
+    executor.warm_up("sequence", lambda done, total: told.append((done, total)))
+    assert [bucket for bucket, _ in ran] == [BUCKETS["padded"][0]] * 2 + [BUCKETS["padded"][1]] * 2 + [BUCKETS["padded"][2]]
+    assert len({thread for _, thread in ran}) == 1
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_calls_of_many_threads_meet_in_one(make_executor, monkeypatch, device, layout):
+    executor = make_executor(layout, device)
+    runners, overlaps, busy = set(), [], threading.Lock()
+    run = BoundSlot.run
+
+    def watched(slot):
+        runners.add(threading.get_ident())
+        overlaps.append(not busy.acquire(blocking=False))
+        try:
+            run(slot)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(BoundSlot, "run", watched)
+    failures = []
+
+    def call(seed):
+        try:
+            for step in range(3):
+                assert_answers(executor, random_texts([1 + (seed * 7 + step * 5 + i * 3) % 32 for i in range(30)], seed))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(runners) == 1
+    assert not any(overlaps)
+    assert runners != {threading.get_ident()}
+
+
+def test_the_next_batch_is_staged_while_one_runs(make_executor, monkeypatch):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    executor.warm_up("sequence")
+    staged = threading.Semaphore(0)
+    stage, run = BoundSlot.stage, BoundSlot.run
+    waits = []
+
+    def watched_stage(slot, texts):
+        stage(slot, texts)
+        staged.release()
+
+    def watched_run(slot):
+        if not waits:
+            staged.acquire()
+            waits.append(staged.acquire(timeout=10))  # the second batch, before the first run is over
+        run(slot)
+
+    monkeypatch.setattr(BoundSlot, "stage", watched_stage)
+    monkeypatch.setattr(BoundSlot, "run", watched_run)
+    assert_answers(executor, random_texts([32] * 8))
+    assert waits == [True]
+
+
+# --- graphs
+
+
+def test_planned_buckets_have_graphs_and_others_have_none(make_executor, monkeypatch):
+    seen = {}
+    make = BoundSlot.__post_init__
+    monkeypatch.setattr(BoundSlot, "__post_init__", lambda slot: seen.setdefault(slot.graph_id, slot.bucket) and make(slot))
+    released = []
+    monkeypatch.setattr(BoundSlot, "release_graph", lambda slot: released.append(slot.graph_id))
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"), uses_graphs=True)
+    executor.warm_up("sequence")
+    executor.run_sequence(random_texts([40, 48, 56, 64, 72, 80, 88, 96]))
+    assert sorted(seen) == [NO_GRAPH, 1, 2, 3, 4, 5]
+    assert seen[NO_GRAPH] not in executor.buckets
+    assert all(seen[graph_id] in executor.buckets for graph_id in range(1, 6))
+    pool = executor._pools["sequence"]
+    assert pool.num_slots <= pool.max_slots == 5 + 4
+    assert released == []
+
+
+def test_the_first_run_of_a_graph_is_alone_and_others_are_not(make_executor, monkeypatch):
+    gates = []
+
+    class Gate:
+        def __getattr__(self, name):
+            from contextlib import nullcontext
+
+            gates.append(name)
+            return lambda: nullcontext()
+
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"), uses_graphs=True)
+    executor.warm_up("sequence")
+    monkeypatch.setattr(bound_slot, "GATE", Gate())
+    executor.run_sequence(random_texts([3]))
+    assert "exclusive" not in gates
+    executor.run_token(random_texts([3]))
+    assert gates.count("exclusive") == 1
+
+
+# --- no memory
+
+
+def fail_on(monkeypatch, fails, message="Failed to allocate memory for requested buffer of size 1073741824"):
+    run = BoundSlot.run
+
+    def maybe(slot):
+        if fails(slot.bucket):
+            raise SessionError(message)
+        run(slot)
+
+    monkeypatch.setattr(BoundSlot, "run", maybe)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_that_no_memory_is_left_for_is_split(make_executor, monkeypatch, layout):
+    executor = make_executor(layout, ("CPUExecutionProvider", "cpu"))
+    tried = []
+    fail_on(monkeypatch, lambda bucket: tried.append(bucket) or bucket.size > 40)
+    texts = random_texts([32, 20, 17, 16, 9, 9, 9, 8, 2, 1])
+    with pytest.warns(UserWarning, match="no memory is left for the bucket"):
+        found = executor.run_sequence(texts)
+    np.testing.assert_allclose(found, np.stack([reference(text) for text in texts]), atol=1e-5)
+    failed = {bucket for bucket in tried if bucket.size > 40} & set(executor.buckets)
+    tried.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        executor.run_sequence(texts)
+    assert failed
+    assert not failed & set(tried), "they are not tried again"
+
+
+def test_a_warm_up_without_memory_leaves_the_bucket_out(make_executor, monkeypatch):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    fail_on(monkeypatch, lambda bucket: bucket == BUCKETS["padded"][0], "CUDA failure 2: out of memory")
+    with pytest.warns(UserWarning, match="no memory is left for the bucket 4x32"):
+        executor.warm_up("sequence")
+    monkeypatch.undo()
+    assert executor.run_sequence(random_texts([32] * 5)).shape == (5, SIZE)
+    assert executor.padding.runs == 5
+
+
+def test_no_memory_for_a_single_text_is_an_error_with_a_cure(make_executor, monkeypatch):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    fail_on(monkeypatch, lambda bucket: True)
+    with (
+        pytest.warns(UserWarning, match="no memory"),
+        pytest.raises(SessionError, match="no memory is left for a text of 9 tokens .*gpu_mem_limit"),
+    ):
+        executor.run_sequence(random_texts([9]))
+    monkeypatch.undo()
+    assert_answers(executor, random_texts([40]))
+
+
+def test_other_failures_end_the_call_and_leave_the_executor_usable(make_executor, monkeypatch):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    fail_on(monkeypatch, lambda bucket: bucket.max_length == 8, "CUDA failure 700: an illegal memory access")
+    with pytest.raises(SessionError, match="illegal memory access"):
+        executor.run_sequence(random_texts([32] * 9 + [3] * 40))
+    monkeypatch.undo()
+    assert_answers(executor, random_texts([32, 3, 3]))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("running x failed: [ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 12", True),
+        ("Available memory of 1 is smaller than requested bytes of 2", True),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", True),
+        ("CUDNN failure: CUDNN_STATUS_EXECUTION_FAILED", False),
+    ],
+)
+def test_messages_of_failed_allocations(message, expected):
+    assert is_out_of_memory(SessionError(message)) is expected
+
+
+# --- the rest
+
+
+def test_answers_that_are_not_finite_name_the_text(make_executor):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    texts = random_texts([3, 4, 5])
+    # No token takes part in the mean.
+    texts[1] = replace(texts[1], prompt_length=4)
+    with pytest.raises(SessionError, match="the answer for text 8 holds NaN"):
+        executor.run_sequence(texts, first_index=7)
+
+
+def test_progress_counts_every_text_once(make_executor):
+    told = []
+    make_executor("packed", ("CPUExecutionProvider", "cpu")).run_sequence(
+        random_texts([5] * 100), on_progress=told.append
+    )
+    assert sum(told) == 100
+
+
+def test_no_texts(make_executor):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    assert executor.run_sequence([]).shape == (0, SIZE)
+    assert executor.run_token([]) == []
+
+
+def test_a_closed_executor_refuses(make_executor):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    executor.close()
+    with pytest.raises(SessionError, match="the model is closed"):
+        executor.run_sequence(random_texts([3]))

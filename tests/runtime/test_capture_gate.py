@@ -1,0 +1,71 @@
+"""The gate: captures are alone, all else shares, and a capture that waits is not passed by."""
+
+from __future__ import annotations
+
+import threading
+
+from poolgraph.runtime.capture_gate import CaptureGate
+
+
+def start(run):
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_sharing_does_not_wait():
+    gate = CaptureGate()
+    inside = threading.Barrier(2, timeout=10)
+
+    def share():
+        with gate.shared():
+            inside.wait()
+
+    threads = [start(share), start(share)]
+    for thread in threads:
+        thread.join()
+    assert not inside.broken
+
+
+def test_a_capture_waits_for_all_and_all_wait_for_it():
+    gate = CaptureGate()
+    order, entered, leave, asked = [], threading.Event(), threading.Event(), threading.Event()
+
+    def share():
+        with gate.shared():
+            entered.set()
+            leave.wait(10)
+            order.append("shared")
+
+    def capture():
+        asked.set()
+        with gate.exclusive():
+            order.append("capture")
+
+    def late():
+        with gate.shared():
+            order.append("late")
+
+    threads = [start(share)]
+    entered.wait(10)
+    threads.append(start(capture))
+    asked.wait(10)
+    while gate._num_waiting == 0:
+        pass
+    threads.append(start(late))
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert order == ["shared", "capture", "late"]
+
+
+def test_an_error_inside_opens_the_gate():
+    gate = CaptureGate()
+    for block in (gate.exclusive, gate.shared):
+        try:
+            with block():
+                raise ValueError
+        except ValueError:
+            pass
+    with gate.exclusive():
+        pass
