@@ -109,6 +109,8 @@ class _Types:
     _floats: dict[ir.Value, bool] = field(default_factory=dict)
 
     def is_float(self, value: ir.Value) -> bool:
+        if value.name == "":  # an output that the node does not have
+            return False
         if value.dtype is not None:
             return value.dtype is FLOAT
         return self._floats.get(value, False)

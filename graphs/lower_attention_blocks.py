@@ -17,7 +17,7 @@ LEAST_BLOCK: Final = 128
 """Queries of a block at least: what fills a tile of the attention kernels."""
 
 UNSEEN: Final = -30000.0
-NO_TEXT_KEY, NO_TEXT_QUERY = -1, -2
+NO_TEXT_KEY, NO_TEXT_QUERY = -1.0, -2.0
 """Text numbers of what is added to fill blocks; no token sees them."""
 
 
@@ -33,8 +33,8 @@ def lower_packed_window(graph: ir.Graph, attention: AttentionNode) -> None:
     """
     tape, blocks = Tape(), _Blocks(graph, attention)
     graph.opset_imports[CONTRIB_DOMAIN] = 1
-    query = blocks.of_queries(tape, attention.query, 0.0)
-    key, value = (blocks.of_keys(tape, rows, 0.0) for rows in (attention.key, attention.value))
+    query = blocks.of_queries(tape, attention.query)
+    key, value = (blocks.of_keys(tape, rows) for rows in (attention.key, attention.value))
     attributes = {"num_heads": attention.num_heads, "scale": attention.scale}
     inputs = [query, key, value, None, None, blocks.bias(tape, attention)]
     rows = tape.op("MultiHeadAttention", inputs, attributes, domain=CONTRIB_DOMAIN)
@@ -67,25 +67,23 @@ class _Blocks:
         negated = tape.op("Neg", [self.length(tape)])
         return tape.op("Mod", [negated, self.constant([self.size])])
 
-    def _filled(self, tape: Tape, rows: ir.Value, margin: int, filling: float | int) -> ir.Value:
-        """Fill up the axis of tokens, behind one of size 1 where ``rows`` are float, and add ``margin`` on both sides."""
-        is_rows = isinstance(filling, float)
+    def _filled(self, tape: Tape, rows: ir.Value, margin: int, filling: float, *, is_rows: bool) -> ir.Value:
+        """Fill up the axis of tokens, behind one of size 1 where there is a row a token, and add ``margin`` around."""
         around = [self.constant([0])] if is_rows else []
         missing = tape.op("Add", [self._missing(tape), self.constant([margin])])
         pads = tape.op("Concat", [*around, self.constant([margin]), *around, *around, missing, *around], {"axis": 0})
-        name = f"filling_{filling}".replace("-", "m").replace(".", "p")
-        dtype = np.float32 if is_rows else np.int64
-        return tape.op("Pad", [rows, pads, add_constant(self.graph, name, np.array(filling, dtype=dtype))])
+        return tape.op("Pad", [rows, pads, self._number(filling)])
 
-    def of_queries(self, tape: Tape, rows: ir.Value, filling: float) -> ir.Value:
+    def of_queries(self, tape: Tape, rows: ir.Value) -> ir.Value:
         """Return (num_blocks, size of a block, hidden_size)."""
         width = int((dimensions(rows) or (0,))[-1])
-        return tape.op("Reshape", [self._filled(tape, rows, 0, filling), self.constant([-1, self.size, width])])
+        filled = self._filled(tape, rows, 0, 0.0, is_rows=True)
+        return tape.op("Reshape", [filled, self.constant([-1, self.size, width])])
 
-    def of_keys(self, tape: Tape, rows: ir.Value, filling: float) -> ir.Value:
+    def of_keys(self, tape: Tape, rows: ir.Value) -> ir.Value:
         """Return each block between its neighbours, (num_blocks, 3 * size of a block, hidden_size)."""
         width = int((dimensions(rows) or (0,))[-1])
-        filled = self._filled(tape, rows, self.size, filling)
+        filled = self._filled(tape, rows, self.size, 0.0, is_rows=True)
         return self._neighbours(tape, tape.op("Reshape", [filled, self.constant([-1, self.size, width])]))
 
     def _neighbours(self, tape: Tape, blocks: ir.Value) -> ir.Value:
@@ -96,26 +94,34 @@ class _Blocks:
 
     def bias(self, tape: Tape, attention: AttentionNode) -> ir.Value:
         """Return 0 for keys that a query sees, (num_blocks, 1, size of a block, 3 * size of a block)."""
-        text = text_of_tokens(self.graph, tape, attention)
-        same = tape.op("Equal", list(self._pair(tape, text, NO_TEXT_QUERY, NO_TEXT_KEY)))
-        length = tape.op("Squeeze", [self.length(tape)])
-        scalars = [add_constant(self.graph, f"index_{number}", np.array(number, dtype=np.int64)) for number in (0, 1)]
-        index = tape.op("Range", [scalars[0], length, scalars[1]])
-        queries, keys = self._pair(tape, index, 0, 0)
+        texts = self._pair(tape, text_of_tokens(self.graph, tape, attention), NO_TEXT_QUERY, NO_TEXT_KEY)
+        seen = tape.op("Equal", list(texts))
+        queries, keys = self._pair(tape, self._index(tape), 0.0, 0.0)
         distance = tape.op("Sub", [keys, queries])
-        seen = same
         for op_type, bound in (("GreaterOrEqual", -attention.left_window), ("LessOrEqual", attention.right_window)):
-            if (attention.left_window if op_type == "GreaterOrEqual" else attention.right_window) >= 0:
-                limit = add_constant(self.graph, f"index_{bound}".replace("-", "m"), np.array(bound, dtype=np.int64))
-                seen = tape.op("And", [seen, tape.op(op_type, [distance, limit])])
-        hidden = [
-            add_constant(self.graph, name, np.array(number, dtype=np.float32))
-            for name, number in (("seen_0", 0.0), ("unseen_m30000", UNSEEN))
-        ]
-        return tape.op("Unsqueeze", [tape.op("Where", [seen, *hidden]), self.constant([1])])
+            seen = tape.op("And", [seen, tape.op(op_type, [distance, self._number(float(bound))])])
+        window = tape.op("Where", [seen, self._number(0.0), self._number(UNSEEN)])
+        return tape.op("Unsqueeze", [window, self.constant([1])])
 
-    def _pair(self, tape: Tape, numbers: ir.Value, query: int, key: int) -> tuple[ir.Value, ir.Value]:
-        """Return one number a token, of queries as a column and of keys as a row of each block."""
-        queries = tape.op("Reshape", [self._filled(tape, numbers, 0, query), self.constant([-1, self.size, 1])])
-        filled = tape.op("Reshape", [self._filled(tape, numbers, self.size, key), self.constant([-1, self.size])])
-        return queries, tape.op("Unsqueeze", [self._neighbours(tape, filled), self.constant([1])])
+    def _index(self, tape: Tape) -> ir.Value:
+        """Return the index of each token, (num_tokens,)."""
+        bounds = [add_constant(self.graph, f"index_{number}", np.array(number, dtype=np.int64)) for number in (0, 1)]
+        return tape.op("Range", [bounds[0], tape.op("Squeeze", [self.length(tape)]), bounds[1]])
+
+    def _number(self, number: float) -> ir.Value:
+        name = f"number_{number:g}".replace("-", "m")
+        return add_constant(self.graph, name, np.array(number, dtype=np.float32))
+
+    def _pair(self, tape: Tape, numbers: ir.Value, query: float, key: float) -> tuple[ir.Value, ir.Value]:
+        """Return one number a token, of queries as a column and of keys as a row of each block.
+
+        As floats, exact below 16 million: CUDA's Pad takes no integers.
+        """
+        floats = tape.op("Cast", [numbers], {"to": ir.DataType.FLOAT})
+        column = self._filled(tape, floats, 0, query, is_rows=False)
+        rows = self._filled(tape, floats, self.size, key, is_rows=False)
+        blocks = tape.op("Reshape", [rows, self.constant([-1, self.size])])
+        return (
+            tape.op("Reshape", [column, self.constant([-1, self.size, 1])]),
+            tape.op("Unsqueeze", [self._neighbours(tape, blocks), self.constant([1])]),
+        )

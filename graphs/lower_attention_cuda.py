@@ -26,8 +26,9 @@ UNSEEN: Final = -30000.0
 """Added to the score of a key that a query does not see: within float16, and its exponential is 0."""
 
 TOTAL_LENGTH: Final = "total_sequence_length"
-TOKEN_OFFSET: Final = "token_offset"
-"""Inputs that kernels need beside the traced ones: a scalar in CPU memory; an array whose shape tells the longest text."""
+OFFSET: Final = "token_offset"
+"""Inputs that kernels need beside the traced ones: a scalar in CPU memory; an array that tells the longest text by its
+shape."""
 
 PADDED_AXES: Final = ("batch_size", "sequence_length")
 
@@ -64,6 +65,7 @@ def _has_packed_form(attention: AttentionNode) -> bool:
         attention.bias is None
         and not attention.softcap
         and not attention.is_causal
+        and (attention.left_window >= 0) == (attention.right_window >= 0)
         and attention.group_size == 1
         and attention.head_dim % HEAD_MULTIPLE == 0
     )
@@ -91,7 +93,7 @@ def _lower_packed(graph: ir.Graph, attention: AttentionNode) -> None:
     graph.opset_imports[CONTRIB_DOMAIN] = 1
     assert attention.cu_seqlens is not None
     bounds = tape.op("Cast", [attention.cu_seqlens], {"to": ir.DataType.INT32})
-    offset = _extra_input(graph, TOKEN_OFFSET, PADDED_AXES)
+    offset = _extra_input(graph, OFFSET, PADDED_AXES)
     rows = [_without_batch(graph, tape, value) for value in (attention.query, attention.key, attention.value)]
     attributes = {"num_heads": attention.num_heads, "scale": attention.scale}
     packed = tape.op("PackedMultiHeadAttention", [*rows, None, offset, bounds], attributes, domain=CONTRIB_DOMAIN)

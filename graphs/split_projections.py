@@ -44,8 +44,8 @@ class _Part:
 def split_projections(model: ir.Model) -> int:
     """Compute the parts of a merged product by products of their own.
 
-    On a GPU, taking a product apart is a copy of all its rows, as much traffic as half of the product; attention kernels
-    take query, key and value as three. Weights are cut lazily.
+    On a GPU, taking a product apart is a copy of all its rows; attention kernels take query, key and value as three.
+    Weights are cut lazily.
 
     Given:   %q, %k, %v = Split(Add(MatMul(%x, %W), %b), %sizes)
     Result:  %q = Add(MatMul(%x, %W[:, :size]), %b[:size]);  %k = ...;  %v = ...

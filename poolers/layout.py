@@ -303,11 +303,13 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def _first_index(mask: Tensor) -> Tensor:
-    """Return the index of each row's first 1, or 0: an arg-max without ArgMax, which ONNX Runtime lacks for int64."""
+    """Return the index of each row's first 1, or 0: as a maximum, for ONNX Runtime has no ArgMax of int64, and on CUDA
+    no minimum of it either.
+    """
     width = mask.shape[1]
-    index = torch.arange(width, device=mask.device).unsqueeze(0)
-    first = torch.where(mask > 0, index, width).amin(1)
-    return torch.where(first == width, 0, first)
+    from_end = width - torch.arange(width, device=mask.device).unsqueeze(0)
+    farthest = torch.where(mask > 0, from_end, 0).amax(1)
+    return torch.where(farthest == 0, 0, width - farthest)
 
 
 def _last_index(mask: Tensor) -> Tensor:

@@ -123,9 +123,13 @@ def test_warm_up_runs_every_bucket_and_tells_of_each(make_executor, monkeypatch)
     executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
     ran, told = [], []
     warm_up = BoundSlot.warm_up
-    monkeypatch.setattr(BoundSlot, "warm_up", lambda slot: ran.append((slot.bucket, threading.get_ident())) or warm_up(slot))
+    monkeypatch.setattr(
+        BoundSlot, "warm_up", lambda slot: ran.append((slot.bucket, threading.get_ident())) or warm_up(slot)
+    )
     executor.warm_up("sequence", lambda done, total: told.append((done, total)))
-    assert [bucket for bucket, _ in ran] == [BUCKETS["padded"][0]] * 2 + [BUCKETS["padded"][1]] * 2 + [BUCKETS["padded"][2]]
+    assert [bucket for bucket, _ in ran] == [BUCKETS["padded"][0]] * 2 + [BUCKETS["padded"][1]] * 2 + [
+        BUCKETS["padded"][2]
+    ]
     assert len({thread for _, thread in ran}) == 1
     assert told == [(1, 3), (2, 3), (3, 3)]
 
@@ -151,7 +155,9 @@ def test_calls_of_many_threads_meet_in_one(make_executor, monkeypatch, device, l
     def call(seed):
         try:
             for step in range(3):
-                assert_answers(executor, random_texts([1 + (seed * 7 + step * 5 + i * 3) % 32 for i in range(30)], seed))
+                assert_answers(
+                    executor, random_texts([1 + (seed * 7 + step * 5 + i * 3) % 32 for i in range(30)], seed)
+                )
         except BaseException as error:
             failures.append(error)
 
@@ -195,7 +201,9 @@ def test_the_next_batch_is_staged_while_one_runs(make_executor, monkeypatch):
 def test_planned_buckets_have_graphs_and_others_have_none(make_executor, monkeypatch):
     seen = {}
     make = BoundSlot.__post_init__
-    monkeypatch.setattr(BoundSlot, "__post_init__", lambda slot: seen.setdefault(slot.graph_id, slot.bucket) and make(slot))
+    monkeypatch.setattr(
+        BoundSlot, "__post_init__", lambda slot: seen.setdefault(slot.graph_id, slot.bucket) and make(slot)
+    )
     released = []
     monkeypatch.setattr(BoundSlot, "release_graph", lambda slot: released.append(slot.graph_id))
     executor = make_executor("padded", ("CPUExecutionProvider", "cpu"), uses_graphs=True)

@@ -249,7 +249,9 @@ def test_edges_pad_least(rows, spare):
     weights = np.array([[count, count * length] for length, count, _ in rows], dtype=np.int64)
 
     def padding(edges):
-        return sum(count * (next(lengths[e] for e in edges if lengths[e] >= length) - length) for length, count, _ in rows)
+        return sum(
+            count * (next(lengths[e] for e in edges if lengths[e] >= length) - length) for length, count, _ in rows
+        )
 
     last = len(lengths) - 1
     sets = [
