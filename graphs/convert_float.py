@@ -21,7 +21,9 @@ FLOAT: Final = ir.DataType.FLOAT
 HALF_TYPES: Mapping[str, ir.DataType] = MappingProxyType({"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16})
 """The types of the backbone's rows by precision."""
 
-PRECISE: Final = frozenset({"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Exp", "Log", "Cos", "Sin", "Scan"})
+PRECISE: Final = frozenset(
+    {"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Exp", "Log", "Cos", "Sin", "LinearAttention"}
+)
 """Operators that are computed in float32 wherever they stand: squares and sums soon leave float16's range."""
 
 _BOOLEAN: Final = frozenset({"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not"})

@@ -1,4 +1,4 @@
-"""Attention within a window over packed texts: blocks of queries, each against its own block of keys and its neighbours."""
+"""Attention within a window over packed texts: blocks of queries, each against its own keys and its neighbours'."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_atten
 from poolgraph.graphs.lower_attention_cuda import lower_attention_to_cuda
 from poolgraph.graphs.lower_attention_native import lower_attention_to_native
 from poolgraph.graphs.lower_scan import lower_selective_scan
+from poolgraph.graphs.lower_scan_cuda import fuse_causal_conv, lower_scan_to_linear_attention
 from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import Pass
@@ -178,12 +179,28 @@ _CUDA_PROJECTIONS: tuple[Pass, ...] = (
     fold_value_biases,
     remove_dead_nodes,
 )
-_CUDA_FUSIONS: tuple[Pass, ...] = (lower_selective_scan, remove_dead_nodes, fold_reshapes, fuse_gelu, fuse_skip_norms)
+_CUDA_FUSIONS: tuple[Pass, ...] = (
+    remove_dead_nodes,
+    fuse_causal_conv,
+    fold_reshapes,
+    fuse_gelu,
+    fuse_skip_norms,
+)
 
-CUDA_LOWERING: tuple[Pass, ...] = (*_CUDA_PROJECTIONS, lower_attention_to_cuda, *_CUDA_FUSIONS)
+CUDA_LOWERING: tuple[Pass, ...] = (
+    *_CUDA_PROJECTIONS,
+    lower_attention_to_cuda,
+    lower_scan_to_linear_attention,
+    *_CUDA_FUSIONS,
+)
 """What a GPU's graphs of any precision go through."""
 
-CUDA_PROBED: tuple[Pass, ...] = (*_CUDA_PROJECTIONS, lower_attention_to_standard, *_CUDA_FUSIONS)
+CUDA_PROBED: tuple[Pass, ...] = (
+    *_CUDA_PROJECTIONS,
+    lower_attention_to_standard,
+    lower_scan_to_linear_attention,
+    *_CUDA_FUSIONS,
+)
 """The same with attention that a CPU runs, under the same names: for measuring the range of values."""
 
 
