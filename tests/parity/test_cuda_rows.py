@@ -1,4 +1,4 @@
-"""Every row of the support table lowered for CUDA: in float32 and numpy the portable graph's answers, in both layouts."""
+"""Every row of the support table lowered for CUDA: in numpy's float32 the portable graph's answers, in both layouts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from support_rows import SUPPORT_ROWS
 
 TOLERANCE = 1e-5
 """Of the largest expected number."""
-
-SEMANTIC = "poolgraph"
 
 
 @pytest.mark.slow

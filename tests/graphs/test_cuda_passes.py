@@ -1,0 +1,274 @@
+"""The passes of GPU graphs on little graphs: what they rewrite, and that answers stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from cuda_operators import run_reference
+from little_graphs import (
+    ATTENTION,
+    SIZE,
+    X,
+    assert_close,
+    attention_model,
+    bare_attention,
+    build,
+    ops,
+    random,
+    run,
+    run_semantic,
+)
+
+from poolgraph.graphs.cleanup import remove_dead_nodes
+from poolgraph.graphs.convert_float import convert_floats, row_values
+from poolgraph.graphs.fold_attention_biases import drop_key_biases, fold_value_biases
+from poolgraph.graphs.fuse_gelu import fuse_gelu
+from poolgraph.graphs.fuse_rotary import MAX_LENGTH_NOTE, fuse_rotary
+from poolgraph.graphs.fuse_skip_norm import fuse_skip_norms
+from poolgraph.graphs.lower_attention_cuda import fits_packed, lower_attention_to_cuda
+from poolgraph.graphs.merge_projections import merge_projections
+from poolgraph.graphs.split_projections import split_projections
+
+ROWS = "float[batch_size,sequence_length,8]"
+
+
+def test_split_projections_undoes_merging() -> None:
+    model = attention_model()
+    expected = run_semantic(model, x=X)
+    merge_projections(model)
+    assert split_projections(model) == 1
+    remove_dead_nodes(model)
+    assert sorted(ops(model)) == ["Add"] * 3 + ["Attention"] + ["MatMul"] * 3 + ["Neg"]
+    assert_close(expected, run_semantic(model, x=X))
+    assert split_projections(model) == 0
+
+
+def test_split_projections_of_parts_along_an_axis() -> None:
+    weights = {"backbone__w": random(SIZE, 3 * SIZE), "shape": np.array([0, 0, 3, 2, 4])}
+    weights |= {f"c{number}": np.array([number]) for number in range(4)} | {"axis": np.array([2])}
+    parts = "".join(f"s{i} = Slice(r, c{i}, c{i + 1}, axis)  p{i} = Squeeze(s{i}, axis)  " for i in range(3))
+    text = f"""g ({ROWS} x) => (float[batch_size,sequence_length,2,4] y)
+    <float[batch_size,sequence_length,3,2,4] r, {", ".join(f"float[batch_size,sequence_length,2,4] p{i}" for i in range(3))}>
+    {{ m = MatMul(x, backbone__w)  r = Reshape(m, shape)  {parts} a = Sub(p0, p1)  y = Mul(a, p2) }}"""
+    model = build(text, **weights)
+    expected = run(model, x=X)
+    assert split_projections(model) == 1
+    remove_dead_nodes(model)
+    assert "Slice" not in ops(model)
+    assert ops(model).count("MatMul") == 3
+    assert_close(expected, run(model, x=X))
+
+
+def with_output_projection(attributes: str = "") -> ir.Model:
+    tail = "z = MatMul(rows, layer__out__weight)  y = Add(z, layer__out__bias)"
+    model = attention_model(replace=("y = Neg(rows)", tail))
+    text_weights = {"layer__out__weight": random(SIZE, SIZE, seed=40), "layer__out__bias": random(SIZE, seed=41)}
+    weights = {name.replace(".", "__"): it.const_value.numpy() for name, it in model.graph.initializers.items()}
+    text = ATTENTION.replace("INPUTS", "").replace("MORE", "").replace("y = Neg(rows)", tail)
+    return build(text.replace("scale=0.7", f"scale=0.7{attributes}"), **weights, **text_weights)
+
+
+def test_biases_of_key_and_value_need_no_pass_over_the_rows() -> None:
+    model = with_output_projection()
+    expected = run_semantic(model, x=X)
+    assert (drop_key_biases(model), fold_value_biases(model)) == (1, 1)
+    remove_dead_nodes(model)
+    assert ops(model).count("Add") == 2  # the query's, and the output's
+    assert_close(expected, run_semantic(model, x=X))
+    assert (drop_key_biases(model), fold_value_biases(model)) == (0, 0)
+
+
+def test_a_softcap_keeps_the_key_bias() -> None:
+    model = with_output_projection(", softcap=3.0")
+    assert drop_key_biases(model) == 0
+
+
+def test_a_bias_that_another_node_reads_stays() -> None:
+    model = attention_model(replace=("y = Neg(rows)", "s = Add(rows, v)  y = Add(s, k)"))
+    assert (drop_key_biases(model), fold_value_biases(model)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "fused"),
+    [
+        ("a = Add(x, b)  y = Gelu(a)", ["BiasGelu"]),
+        ('a = Add(x, b)  y = Gelu<approximate="tanh">(a)', ["FastGelu"]),
+        ('y = Gelu<approximate="tanh">(x)', ["FastGelu"]),
+        ("s = Sigmoid(x)  y = Mul(x, s)", ["QuickGelu"]),
+        ("s = Sigmoid(x)  y = Mul(s, x)", ["QuickGelu"]),
+    ],
+)
+def test_activations_become_one_operator(line: str, fused: list[str]) -> None:
+    weights = {"b": random(SIZE, seed=3)} if ", b)" in line else {}
+    model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {line} }}", **weights)
+    expected = run(model, x=X)
+    assert fuse_gelu(model) == 1
+    remove_dead_nodes(model)
+    assert ops(model) == fused
+    assert_close(expected, list(run_reference(model, {"x": X}).values()))
+    assert fuse_gelu(model) == 0
+
+
+def test_a_plain_gelu_stays() -> None:
+    model = build(f"g ({ROWS} x) => ({ROWS} y) {{ y = Gelu(x) }}")
+    assert fuse_gelu(model) == 0
+
+
+NORM = """g ({rows} x, {rows} r) => ({rows} y, {rows} z) <{rows} m, {rows} p, {rows} s, {rows} n>
+{{ m = MatMul(x, w)  p = Add(m, b)  s = Add(p, r)  n = {norm}  y = Neg(n)  z = {other} }}"""
+
+
+@pytest.mark.parametrize("other", ["Neg(s)", "Abs(n)"])
+@pytest.mark.parametrize(
+    ("norm", "fused"),
+    [
+        ("LayerNormalization<axis=-1, epsilon=1.0e-5>(s, gamma, beta)", "SkipLayerNormalization"),
+        ("LayerNormalization<axis=-1, epsilon=1.0e-5>(s, gamma)", "SkipLayerNormalization"),
+        ("SimplifiedLayerNormalization<axis=-1, epsilon=1.0e-6>(s, gamma)", "SkipSimplifiedLayerNormalization"),
+    ],
+)
+def test_residual_sums_become_a_part_of_norms(norm: str, fused: str, other: str) -> None:
+    weights = {"w": random(SIZE, SIZE, seed=1)}
+    vectors = ["b", "gamma", *(["beta"] if "beta" in norm else [])]
+    weights |= {name: random(SIZE, seed=seed) for seed, name in enumerate(vectors, 2)}
+    model = build(NORM.format(rows=ROWS, norm=norm, other=other), **weights)
+    feeds = {"x": X, "r": random(*X.shape, seed=9)}
+    expected = run(model, **feeds)
+    assert fuse_skip_norms(model) == 1
+    remove_dead_nodes(model)
+    assert ops(model)[:2] == ["MatMul", fused]
+    assert "Add" not in ops(model)
+    assert_close(expected, list(run_reference(model, feeds).values()))
+    assert fuse_skip_norms(model) == 0
+
+
+ROTARY = """g (float[batch_size,sequence_length,2,4] x, int64[batch_size,sequence_length] positions)
+  => (float[batch_size,sequence_length,8] y)
+<float[batch_size,2,sequence_length,4] h, float[batch_size,2,sequence_length,2] low,
+ float[batch_size,2,sequence_length,2] high, float[batch_size,sequence_length,1] spread>
+{
+  h = Transpose<perm=[0,2,1,3]>(x)
+  spread_int = Unsqueeze(positions, last)  spread = Cast<to=1>(spread_int)
+  angles = Mul(spread, frequencies)  both = Concat<axis=-1>(angles, angles)
+  c = Cos(both)  c1 = Mul(c, scaling)  c2 = Unsqueeze(c1, one)  s = Sin(both)  s1 = Mul(s, scaling)  s2 = Unsqueeze(s1, one)
+  low = Slice(h, zero, two, last)  high = Slice(h, two, four, last)  minus = Neg(high)  turned = Concat<axis=-1>(minus, low)
+  a = Mul(h, c2)  b = Mul(turned, s2)  sum = Add(a, b)  t = Transpose<perm=[0,2,1,3]>(sum)  y1 = Reshape(t, flat)
+  y = Neg(y1)
+}"""
+
+
+def rotary_model() -> ir.Model:
+    numbers = {"zero": [0], "one": [1], "two": [2], "four": [4], "last": [-1], "flat": [0, 0, 8]}
+    weights = {name: np.array(value, dtype=np.int64) for name, value in numbers.items()}
+    floats = {"frequencies": np.array([1.0, 0.01], np.float32), "scaling": np.array(1.25, np.float32)}
+    model = build(ROTARY, **weights, **floats)
+    for node in model.graph:
+        if node.outputs[0].name == "y1":
+            node.outputs[0].shape = ir.Shape(["batch_size", "sequence_length", 8])
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return model
+
+
+def test_rotary_embeddings_become_one_operator_with_tables() -> None:
+    model = rotary_model()
+    feeds = {"x": random(3, 5, 2, 4), "positions": np.arange(15).reshape(3, 5) % 7}
+    expected = run(model, **feeds)
+    assert fuse_rotary(model) == 0  # nothing says how long the tables are
+    model.metadata_props[MAX_LENGTH_NOTE] = "7"
+    assert fuse_rotary(model) == 1
+    remove_dead_nodes(model)
+    assert ops(model) == ["Reshape", "RotaryEmbedding", "Neg"]
+    tables = [it for name, it in model.graph.initializers.items() if name.startswith("rotary_")]
+    assert [tuple(table.shape) for table in tables] == [(7, 2), (7, 2)]
+    assert_close(expected, list(run_reference(model, feeds).values()))
+
+
+BACKBONE = """g (int64[batch_size,sequence_length] ids, int64[batch_size,sequence_length] mask)
+  => (float[batch_size,8] y)
+<float[batch_size,sequence_length,8] e, float[batch_size,sequence_length,8] h, float[batch_size,sequence_length,8] m,
+ float[batch_size,sequence_length,1] shown, float[batch_size,sequence_length,8] pool>
+{
+  e = Gather(backbone__table, ids)
+  wide = Unsqueeze(mask, last)  shown = Cast<to=1>(wide)
+  m = Mul(e, shown)
+  h = MatMul(m, backbone__w)
+  pool = Mul(h, shown)
+  y = ReduceSum<keepdims=0>(pool, middle)
+}"""
+
+
+def backbone_model() -> ir.Model:
+    axes = {"last": np.array([-1]), "middle": np.array([1])}
+    return build(BACKBONE, backbone__table=random(11, SIZE), backbone__w=random(SIZE, SIZE, seed=1), **axes)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", ir.DataType.FLOAT16), ("bf16", ir.DataType.BFLOAT16)])
+def test_the_backbone_is_in_16_bits_and_the_pooling_in_float32(precision: str, dtype: ir.DataType) -> None:
+    model = backbone_model()
+    feeds = {"ids": np.arange(10).reshape(2, 5), "mask": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
+    (expected,) = run(model, **feeds)
+    assert convert_floats(precision)(model) == 3
+    types = {str(node.outputs[0].name): node.outputs[0].dtype for node in model.graph}
+    assert [types[name] for name in ("e", "m", "h")] == [dtype] * 3
+    assert [types[name] for name in ("shown", "pool", "y")] == [ir.DataType.FLOAT] * 3
+    assert ops(model).count("Cast") == 3  # the mask's own, to 16 bits where it meets rows, and the rows to float32
+    (found,) = run_reference(model, feeds).values()
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.05)
+    assert not np.array_equal(found, expected)
+    assert convert_floats(precision)(model) == 0
+
+
+def test_values_that_leave_the_range_are_computed_in_float32() -> None:
+    model = backbone_model()
+    assert [value.name for value in row_values(model)] == ["e", "m", "h"]
+    convert_floats("fp16", ["m"])(model)
+    types = {str(node.outputs[0].name): node.outputs[0].dtype for node in model.graph}
+    assert (types["e"], types["m"], types["h"]) == (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def test_a_row_that_is_an_answer_is_returned_as_float32() -> None:
+    text = BACKBONE.replace("float[batch_size,8] y", "float[batch_size,sequence_length,8] h")
+    text = text.replace("float[batch_size,sequence_length,8] h, float[batch_size,sequence_length,8] m", f"{ROWS} m")
+    text = text[: text.index("  pool = ")] + "}"
+    model = build(text, backbone__table=random(11, SIZE), backbone__w=random(SIZE, SIZE, seed=1), last=np.array([-1]))
+    convert_floats("fp16")(model)
+    (output,) = model.graph.outputs
+    assert (output.name, output.dtype) == ("h", ir.DataType.FLOAT)
+
+
+def test_what_fits_packed_graphs() -> None:
+    def fits(**changes: object) -> bool:
+        sizes = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 8, **changes}
+        return fits_packed(bare_attention(str(sizes.pop("attributes", "")), **sizes))  # type: ignore[arg-type]
+
+    assert fits()
+    assert fits(inputs=("mask",))
+    assert fits(attributes=", left_window=4, right_window=4")
+    assert not fits(attributes=", left_window=4, right_window=-1")
+    assert not fits(attributes=", causal=1")
+    assert not fits(attributes=", softcap=2.0")
+    assert not fits(inputs=("bias",))
+    assert not fits(num_kv_heads=1)
+    assert not fits(head_dim=4)
+
+
+def test_the_forms_of_attention() -> None:
+    def form(inputs: tuple[str, ...] = ("mask",), attributes: str = "", **sizes: int) -> list[str]:
+        counts = {"num_heads": 4, "num_kv_heads": 4, "head_dim": 8, **sizes}
+        model = bare_attention(attributes, inputs=inputs, **counts)
+        assert lower_attention_to_cuda(model) == 1
+        kernels = [node.op_type for node in model.graph if node.domain == "com.microsoft"]
+        return kernels or ["standard"]
+
+    assert form() == ["MultiHeadAttention"]
+    assert form(("mask", "bias")) == ["MultiHeadAttention"]
+    assert form(attributes=", left_window=3, right_window=3") == ["MultiHeadAttention"]
+    assert form(attributes=", causal=1") == ["GroupQueryAttention"]
+    assert form(attributes=", causal=1, left_window=3") == ["GroupQueryAttention"]
+    assert form(attributes=", causal=1, softcap=5.0") == ["GroupQueryAttention"]
+    assert form(num_kv_heads=2) == ["GroupQueryAttention"]
+    assert form(num_kv_heads=2, attributes=", left_window=3, right_window=3") == ["MultiHeadAttention"]
+    assert form(attributes=", softcap=5.0") == ["standard"]
+    assert form(attributes=", causal=1", head_dim=4) == ["standard"]
