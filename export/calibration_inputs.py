@@ -1,4 +1,4 @@
-"""Calibration texts as a model reads them: tokens, pairs where it reads pairs, texts that say next to nothing, probes."""
+"""Calibration texts as a model reads them: tokens, pairs where it reads pairs, texts that say little, probes."""
 
 from __future__ import annotations
 

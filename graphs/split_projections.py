@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -75,7 +76,7 @@ def _split_parts(node: ir.Node) -> list[_Part]:
     bounds = np.cumsum([0, *sizes])
     return [
         _Part(int(start), int(stop), value, (int(stop - start),))
-        for start, stop, value in zip(bounds, bounds[1:], node.outputs, strict=False)
+        for (start, stop), value in zip(pairwise(bounds), node.outputs, strict=True)
     ]
 
 

@@ -303,8 +303,9 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def _first_index(mask: Tensor) -> Tensor:
-    """Return the index of each row's first 1, or 0: as a maximum, for ONNX Runtime has no ArgMax of int64, and on CUDA
-    no minimum of it either.
+    """Return the index of each row's first 1, or 0.
+
+    As a maximum: ONNX Runtime has no ArgMax of int64, and on CUDA no minimum of it either.
     """
     width = mask.shape[1]
     from_end = width - torch.arange(width, device=mask.device).unsqueeze(0)

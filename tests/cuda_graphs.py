@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class CudaGraphs:
         if self.family == "sequence":
             return list(answer[EMPTY_TEXTS : EMPTY_TEXTS + len(texts)])
         bounds = np.cumsum([0, *(len(text["input_ids"]) for text in texts)])
-        return [answer[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+        return [answer[start:stop] for start, stop in pairwise(bounds)]
 
     def _rows(self, answer: np.ndarray, texts: Sequence[Inputs]) -> list[np.ndarray]:
         if self.family == "sequence":
