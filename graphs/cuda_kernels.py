@@ -139,6 +139,7 @@ _BY_HOST_INPUTS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "Split": (_EVERY, (1,)),
     "Squeeze": (_EVERY, (1,)),
     "Tile": (f"{_FLOATS} int32 int64", (1,)),
+    "TopK": (f"{_NO_BFLOAT16} int8 int16 int32 int64 uint8", (1,)),
     "Trilu": (_EVERY, (1,)),
     "Unsqueeze": (_EVERY, (1,)),
 }
