@@ -17,7 +17,7 @@ from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Manifest, Variant
 from poolgraph.runtime.bound_executor import BoundExecutor, WarmUp, build_bound_executor
 from poolgraph.runtime.buckets import Bucket, Padding
-from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
 from poolgraph.runtime.executor import Executor, Progress
 from poolgraph.runtime.loading import BucketWish, check_count, check_name, open_sessions, resolve_directory
 from poolgraph.runtime.pipeline import encode_windows
@@ -98,10 +98,7 @@ class LoadedModel:
             InputError: an argument of a wrong type, a count below 1, a local path where no folder is, or buckets that
                 the variant cannot run in.
         """
-        counts = (("threads", threads), ("max_batch_tokens", max_batch_tokens), ("gpu_mem_limit", gpu_mem_limit))
-        for count, number in counts:
-            if number is not None:
-                check_count(count, number)
+        _check_counts(threads=threads, max_batch_tokens=max_batch_tokens, gpu_mem_limit=gpu_mem_limit)
         for name, value in (("provider", provider), ("precision", precision), ("variant", variant)):
             check_name(name, value)
         directory = resolve_directory(path)
@@ -114,22 +111,11 @@ class LoadedModel:
         sessions = open_sessions(directory, manifest, wish, cpu, bucket_wish)
         if not allow_unverified:
             check_verified(sessions.variant, directory)
+        executor: Executor | BoundExecutor
         if sessions.provider in BOUND_DEVICES:
-            bound = build_bound_executor(sessions, manifest)
-            bound.warm_up(next(iter(sessions.variant.graphs)), on_warm_up)
-            return cls(path=directory, manifest=manifest, sessions=sessions, executor=bound)
-        if tuning is None:
-            is_tuned = sessions.provider == CPU_PROVIDER and None in (threads, max_batch_tokens)
-            tuning = load_tuning(directory, cpu, sessions.variant.name) if is_tuned else Tuning()
-        if max_batch_tokens is not None:
-            tuning = replace(tuning, max_batch_tokens=max_batch_tokens)
-        executor = Executor(
-            sessions=sessions,
-            runner=build_runner(sessions.variant, manifest.tokenization),
-            cores=cpu.num_cores,
-            threads=threads,
-            tuning=tuning,
-        )
+            executor = _warm_executor(sessions, manifest, on_warm_up)
+        else:
+            executor = _cpu_executor(sessions, manifest, cpu, threads, max_batch_tokens, tuning)
         return cls(path=directory, manifest=manifest, sessions=sessions, executor=executor)
 
     def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
@@ -223,6 +209,45 @@ class LoadedModel:
                 f"variant {self.variant.name!r} has no {family} graph, only {sorted(self.variant.graphs)}; "
                 f"the artifact's tasks are {list(self.manifest.tasks)}"
             )
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, number in counts.items():
+        if number is not None:
+            check_count(name, number)
+
+
+def _warm_executor(sessions: SessionPool, manifest: Manifest, on_warm_up: WarmUp | None) -> BoundExecutor:
+    """Build the executor of a provider that runs in buckets, and run each bucket of the first graph once."""
+    executor = build_bound_executor(sessions, manifest)
+    try:
+        executor.warm_up(next(iter(sessions.variant.graphs)), on_warm_up)
+    except BaseException:
+        executor.close()
+        raise
+    return executor
+
+
+def _cpu_executor(
+    sessions: SessionPool,
+    manifest: Manifest,
+    cpu: CpuInfo,
+    threads: int | None,
+    max_batch_tokens: int | None,
+    tuning: Tuning | None,
+) -> Executor:
+    if tuning is None:
+        is_tuned = sessions.provider == CPU_PROVIDER and None in (threads, max_batch_tokens)
+        tuning = load_tuning(sessions.directory, cpu, sessions.variant.name) if is_tuned else Tuning()
+    if max_batch_tokens is not None:
+        tuning = replace(tuning, max_batch_tokens=max_batch_tokens)
+    return Executor(
+        sessions=sessions,
+        runner=build_runner(sessions.variant, manifest.tokenization),
+        cores=cpu.num_cores,
+        threads=threads,
+        tuning=tuning,
+    )
 
 
 def count_cut(encoded: Sequence[EncodedText]) -> int:

@@ -1,4 +1,4 @@
-"""Buckets on bound buffers: every text's own answer, from any batch, thread and device; the same code on both devices."""
+"""Buckets on bound buffers: every text's own answer, from any batch and thread; the same code on both devices."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from bound_graphs import SIZE, build_variant, random_texts, reference, reference_rows
+from devices import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bound_graphs import SIZE, build_variant, random_texts, reference, reference_rows
-from devices import DEVICES
 from poolgraph.errors import SessionError
 from poolgraph.runtime import bound_slot
 from poolgraph.runtime.bound_executor import BoundExecutor, is_out_of_memory
@@ -35,8 +35,7 @@ BUCKETS = {
 
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bound")
-    return folder
+    return tmp_path_factory.mktemp("bound")
 
 
 @pytest.fixture
@@ -123,9 +122,13 @@ def test_warm_up_runs_every_bucket_and_tells_of_each(make_executor, monkeypatch)
     executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
     ran, told = [], []
     warm_up = BoundSlot.warm_up
-    monkeypatch.setattr(BoundSlot, "warm_up", lambda slot: ran.append((slot.bucket, threading.get_ident())) or warm_up(slot))
+    monkeypatch.setattr(
+        BoundSlot, "warm_up", lambda slot: ran.append((slot.bucket, threading.get_ident())) or warm_up(slot)
+    )
     executor.warm_up("sequence", lambda done, total: told.append((done, total)))
-    assert [bucket for bucket, _ in ran] == [BUCKETS["padded"][0]] * 2 + [BUCKETS["padded"][1]] * 2 + [BUCKETS["padded"][2]]
+    assert [bucket for bucket, _ in ran] == [BUCKETS["padded"][0]] * 2 + [BUCKETS["padded"][1]] * 2 + [
+        BUCKETS["padded"][2]
+    ]
     assert len({thread for _, thread in ran}) == 1
     assert told == [(1, 3), (2, 3), (3, 3)]
 
@@ -151,7 +154,9 @@ def test_calls_of_many_threads_meet_in_one(make_executor, monkeypatch, device, l
     def call(seed):
         try:
             for step in range(3):
-                assert_answers(executor, random_texts([1 + (seed * 7 + step * 5 + i * 3) % 32 for i in range(30)], seed))
+                assert_answers(
+                    executor, random_texts([1 + (seed * 7 + step * 5 + i * 3) % 32 for i in range(30)], seed)
+                )
         except BaseException as error:
             failures.append(error)
 
@@ -195,7 +200,9 @@ def test_the_next_batch_is_staged_while_one_runs(make_executor, monkeypatch):
 def test_planned_buckets_have_graphs_and_others_have_none(make_executor, monkeypatch):
     seen = {}
     make = BoundSlot.__post_init__
-    monkeypatch.setattr(BoundSlot, "__post_init__", lambda slot: seen.setdefault(slot.graph_id, slot.bucket) and make(slot))
+    monkeypatch.setattr(
+        BoundSlot, "__post_init__", lambda slot: seen.setdefault(slot.graph_id, slot.bucket) and make(slot)
+    )
     released = []
     monkeypatch.setattr(BoundSlot, "release_graph", lambda slot: released.append(slot.graph_id))
     executor = make_executor("padded", ("CPUExecutionProvider", "cpu"), uses_graphs=True)
@@ -217,7 +224,7 @@ def test_the_first_run_of_a_graph_is_alone_and_others_are_not(make_executor, mon
             from contextlib import nullcontext
 
             gates.append(name)
-            return lambda: nullcontext()
+            return nullcontext
 
     executor = make_executor("padded", ("CPUExecutionProvider", "cpu"), uses_graphs=True)
     executor.warm_up("sequence")
@@ -275,7 +282,7 @@ def test_no_memory_for_a_single_text_is_an_error_with_a_cure(make_executor, monk
     fail_on(monkeypatch, lambda bucket: True)
     with (
         pytest.warns(UserWarning, match="no memory"),
-        pytest.raises(SessionError, match="no memory is left for a text of 9 tokens .*gpu_mem_limit"),
+        pytest.raises(SessionError, match=r"no memory is left for a text of 9 tokens .*gpu_mem_limit"),
     ):
         executor.run_sequence(random_texts([9]))
     monkeypatch.undo()

@@ -86,7 +86,9 @@ def test_the_budget_of_tokens_is_that_of_the_largest_planned_bucket(bound):
 
 
 def test_a_layout_that_no_bucket_has(bound):
-    with pytest.raises(ArtifactError, match=r"'cpu_fp32' has the layout 'uniform'; on CPU.* runs \['packed', 'padded'\]"):
+    with pytest.raises(
+        ArtifactError, match=r"'cpu_fp32' has the layout 'uniform'; on CPU.* runs \['packed', 'padded'\]"
+    ):
         PoolingModel.load(bound, variant="cpu_fp32")
 
 

@@ -244,12 +244,14 @@ def test_plans_keep_to_their_budget_and_take_every_text(layout):
 def test_edges_pad_least(rows, spare):
     """Against every set of edges there is."""
     rows = sorted({length: (length, count, graphs) for length, count, graphs in rows}.values())
-    lengths, counts, graphs = (list(column) for column in zip(*rows, strict=True))
+    lengths, _, graphs = (list(column) for column in zip(*rows, strict=True))
     max_graphs = graphs[-1] + spare
     weights = np.array([[count, count * length] for length, count, _ in rows], dtype=np.int64)
 
     def padding(edges):
-        return sum(count * (next(lengths[e] for e in edges if lengths[e] >= length) - length) for length, count, _ in rows)
+        return sum(
+            count * (next(lengths[e] for e in edges if lengths[e] >= length) - length) for length, count, _ in rows
+        )
 
     last = len(lengths) - 1
     sets = [

@@ -26,7 +26,12 @@ def explain(provider, *missing, cuda_version="13.0", message=""):
     ("provider", "missing", "version", "expected"),
     [
         (CUDA, "libcuda.so.1", "13.0", "libcuda.so.1 (NVIDIA's driver) is missing: install NVIDIA's driver"),
-        (CUDA, "libcudart.so.13", "13.0", "libcudart.so.13 (the CUDA 13 runtime) is missing: pip install poolgraph[gpu]"),
+        (
+            CUDA,
+            "libcudart.so.13",
+            "13.0",
+            "libcudart.so.13 (the CUDA 13 runtime) is missing: pip install poolgraph[gpu]",
+        ),
         (CUDA, "libcublas.so.12", "12.8", "libcublas.so.12 (cuBLAS for CUDA 12) is missing"),
         (TENSORRT, "libnvinfer.so.10", "13.0", "(TensorRT 10) is missing: pip install poolgraph[tensorrt]"),
         (TENSORRT, "libcublasLt.so.13", "13.0", "libcublasLt.so.13 (cuBLASLt for CUDA 13) is missing"),
