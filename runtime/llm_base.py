@@ -14,6 +14,7 @@ from typing import Any
 from poolgraph.config import PoolerConfig, parse_pooler_config
 from poolgraph.errors import InputError
 from poolgraph.graphs.artifact import is_artifact
+from poolgraph.progress import print_warm_up
 from poolgraph.runtime.buckets import Bucket
 from poolgraph.runtime.cache import cache_dir, resolve_artifact
 from poolgraph.runtime.embeddings import check_dimensions
@@ -66,7 +67,13 @@ class LoadedLLM:
             trust_remote_code=trust_remote_code,
         )
         artifact = resolve_artifact(model, revision=revision, options=options, on_line=_show_line)
-        loaded = PoolingModel.load(artifact, precision=precision, buckets=buckets, cuda_graphs=not enforce_eager)
+        loaded = PoolingModel.load(
+            artifact,
+            precision=precision,
+            buckets=buckets,
+            cuda_graphs=not enforce_eager,
+            on_warm_up=print_warm_up(sys.stderr),
+        )
         if is_compiled:
             check_hf_overrides(hf_overrides, loaded.manifest)
         self._runner = _build_runner(str(model), loaded, config, hf_overrides, max_model_len)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from poolgraph.runtime.texts import resolve_texts, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.runtime.tuning import Tuning, load_tuning
 from poolgraph.tasks import TASK_FAMILY
+
+FIRST_BOUND_WINDOW: Final = 512
+"""A GPU answers a window in the time that the next one of twice as many texts is tokenized in, or sooner."""
 
 
 class LoadedModel:
@@ -83,8 +86,7 @@ class LoadedModel:
             variant: Name of one variant of the artifact.
             fallback: Take another provider, with a warning, when the one asked for does not load.
             allow_unverified: Run a variant that verification never passed.
-            max_batch_tokens: Token budget of a batch; None takes the stored one, else that of ``planner.py``; on a GPU
-                that of the largest bucket, where buckets are planned now.
+            max_batch_tokens: Token budget of a batch, on a GPU of a planned bucket; None takes the stored or default one.
             tuning: What is taken instead of the stored plan, whose file is then not read.
             buckets: On a GPU, the shapes that run: a file of ``poolgraph plan``, or the buckets themselves; None takes
                 ``buckets.json`` beside the artifact, else plans them by the model's limit alone.
@@ -95,8 +97,7 @@ class LoadedModel:
         Raises:
             ArtifactError: the artifact is damaged, or has no such variant.
             ProviderError: the provider asked for does not load.
-            InputError: an argument of a wrong type, a count below 1, a local path where no folder is, or buckets that
-                the variant cannot run in.
+            InputError: an argument of a wrong type, a count below 1, no folder, or buckets of another layout.
         """
         _check_counts(threads=threads, max_batch_tokens=max_batch_tokens, gpu_mem_limit=gpu_mem_limit)
         for name, value in (("provider", provider), ("precision", precision), ("variant", variant)):
@@ -111,11 +112,11 @@ class LoadedModel:
         sessions = open_sessions(directory, manifest, wish, cpu, bucket_wish)
         if not allow_unverified:
             check_verified(sessions.variant, directory)
-        executor: Executor | BoundExecutor
-        if sessions.provider in BOUND_DEVICES:
-            executor = _warm_executor(sessions, manifest, on_warm_up)
-        else:
-            executor = _cpu_executor(sessions, manifest, cpu, threads, max_batch_tokens, tuning)
+        executor = (
+            _warm_executor(sessions, manifest, on_warm_up)
+            if sessions.provider in BOUND_DEVICES
+            else _cpu_executor(sessions, manifest, cpu, threads, max_batch_tokens, tuning)
+        )
         return cls(path=directory, manifest=manifest, sessions=sessions, executor=executor)
 
     def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
@@ -155,6 +156,11 @@ class LoadedModel:
         return self._executor.run_token(encoded, on_progress=on_progress)
 
     @property
+    def first_window(self) -> int | None:
+        """Texts that are tokenized before the first run of a call; None for as many as a window has."""
+        return FIRST_BOUND_WINDOW if isinstance(self._executor, BoundExecutor) else None
+
+    @property
     def padding(self) -> Padding:
         """Tokens of texts and of padding that were computed so far, and in how many runs."""
         return self._executor.padding
@@ -189,7 +195,7 @@ class LoadedModel:
                 window, prompt=prompt, truncate_to=truncate_to, first_index=offset + first_index
             )
 
-        yield from encode_windows(texts, encode)
+        yield from encode_windows(texts, encode, self.first_window)
 
     def check_task(self, task: str) -> None:
         """Check that the artifact answers a pooling task and that the variant has the graph for it.

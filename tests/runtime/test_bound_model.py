@@ -85,6 +85,17 @@ def test_the_budget_of_tokens_is_that_of_the_largest_planned_bucket(bound):
         load(bound, "padded", gpu_mem_limit=0)
 
 
+def test_the_first_window_is_short_where_running_is_faster_than_tokenizing(bound, artifact, monkeypatch):
+    seen = []
+    with load(bound, "padded") as model:
+        encode = model.tokenizer.encode
+        monkeypatch.setattr(
+            model.tokenizer, "encode", lambda texts, **rest: seen.append(len(texts)) or encode(texts, **rest)
+        )
+        assert model.embed(["w1"] * 1600).shape == (1600, 8)
+    assert seen == [512, 1024, 64]
+
+
 def test_a_layout_that_no_bucket_has(bound):
     with pytest.raises(
         ArtifactError, match=r"'cpu_fp32' has the layout 'uniform'; on CPU.* runs \['packed', 'padded'\]"

@@ -73,6 +73,14 @@ def test_buckets_of_another_layout(tmp_path):
         load(PADDED, tmp_path, "packed")
 
 
+def test_a_stored_file_is_no_link_out_of_the_artifact(tmp_path):
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "b.json").write_bytes(encode_buckets(PADDED))
+    (tmp_path / "artifact" / "buckets.json").symlink_to(tmp_path / "b.json")
+    with pytest.warns(UserWarning, match="a link that leaves the artifact"):
+        assert load(None, tmp_path / "artifact") == plan_buckets(BUDGET, "padded")
+
+
 def test_a_stored_file_that_is_broken_is_passed_over_with_a_warning(tmp_path):
     (tmp_path / "buckets.json").write_text("{")
     with pytest.warns(UserWarning, match="Buckets are planned without it"):
