@@ -78,15 +78,14 @@ class LoadedModel:
 
         Args:
             path: An artifact's directory; or a checkpoint folder or hub id, which is exported once into the cache.
-            provider: ``cpu``, ``cuda``, ``tensorrt`` or an execution provider's full name; None takes CUDA where it
-                loads, else the CPU.
+            provider: ``cpu``, ``cuda``, ``tensorrt`` or a full name; None takes CUDA where it loads, else the CPU.
             precision: ``fp32``, ``int8`` and so on; None takes the first in the artifact's list.
             threads: Threads of a run; None takes those that ``poolgraph bench --tune`` stored beside the artifact for
                 this machine, else lets the number of batches decide.
             variant: Name of one variant of the artifact.
             fallback: Take another provider, with a warning, when the one asked for does not load.
             allow_unverified: Run a variant that verification never passed.
-            max_batch_tokens: Token budget of a batch, on a GPU of a planned bucket; None takes the stored or default one.
+            max_batch_tokens: Token budget of a batch, or of planned buckets; None takes the stored or default one.
             tuning: What is taken instead of the stored plan, whose file is then not read.
             buckets: On a GPU, the shapes that run: a file of ``poolgraph plan``, or the buckets themselves; None takes
                 ``buckets.json`` beside the artifact, else plans them by the model's limit alone.

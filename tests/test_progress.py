@@ -22,7 +22,7 @@ def test_a_warm_up_is_a_count_on_a_terminal_and_a_line_in_a_log():
         show = print_warm_up(stream)
         for done in (1, 2, 3):
             show(done, 3)
-    assert re.fullmatch(r"poolgraph: 3 buckets warmed up in \d+\.\d s\n", log.getvalue())
+    assert re.fullmatch(r"poolgraph: 3 buckets warm after \d+\.\d s\n", log.getvalue())
     assert terminal.getvalue().startswith(
         "\rpoolgraph: warming up bucket 2 of 3\rpoolgraph: warming up bucket 3 of 3\r"
     )

@@ -56,14 +56,14 @@ def print_stages(stream: TextIO) -> Iterator[Callable[[str], None]]:
 
 
 def print_warm_up(stream: TextIO) -> Callable[[int, int], None]:
-    """Return a function that takes how many of all buckets are warm: a running count on a terminal, else a last line."""
+    """Return a function that takes how many of all buckets are warm: a running count on a terminal, else one line."""
     started = time.perf_counter()
 
     def show(done: int, total: int) -> None:
         seconds = time.perf_counter() - started
         if done == total:
             end = "\r" if stream.isatty() else ""
-            say(f"{end}poolgraph: {total} buckets warmed up in {seconds:.1f} s", stream=stream)
+            say(f"{end}poolgraph: {total} buckets warm after {seconds:.1f} s", stream=stream)
         elif stream.isatty():
             say(f"\rpoolgraph: warming up bucket {done + 1} of {total}", stream=stream, end="")
 
