@@ -109,6 +109,8 @@ def _read_stored(path: Path, layout: str) -> tuple[Bucket, ...]:
     if not path.exists():
         return ()
     try:
+        if not path.resolve().is_relative_to(path.parent.resolve()):
+            raise InputError(f"{path} is a link that leaves the artifact")
         return order_buckets([bucket for bucket in read_buckets(path) if bucket.layout == layout])
     except InputError as error:
         warnings.warn(f"{error}. Buckets are planned without it.", UserWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Which kernel attention runs on: one small attention on CUDA in a process of its own, and what ONNX Runtime says of it.
+"""Which kernel attention runs on: one small attention on CUDA, in a process of its own, as ONNX Runtime reports it.
 
 The variable that makes it say so is read when a session opens, and it writes to the process's own standard output.
 """
@@ -28,8 +28,8 @@ ATTENTION_MODEL: Final = (
     b"b\x19\n\x01y\x12\x14\n\x12\x08\n\x12\x0e\n\x02\x08\x02\n\x03\x08\x80\x01\n\x03\x08\x80\x01"
     b"B\x02\x10\x11B\x11\n\rcom.microsoft\x10\x01"
 )
-"""A model of one MultiHeadAttention in fp16, as padded encoders have it: q, k, v (2, 128, 128), 2 heads, the lengths l (2,)
-of the texts as its mask. In protobuf's wire format, like ``doctor.IDENTITY_MODEL``; a test reads it with onnx."""
+"""A model of one MultiHeadAttention in fp16, as padded encoders have it: q, k, v (2, 128, 128), 2 heads, and the
+lengths l (2,) of the texts as its mask. In protobuf's wire format, like ``doctor.IDENTITY_MODEL``; a test reads it."""
 
 FAST_KERNEL: Final = "CUDNN_FLASH_ATTENTION"
 
@@ -89,8 +89,8 @@ def parse_attention(output: str, code: int, *, cudnn_loads: bool) -> AttentionCh
     if kernel == FAST_KERNEL:
         return AttentionCheck(kernel=kernel, is_fast=True)
     cure = (
-        "unset ORT_ENABLE_CUDNN_FLASH_ATTENTION, and see that cuDNN is 9.3 or newer, other than 9.10.0 and 9.10.1, and the "
-        "GPU of compute capability 9.0 or more; variants in the packed layout do not need it"
+        "see that cuDNN is 9.3 or newer, other than 9.10.0 and 9.10.1, and set ORT_ENABLE_CUDNN_FLASH_ATTENTION=1, "
+        "which GPUs below compute capability 9.0 need; variants in the packed layout need none of it"
         if cudnn_loads
         else "cuDNN is missing: pip install poolgraph[gpu]"
     )

@@ -31,7 +31,6 @@ WITHOUT_EFFECT: Final = frozenset(
         "download_dir",
         "enable_chunked_prefill",
         "enable_prefix_caching",
-        "enforce_eager",
         "generation_config",
         "gpu_memory_utilization",
         "hf_config_path",
@@ -101,6 +100,8 @@ _NAMED: Final = (
     "pooler_config",
     "override_pooler_config",
     "max_model_len",
+    "enforce_eager",
+    "buckets",
 )
 
 _PRECISIONS: Final[Mapping[str, str | None]] = {

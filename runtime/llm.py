@@ -51,6 +51,9 @@ class LLM(ScoreMethods):
             pooling type, ``logit_mean``, ``logit_sigma``) must be what was compiled.
         override_pooler_config: Older spelling of ``pooler_config``.
         max_model_len: A lower limit on the tokens of a prompt than the model's own.
+        enforce_eager: On a GPU, run without CUDA graphs.
+        buckets: On a GPU, the shapes that run: a file of ``poolgraph plan``, or the buckets themselves; None takes
+            those stored beside the artifact, else plans them. No argument of vLLM's.
         **engine_args: vLLM's other arguments (see ``engine_args.WITHOUT_EFFECT``) are accepted and change nothing.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 from poolgraph.config import PoolerConfig, parse_pooler_config
 from poolgraph.errors import InputError
 from poolgraph.graphs.artifact import is_artifact
+from poolgraph.progress import print_warm_up
+from poolgraph.runtime.buckets import Bucket
 from poolgraph.runtime.cache import cache_dir, resolve_artifact
 from poolgraph.runtime.embeddings import check_dimensions
 from poolgraph.runtime.engine_args import check_engine_args, resolve_precision
@@ -47,6 +49,8 @@ class LoadedLLM:
         pooler_config: PoolerConfig | Mapping[str, Any] | str | None = None,
         override_pooler_config: PoolerConfig | Mapping[str, Any] | str | None = None,
         max_model_len: int | None = None,
+        enforce_eager: bool = False,
+        buckets: str | Path | Sequence[Bucket] | None = None,
         **engine_args: object,
     ) -> None:
         check_engine_args(engine_args)
@@ -63,7 +67,13 @@ class LoadedLLM:
             trust_remote_code=trust_remote_code,
         )
         artifact = resolve_artifact(model, revision=revision, options=options, on_line=_show_line)
-        loaded = PoolingModel.load(artifact, precision=precision)
+        loaded = PoolingModel.load(
+            artifact,
+            precision=precision,
+            buckets=buckets,
+            cuda_graphs=not enforce_eager,
+            on_warm_up=print_warm_up(sys.stderr),
+        )
         if is_compiled:
             check_hf_overrides(hf_overrides, loaded.manifest)
         self._runner = _build_runner(str(model), loaded, config, hf_overrides, max_model_len)

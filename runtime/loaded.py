@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Manifest, Variant
 from poolgraph.runtime.bound_executor import BoundExecutor, WarmUp, build_bound_executor
 from poolgraph.runtime.buckets import Bucket, Padding
-from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
 from poolgraph.runtime.executor import Executor, Progress
 from poolgraph.runtime.loading import BucketWish, check_count, check_name, open_sessions, resolve_directory
 from poolgraph.runtime.pipeline import encode_windows
@@ -29,6 +29,9 @@ from poolgraph.runtime.texts import resolve_texts, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.runtime.tuning import Tuning, load_tuning
 from poolgraph.tasks import TASK_FAMILY
+
+FIRST_BOUND_WINDOW: Final = 512
+"""A GPU answers a window in the time that the next one of twice as many texts is tokenized in, or sooner."""
 
 
 class LoadedModel:
@@ -75,16 +78,14 @@ class LoadedModel:
 
         Args:
             path: An artifact's directory; or a checkpoint folder or hub id, which is exported once into the cache.
-            provider: ``cpu``, ``cuda``, ``tensorrt`` or an execution provider's full name; None takes CUDA where it
-                loads, else the CPU.
+            provider: ``cpu``, ``cuda``, ``tensorrt`` or a full name; None takes CUDA where it loads, else the CPU.
             precision: ``fp32``, ``int8`` and so on; None takes the first in the artifact's list.
             threads: Threads of a run; None takes those that ``poolgraph bench --tune`` stored beside the artifact for
                 this machine, else lets the number of batches decide.
             variant: Name of one variant of the artifact.
             fallback: Take another provider, with a warning, when the one asked for does not load.
             allow_unverified: Run a variant that verification never passed.
-            max_batch_tokens: Token budget of a batch; None takes the stored one, else that of ``planner.py``; on a GPU
-                that of the largest bucket, where buckets are planned now.
+            max_batch_tokens: Token budget of a batch, or of planned buckets; None takes the stored or default one.
             tuning: What is taken instead of the stored plan, whose file is then not read.
             buckets: On a GPU, the shapes that run: a file of ``poolgraph plan``, or the buckets themselves; None takes
                 ``buckets.json`` beside the artifact, else plans them by the model's limit alone.
@@ -95,13 +96,9 @@ class LoadedModel:
         Raises:
             ArtifactError: the artifact is damaged, or has no such variant.
             ProviderError: the provider asked for does not load.
-            InputError: an argument of a wrong type, a count below 1, a local path where no folder is, or buckets that
-                the variant cannot run in.
+            InputError: an argument of a wrong type, a count below 1, no folder, or buckets of another layout.
         """
-        counts = (("threads", threads), ("max_batch_tokens", max_batch_tokens), ("gpu_mem_limit", gpu_mem_limit))
-        for count, number in counts:
-            if number is not None:
-                check_count(count, number)
+        _check_counts(threads=threads, max_batch_tokens=max_batch_tokens, gpu_mem_limit=gpu_mem_limit)
         for name, value in (("provider", provider), ("precision", precision), ("variant", variant)):
             check_name(name, value)
         directory = resolve_directory(path)
@@ -114,21 +111,10 @@ class LoadedModel:
         sessions = open_sessions(directory, manifest, wish, cpu, bucket_wish)
         if not allow_unverified:
             check_verified(sessions.variant, directory)
-        if sessions.provider in BOUND_DEVICES:
-            bound = build_bound_executor(sessions, manifest)
-            bound.warm_up(next(iter(sessions.variant.graphs)), on_warm_up)
-            return cls(path=directory, manifest=manifest, sessions=sessions, executor=bound)
-        if tuning is None:
-            is_tuned = sessions.provider == CPU_PROVIDER and None in (threads, max_batch_tokens)
-            tuning = load_tuning(directory, cpu, sessions.variant.name) if is_tuned else Tuning()
-        if max_batch_tokens is not None:
-            tuning = replace(tuning, max_batch_tokens=max_batch_tokens)
-        executor = Executor(
-            sessions=sessions,
-            runner=build_runner(sessions.variant, manifest.tokenization),
-            cores=cpu.num_cores,
-            threads=threads,
-            tuning=tuning,
+        executor = (
+            _warm_executor(sessions, manifest, on_warm_up)
+            if sessions.provider in BOUND_DEVICES
+            else _cpu_executor(sessions, manifest, cpu, threads, max_batch_tokens, tuning)
         )
         return cls(path=directory, manifest=manifest, sessions=sessions, executor=executor)
 
@@ -169,6 +155,11 @@ class LoadedModel:
         return self._executor.run_token(encoded, on_progress=on_progress)
 
     @property
+    def first_window(self) -> int | None:
+        """Texts that are tokenized before the first run of a call; None for as many as a window has."""
+        return FIRST_BOUND_WINDOW if isinstance(self._executor, BoundExecutor) else None
+
+    @property
     def padding(self) -> Padding:
         """Tokens of texts and of padding that were computed so far, and in how many runs."""
         return self._executor.padding
@@ -203,7 +194,7 @@ class LoadedModel:
                 window, prompt=prompt, truncate_to=truncate_to, first_index=offset + first_index
             )
 
-        yield from encode_windows(texts, encode)
+        yield from encode_windows(texts, encode, self.first_window)
 
     def check_task(self, task: str) -> None:
         """Check that the artifact answers a pooling task and that the variant has the graph for it.
@@ -223,6 +214,45 @@ class LoadedModel:
                 f"variant {self.variant.name!r} has no {family} graph, only {sorted(self.variant.graphs)}; "
                 f"the artifact's tasks are {list(self.manifest.tasks)}"
             )
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, number in counts.items():
+        if number is not None:
+            check_count(name, number)
+
+
+def _warm_executor(sessions: SessionPool, manifest: Manifest, on_warm_up: WarmUp | None) -> BoundExecutor:
+    """Build the executor of a provider that runs in buckets, and run each bucket of the first graph once."""
+    executor = build_bound_executor(sessions, manifest)
+    try:
+        executor.warm_up(next(iter(sessions.variant.graphs)), on_warm_up)
+    except BaseException:
+        executor.close()
+        raise
+    return executor
+
+
+def _cpu_executor(
+    sessions: SessionPool,
+    manifest: Manifest,
+    cpu: CpuInfo,
+    threads: int | None,
+    max_batch_tokens: int | None,
+    tuning: Tuning | None,
+) -> Executor:
+    if tuning is None:
+        is_tuned = sessions.provider == CPU_PROVIDER and None in (threads, max_batch_tokens)
+        tuning = load_tuning(sessions.directory, cpu, sessions.variant.name) if is_tuned else Tuning()
+    if max_batch_tokens is not None:
+        tuning = replace(tuning, max_batch_tokens=max_batch_tokens)
+    return Executor(
+        sessions=sessions,
+        runner=build_runner(sessions.variant, manifest.tokenization),
+        cores=cpu.num_cores,
+        threads=threads,
+        tuning=tuning,
+    )
 
 
 def count_cut(encoded: Sequence[EncodedText]) -> int:

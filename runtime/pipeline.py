@@ -77,21 +77,41 @@ def run_side_by_side(items: Sequence[Item], run: Callable[[Item], None], *, runs
 
 
 def encode_windows(
-    items: Sequence[Item], encode: EncodeWindow[Item, Encoded], *, window: int = WINDOW_TEXTS
+    items: Sequence[Item],
+    encode: EncodeWindow[Item, Encoded],
+    first_window: int | None = None,
+    *,
+    window: int = WINDOW_TEXTS,
 ) -> Generator[tuple[int, Sequence[Encoded]], None, None]:
     """Yield ``(first_index, encoded items)`` window by window; the next one is tokenized while the caller works.
 
     At most two windows are held at a time. No thread is started for a single window.
+
+    Args:
+        items: What is tokenized.
+        encode: Tokenizes a window of them.
+        first_window: Items of the first window, each further one having twice as many up to ``window``: for a caller
+            that is faster than tokenizing and would wait for the first window. None makes all of them alike.
+        window: Items of a window.
     """
-    if len(items) <= window:
+    bounds = plan_windows(len(items), window if first_window is None else min(first_window, window), window)
+    if len(bounds) <= 1:
         yield 0, encode(items, first_index=0)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="poolgraph-tokenize") as pool:
-        starts = range(0, len(items), window)
-        pending = pool.submit(encode, items[:window], first_index=0)
-        for start in starts:
+        pending = pool.submit(encode, items[: bounds[0][1]], first_index=0)
+        for place, (start, _) in enumerate(bounds):
             encoded = pending.result()
-            following = start + window
-            if following < len(items):
-                pending = pool.submit(encode, items[following : following + window], first_index=following)
+            if place + 1 < len(bounds):
+                following, stop = bounds[place + 1]
+                pending = pool.submit(encode, items[following:stop], first_index=following)
             yield start, encoded
+
+
+def plan_windows(num_items: int, first: int, most: int) -> list[tuple[int, int]]:
+    """Return where windows begin and end: the first of ``first`` items, each twice the one before, up to ``most``."""
+    bounds, start, size = [], 0, first
+    while start < num_items:
+        bounds.append((start, min(start + size, num_items)))
+        start, size = start + size, min(2 * size, most)
+    return bounds

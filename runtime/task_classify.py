@@ -119,7 +119,7 @@ class ClassifyTasks(LoadedModel):
         def encode(window: Sequence[tuple[str, str]], *, first_index: int) -> list[EncodedText]:
             return encode_pairs(self.tokenizer, window, truncate_to=truncate_to, first_index=offset + first_index)
 
-        yield from encode_windows(list(zip(texts, text_pairs, strict=True)), encode)
+        yield from encode_windows(list(zip(texts, text_pairs, strict=True)), encode, self.first_window)
 
     def check_classify_options(self, *, use_activation: bool | None = None) -> Finish:
         """Check options of ``classify`` that do not depend on the texts; return what is done to raw answers.

@@ -131,7 +131,7 @@ class EntityTasks(LoadedModel):
                 join=self._words.join,
             )
 
-        with closing(encode_windows(texts, encode)) as windows:
+        with closing(encode_windows(texts, encode, self.first_window)) as windows:
             for first, window in windows:
                 scored = self._score_window(window, first_index + first, on_progress)
                 for text, parts in zip(texts[first : first + len(window)], scored, strict=True):

@@ -137,7 +137,7 @@ class LateInteractionTasks(LoadedModel):
         def encode(window: Sequence[str], *, first_index: int) -> list[EncodedText]:
             return encode_side(self.tokenizer, rules, window, truncate=truncate, first_index=offset + first_index)
 
-        yield from encode_windows(texts, encode)
+        yield from encode_windows(texts, encode, self.first_window)
 
     def _embed(
         self,

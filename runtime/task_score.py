@@ -301,7 +301,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
 
         scores = np.empty(len(pairs), dtype=np.float32)
         num_cut = 0
-        with closing(encode_windows(pairs, encode)) as windows:
+        with closing(encode_windows(pairs, encode, self.first_window)) as windows:
             for first, window in windows:
                 scores[first : first + len(window)] = self.run_pairs(
                     window, use_activation=use_activation, on_progress=on_progress, first_index=first

@@ -114,7 +114,9 @@ def test_embed_to_a_file(loads, texts, tmp_path, capsys):
     output = tmp_path / "out.npy"
     argv = ["embed", "acme/tiny", str(texts), "-o", str(output), "--provider", "cpu", "--precision", "fp32"]
     assert main([*argv, "--threads", "2"]) == 0
-    assert loads == [("acme/tiny", {"provider": "cpu", "precision": "fp32", "threads": 2})]
+    [(name, options)] = loads
+    assert callable(options.pop("on_warm_up"))
+    assert (name, options) == ("acme/tiny", {"provider": "cpu", "precision": "fp32", "threads": 2})
     np.testing.assert_array_equal(np.load(output), np.stack([make_vector(text) for text in ("first", "second", "")]))
     assert capsys.readouterr().out.startswith("3 texts in 0.")
 

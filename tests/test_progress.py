@@ -8,12 +8,24 @@ import re
 import pytest
 
 from poolgraph import progress
-from poolgraph.progress import print_progress, print_stages
+from poolgraph.progress import print_progress, print_stages, print_warm_up
 
 
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+def test_a_warm_up_is_a_count_on_a_terminal_and_a_line_in_a_log():
+    log, terminal = io.StringIO(), Terminal()
+    for stream in (log, terminal):
+        show = print_warm_up(stream)
+        for done in (1, 2, 3):
+            show(done, 3)
+    assert re.fullmatch(r"poolgraph: 3 buckets warm after \d+\.\d s\n", log.getvalue())
+    assert terminal.getvalue().startswith(
+        "\rpoolgraph: warming up bucket 2 of 3\rpoolgraph: warming up bucket 3 of 3\r"
+    )
 
 
 def test_stages_in_a_log_are_lines():

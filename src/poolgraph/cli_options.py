@@ -16,7 +16,7 @@ FORMATS: Final = ("txt", "jsonl", "csv", "parquet")
 MODEL: Final = Argument("model", metavar="MODEL", help="an artifact, a checkpoint folder or a hub id")
 FORMAT: Final = Argument("--format", choices=FORMATS, help="read INPUT so, whatever its suffix")
 LOADING: Final = (
-    Argument("--provider", help="cpu or cuda (default: the best that loads)"),
+    Argument("--provider", help="cpu, cuda or tensorrt (default: cuda where it loads, else cpu)"),
     Argument("--precision", metavar="P", help="fp32, ... (default: the artifact's first that runs here)"),
     Argument("--threads", metavar="N", type=int, help="threads of one run (default: chosen for this machine)"),
 )

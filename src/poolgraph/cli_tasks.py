@@ -24,7 +24,7 @@ from poolgraph.cli_options import (
     Input,
 )
 from poolgraph.errors import InputError
-from poolgraph.progress import print_progress
+from poolgraph.progress import print_progress, print_warm_up
 
 if TYPE_CHECKING:
     from poolgraph.runtime.file_columns import Answers
@@ -87,7 +87,11 @@ class FileCommand:
         options = self.read_options(args)
         total = source.count()
         with PoolingModel.load(
-            args.model, provider=args.provider, precision=args.precision, threads=args.threads
+            args.model,
+            provider=args.provider,
+            precision=args.precision,
+            threads=args.threads,
+            on_warm_up=print_warm_up(sys.stderr),
         ) as model:
             task = self.choose_task(args, model)
             job = FileWork(model=model, task=task, source=source, options=task.select(options))

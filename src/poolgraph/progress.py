@@ -55,6 +55,21 @@ def print_stages(stream: TextIO) -> Iterator[Callable[[str], None]]:
         end_stage()
 
 
+def print_warm_up(stream: TextIO) -> Callable[[int, int], None]:
+    """Return a function that takes how many of all buckets are warm: a running count on a terminal, else one line."""
+    started = time.perf_counter()
+
+    def show(done: int, total: int) -> None:
+        seconds = time.perf_counter() - started
+        if done == total:
+            end = "\r" if stream.isatty() else ""
+            say(f"{end}poolgraph: {total} buckets warm after {seconds:.1f} s", stream=stream)
+        elif stream.isatty():
+            say(f"\rpoolgraph: warming up bucket {done + 1} of {total}", stream=stream, end="")
+
+    return show
+
+
 @contextmanager
 def print_progress(total: int | None, stream: TextIO) -> Iterator[Callable[[int], None]]:
     """Yield a function that takes the number of texts done: a bar on a terminal, a line every few seconds elsewhere.

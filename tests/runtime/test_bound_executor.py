@@ -1,4 +1,4 @@
-"""Buckets on bound buffers: every text's own answer, from any batch, thread and device; the same code on both devices."""
+"""Buckets on bound buffers: every text's own answer, from any batch and thread; the same code on both devices."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from bound_graphs import SIZE, build_variant, random_texts, reference, reference_rows
+from devices import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bound_graphs import SIZE, build_variant, random_texts, reference, reference_rows
-from devices import DEVICES
 from poolgraph.errors import SessionError
 from poolgraph.runtime import bound_slot
 from poolgraph.runtime.bound_executor import BoundExecutor, is_out_of_memory
@@ -35,8 +35,7 @@ BUCKETS = {
 
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bound")
-    return folder
+    return tmp_path_factory.mktemp("bound")
 
 
 @pytest.fixture
@@ -225,7 +224,7 @@ def test_the_first_run_of_a_graph_is_alone_and_others_are_not(make_executor, mon
             from contextlib import nullcontext
 
             gates.append(name)
-            return lambda: nullcontext()
+            return nullcontext
 
     executor = make_executor("padded", ("CPUExecutionProvider", "cpu"), uses_graphs=True)
     executor.warm_up("sequence")
@@ -283,7 +282,7 @@ def test_no_memory_for_a_single_text_is_an_error_with_a_cure(make_executor, monk
     fail_on(monkeypatch, lambda bucket: True)
     with (
         pytest.warns(UserWarning, match="no memory"),
-        pytest.raises(SessionError, match="no memory is left for a text of 9 tokens .*gpu_mem_limit"),
+        pytest.raises(SessionError, match=r"no memory is left for a text of 9 tokens .*gpu_mem_limit"),
     ):
         executor.run_sequence(random_texts([9]))
     monkeypatch.undo()

@@ -244,7 +244,7 @@ def test_plans_keep_to_their_budget_and_take_every_text(layout):
 def test_edges_pad_least(rows, spare):
     """Against every set of edges there is."""
     rows = sorted({length: (length, count, graphs) for length, count, graphs in rows}.values())
-    lengths, counts, graphs = (list(column) for column in zip(*rows, strict=True))
+    lengths, _, graphs = (list(column) for column in zip(*rows, strict=True))
     max_graphs = graphs[-1] + spare
     weights = np.array([[count, count * length] for length, count, _ in rows], dtype=np.int64)
 

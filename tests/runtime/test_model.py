@@ -227,9 +227,9 @@ def test_a_lone_text_starts_no_thread(model, monkeypatch):
 def test_sessions_use_one_thread_or_all_cores(artifact, monkeypatch):
     opened, real = [], session_module.open_session
 
-    def record(path, variant, threads, *, provider):
+    def record(path, variant, threads, **providers):
         opened.append(threads)
-        return real(path, variant, threads, provider=provider)
+        return real(path, variant, threads, **providers)
 
     monkeypatch.setattr(session_module, "open_session", record)
     cpu = CpuInfo(model="m", num_cores=4, features=())

@@ -3,7 +3,32 @@ import time
 
 import pytest
 
-from poolgraph.runtime.pipeline import CallCounter, encode_windows, run_side_by_side
+from poolgraph.runtime.pipeline import CallCounter, encode_windows, plan_windows, run_side_by_side
+
+
+@pytest.mark.parametrize(
+    ("num_items", "first", "most", "sizes"),
+    [
+        (0, 3, 4, []),
+        (1, 3, 4, [1]),
+        (3, 3, 4, [3]),
+        (30, 2, 8, [2, 4, 8, 8, 8]),
+        (9, 4, 4, [4, 4, 1]),
+        (20, 3, 8, [3, 6, 8, 3]),
+    ],
+)
+def test_windows_grow(num_items, first, most, sizes):
+    bounds = plan_windows(num_items, first, most)
+    assert [stop - start for start, stop in bounds] == sizes
+    assert [start for start, _ in bounds] == [sum(sizes[:place]) for place in range(len(sizes))]
+
+
+def test_a_first_window_is_yielded_before_the_others_are_tokenized():
+    def encode(items, *, first_index):
+        return list(items)
+
+    windows = list(encode_windows(list(range(11)), encode, 2, window=6))
+    assert windows == [(0, [0, 1]), (2, [2, 3, 4, 5]), (6, [6, 7, 8, 9, 10])]
 
 
 @pytest.mark.parametrize("runs", [1, 2, 5])

@@ -125,6 +125,35 @@ def test_fallback_takes_another_with_a_warning():
     assert "CUDAExecutionProvider does not load" in choice.warning
 
 
+TRT = "TensorrtExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("wish", "available", "expected"),
+    [
+        (Wish(), [TRT, CPU], ("cpu_fp32", CPU)),
+        (Wish(), [TRT, CUDA, CPU], ("cuda_fp16", CUDA)),
+        (Wish(provider="tensorrt"), [TRT, CUDA, CPU], ("portable_fp32", TRT)),
+        (Wish(provider=TRT, precision="fp16"), [TRT, CUDA, CPU], ("portable_fp32", TRT)),
+        (Wish(provider="tensorrt", precision="fp32"), [TRT, CPU], ("portable_fp32", TRT)),
+        (Wish(provider="tensorrt", fallback=True), [CUDA, CPU], ("cuda_fp16", CUDA)),
+    ],
+)
+def test_tensorrt_runs_the_portable_graph_and_only_when_asked(wish, available, expected):
+    choice = choose_variant(manifest(*ALL), wish, Machine(providers=tuple(available)))
+    assert (choice.variant.name, choice.provider) == expected
+
+
+def test_tensorrt_that_does_not_load_is_an_error_with_the_cure():
+    with pytest.raises(ProviderError, match=r"TensorrtExecutionProvider does not load .*poolgraph\[tensorrt\]"):
+        choose_variant(manifest(*ALL), Wish(provider="tensorrt"), Machine(providers=(CPU,)))
+
+
+def test_tensorrt_runs_no_variant_of_another_provider():
+    with pytest.raises(ArtifactError, match="no variant for precision 'int8' and provider Tensorrt"):
+        choose_variant(manifest(*ALL), Wish(provider="tensorrt", precision="int8"), Machine(providers=(TRT,)))
+
+
 @pytest.mark.parametrize("name", ["tpu", "OpenVINOExecutionProvider", ""])
 def test_unknown_providers(name):
     with pytest.raises(ProviderError, match=r"unknown provider .*poolgraph runs on \['cuda', 'cpu', "):
