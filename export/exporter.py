@@ -16,7 +16,7 @@ import msgspec
 import onnx_ir as ir
 
 from poolgraph.config import PoolerConfig
-from poolgraph.errors import InputError
+from poolgraph.errors import ExportError, InputError
 from poolgraph.export.build import LoweredVariant, build_module, lower_variant, trace_layout
 from poolgraph.export.calibration_texts import CalibrationTexts, read_calibration
 from poolgraph.export.checkpoint import open_checkpoint
@@ -42,6 +42,7 @@ from poolgraph.export.twin import (
 )
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
+from poolgraph.graphs.check_cuda import check_cuda
 from poolgraph.graphs.lower_attention_cuda import fits_packed
 from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Report, Variant
 from poolgraph.graphs.passes import PassReport
@@ -63,6 +64,9 @@ WEIGHTS_FILE = "weights.data"
 
 LAYOUT_ORDER = ("uniform", "padded", "packed")
 """Order of the traces: the first decides which products are kept apart, the second whether there is a third."""
+
+MOST_FINDINGS = 3
+"""Nodes that a message names."""
 
 FIDELITY_TOPICS = 6
 """Topics of the shipped corpus on which an export compares its precisions; ``poolgraph verify`` takes all."""
@@ -271,7 +275,24 @@ def _compile(
             reduced = replace(reduced, half=plan_half(plan, semantic["padded"][0], texts))
     with stages.stage("lower"):
         lowered = [_lower(plan, *semantic[target.layout], target, reduced) for target in targets]
+    _check_capturable(lowered)
     return lowered, {file: model for item in lowered for file, model in item.models.items()}, sizes
+
+
+def _check_capturable(lowered: Sequence[LoweredVariant]) -> None:
+    """Check that the graphs for CUDA run there from end to end, and can be captured.
+
+    Raises:
+        ExportError: naming the nodes that do not.
+    """
+    for item in lowered:
+        if "CUDAExecutionProvider" not in item.variant.providers:
+            continue
+        for file, model in item.models.items():
+            findings = check_cuda(model)
+            if findings:
+                named = "; ".join(str(finding) for finding in findings[:MOST_FINDINGS])
+                raise ExportError(f"{file} would leave the GPU at {len(findings)} nodes: {named}")
 
 
 def _lower(

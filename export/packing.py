@@ -46,4 +46,4 @@ def text_lengths(position_ids: Tensor) -> Tensor:
     if cu_seqlens is None:
         return position_ids.amax(-1, keepdim=True) + 1
     lengths = cu_seqlens[1:] - cu_seqlens[:-1]
-    return lengths[text_index(cu_seqlens, position_ids.shape[-1])].unsqueeze(0)
+    return lengths.index_select(0, text_index(cu_seqlens, position_ids.shape[-1])).unsqueeze(0)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from poolgraph.graphs.cleanup import clear_notes, fold_constants, remove_dead_nodes
 from poolgraph.graphs.convert_float import convert_floats
+from poolgraph.graphs.expand_products import expand_products
 from poolgraph.graphs.fold_attention_biases import drop_key_biases, fold_value_biases
 from poolgraph.graphs.fold_reshapes import fold_reshapes
 from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
@@ -182,6 +183,7 @@ _CUDA_PROJECTIONS: tuple[Pass, ...] = (
 _CUDA_FUSIONS: tuple[Pass, ...] = (
     remove_dead_nodes,
     fuse_causal_conv,
+    expand_products,
     fold_reshapes,
     fuse_gelu,
     fuse_skip_norms,

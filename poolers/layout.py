@@ -8,6 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+_BEYOND = 1 << 40
+"""An index beyond all texts."""
+
 
 class Layout(Protocol):
     """What a pooler may ask of a batch; ``rows`` are token vectors as the backbone returns them.
@@ -305,12 +308,12 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
 def _first_index(mask: Tensor) -> Tensor:
     """Return the index of each row's first 1, or 0.
 
-    As a maximum: ONNX Runtime has no ArgMax of int64, and on CUDA no minimum of it either.
+    As a maximum of negated indices: ONNX Runtime has no ArgMax of int64, and on CUDA no minimum of it either; nor may
+    the width be computed with there, which is known on the host alone.
     """
-    width = mask.shape[1]
-    from_end = width - torch.arange(width, device=mask.device).unsqueeze(0)
-    farthest = torch.where(mask > 0, from_end, 0).amax(1)
-    return torch.where(farthest == 0, 0, width - farthest)
+    index = torch.arange(mask.shape[1], device=mask.device).unsqueeze(0)
+    nearest = torch.where(mask > 0, -index, -_BEYOND).amax(1)
+    return torch.where(nearest == -_BEYOND, 0, -nearest)
 
 
 def _last_index(mask: Tensor) -> Tensor:
