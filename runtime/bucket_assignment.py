@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from poolgraph.runtime.buckets import RUN_COST_TOKENS, Bucket, BucketBatch, lone_bucket, round_length
 
-EXACT_TEXTS: Final = 512
-"""Of so many texts the cheapest plan is found: some milliseconds of Python, while the batches before them run."""
+EXACT_TEXTS: Final = 48
+"""Of so many texts the cheapest plan is found: half a millisecond of Python; a short batch on a GPU takes no longer."""
 
 
 def assign_texts(
@@ -54,70 +54,95 @@ class _Choices:
         bounds: Tokens of all texts before each place.
         begins: Per bucket, the first place whose text fits into it.
         costs: Per bucket, what a run of it costs.
-        stops: Per bucket, where a batch that begins at each place ends.
     """
 
     def __init__(self, ordered: NDArray[np.int64], buckets: tuple[Bucket, ...], run_cost: int) -> None:
         self.buckets = _with_lone_buckets(ordered, buckets)
         self.bounds = np.concatenate([[0], np.cumsum(ordered)])
-        self.begins = [int(np.searchsorted(-ordered, -bucket.max_length)) for bucket in self.buckets]
+        longest = np.array([-bucket.max_length for bucket in self.buckets], dtype=np.int64)
+        self.begins: list[int] = np.searchsorted(-ordered, longest).tolist()
         self.costs = [bucket.size + run_cost for bucket in self.buckets]
-        self.stops = [_TAKE[bucket.layout](ordered, bucket) for bucket in self.buckets]
+
+    @property
+    def num_texts(self) -> int:
+        """Texts in all."""
+        return len(self.bounds) - 1
 
     def fitting(self, place: int) -> list[int]:
         """Return which buckets can begin at a place."""
         return [index for index, begin in enumerate(self.begins) if begin <= place]
 
+    def stop(self, index: int, place: int) -> int:
+        """Return where a batch of a bucket that begins at ``place`` ends."""
+        return int(_TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], np.array([place]))[0])
 
-_Cuts: TypeAlias = list[tuple[Bucket, int]]
-"""Batches in order: the bucket of each, and the place after its last text."""
+    def stops(self, index: int, start: int) -> list[int]:
+        """Return where batches end that begin at each place from ``start`` on."""
+        places = np.arange(start, self.num_texts)
+        ends: list[int] = _TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], places).tolist()
+        return ends
+
+    def tokens(self, start: int, stop: int) -> int:
+        """Return the tokens of the texts in between."""
+        return int(self.bounds[stop] - self.bounds[start])
 
 
-def _cut(choices: _Choices) -> _Cuts:
+_Cuts: TypeAlias = list[tuple[int, int]]
+"""Batches in order: the index of the bucket of each, and the place after its last text."""
+
+
+def _cut(choices: _Choices) -> list[tuple[Bucket, int]]:
     """Return the cheapest cuts found; those into a single bucket are among the candidates."""
-    num_texts = len(choices.bounds) - 1
-    place = 0
-    front: list[tuple[int, int]] = []
-    while num_texts - place > EXACT_TEXTS:
-        bucket = min(choices.fitting(place), key=lambda index: _cost_per_token(choices, index, place))
-        place = int(choices.stops[bucket][place])
-        front.append((bucket, place))
-    candidates = [[*front, *_cheapest_tail(choices, place)]]
-    candidates += [_single_cuts(choices, index) for index in choices.fitting(0)] if front else []
-    cheapest = min(candidates, key=lambda cuts: sum(choices.costs[index] for index, _ in cuts))
-    return [(choices.buckets[index], stop) for index, stop in cheapest]
+    place, front = 0, []
+    while choices.num_texts - place > EXACT_TEXTS:
+        bucket, stop = _cheapest_next(choices, place)
+        front.append((bucket, stop))
+        place = stop
+    best = [*front, *_cheapest_tail(choices, place)]
+    cost = sum(choices.costs[index] for index, _ in best)
+    for index in choices.fitting(0) if front else ():
+        runs = -(-choices.tokens(0, choices.num_texts) // choices.buckets[index].size)
+        if runs * choices.costs[index] < cost:  # at least so many; else its cuts need not be looked at
+            single = _single_cuts(choices, index)
+            if len(single) * choices.costs[index] < cost:
+                best, cost = single, len(single) * choices.costs[index]
+    return [(choices.buckets[index], stop) for index, stop in best]
 
 
-def _cost_per_token(choices: _Choices, index: int, place: int) -> float:
-    tokens = int(choices.bounds[choices.stops[index][place]] - choices.bounds[place])
-    return choices.costs[index] / max(1, tokens)
+def _cheapest_next(choices: _Choices, place: int) -> tuple[int, int]:
+    """Return the bucket that costs least by token of the texts that it takes, and where its batch ends."""
+    ends = [(index, choices.stop(index, place)) for index in choices.fitting(place)]
+    return min(ends, key=lambda it: choices.costs[it[0]] / max(1, choices.tokens(place, it[1])))
 
 
-def _single_cuts(choices: _Choices, index: int) -> list[tuple[int, int]]:
+def _single_cuts(choices: _Choices, index: int) -> _Cuts:
     cuts, place = [], 0
-    while place < len(choices.bounds) - 1:
-        place = int(choices.stops[index][place])
+    while place < choices.num_texts:
+        place = choices.stop(index, place)
         cuts.append((index, place))
     return cuts
 
 
-def _cheapest_tail(choices: _Choices, start: int) -> list[tuple[int, int]]:
+def _cheapest_tail(choices: _Choices, start: int) -> _Cuts:
     """Return the cheapest cuts of all texts from ``start`` on, by dynamic programming from the last text."""
-    num_texts = len(choices.bounds) - 1
+    num_texts = choices.num_texts
+    if start == num_texts:
+        return []
     rows = [
-        (index, begin, cost, [0] * start + stops[start:].tolist())
-        for index, (begin, cost, stops) in enumerate(zip(choices.begins, choices.costs, choices.stops, strict=True))
+        (index, begin, cost, choices.stops(index, start))
+        for index, (begin, cost) in enumerate(zip(choices.begins, choices.costs, strict=True))
+        if begin < num_texts
     ]
     best = [0] * (num_texts + 1)
     chosen = [0] * num_texts
     for place in range(num_texts - 1, start - 1, -1):
         best[place], chosen[place] = min(
-            (cost + best[stops[place]], index) for index, begin, cost, stops in rows if begin <= place
+            (cost + best[stops[place - start]], index) for index, begin, cost, stops in rows if begin <= place
         )
     cuts = []
     while start < num_texts:
         index = chosen[start]
-        start = int(choices.stops[index][start])
+        start = choices.stop(index, start)
         cuts.append((index, start))
     return cuts
 
@@ -126,33 +151,31 @@ def _with_lone_buckets(ordered: NDArray[np.int64], buckets: tuple[Bucket, ...]) 
     """Add what texts beyond the longest bucket need: one more shape for each of their rounded lengths."""
     longest = max((bucket.max_length for bucket in buckets), default=0)
     layout = buckets[0].layout if buckets else "padded"
-    beyond = {round_length(int(length)) for length in ordered if length > longest}
+    beyond = {round_length(int(length)) for length in ordered[ordered > longest]}
     return (*buckets, *(lone_bucket(length, layout) for length in sorted(beyond)))
 
 
-def _take_padded(ordered: NDArray[np.int64], bucket: Bucket) -> NDArray[np.int64]:
-    """Return where a batch that begins at each place ends: after ``batch_size`` texts."""
-    return np.minimum(np.arange(len(ordered)) + bucket.batch_size, len(ordered))
+def _take_padded(bounds: NDArray[np.int64], bucket: Bucket, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where batches that begin at ``places`` end: after ``batch_size`` texts."""
+    return np.minimum(places + bucket.batch_size, len(bounds) - 1)
 
 
-def _take_packed(ordered: NDArray[np.int64], bucket: Bucket) -> NDArray[np.int64]:
-    """Return where a batch that begins at each place ends: when tokens or slots are used up.
+def _take_packed(bounds: NDArray[np.int64], bucket: Bucket, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where batches that begin at ``places`` end: when tokens or slots are used up.
 
     The tokens that are left over stand in texts of at most ``max_length``, each in a slot. More texts never need fewer
     slots in all, so taking back as many as there are slots too few, again and again, ends at the most that fit.
     """
     assert bucket.num_tokens is not None
-    bounds = np.concatenate([[0], np.cumsum(ordered)])
-    starts = np.arange(len(ordered))
-    stops = np.searchsorted(bounds, bounds[:-1] + bucket.num_tokens, side="right") - 1
+    stops = np.searchsorted(bounds, bounds[places] + bucket.num_tokens, side="right") - 1
     while True:
-        left = bucket.num_tokens - (bounds[stops] - bounds[starts])
-        excess = (stops - starts) + -(-left // bucket.max_length) - bucket.batch_size
+        left = bucket.num_tokens - (bounds[stops] - bounds[places])
+        excess = (stops - places) + -(-left // bucket.max_length) - bucket.batch_size
         if not (excess > 0).any():
             return stops
         stops = stops - np.maximum(excess, 0)
 
 
-_TAKE: Final[Mapping[str, Callable[[NDArray[np.int64], Bucket], NDArray[np.int64]]]] = MappingProxyType(
-    {"padded": _take_padded, "packed": _take_packed}
+_TAKE: Final[Mapping[str, Callable[[NDArray[np.int64], Bucket, NDArray[np.int64]], NDArray[np.int64]]]] = (
+    MappingProxyType({"padded": _take_padded, "packed": _take_packed})
 )

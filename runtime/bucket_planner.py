@@ -35,7 +35,7 @@ MAX_BUCKET_TOKENS: Final = 16384
 
 LADDER_STEP: Final = 8
 
-_SLOT_TOKENS: Final = 32
+_SLOT_TOKENS: Final = 16
 """Packed buckets have a slot for so many tokens: texts shorter than that on average leave some tokens unused."""
 
 _SMALL_SHARE: Final = 3
