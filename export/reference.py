@@ -176,9 +176,11 @@ def load_unpatched(plan: ExportPlan, model_class: Any, dtype: torch.dtype = torc
     shown, level = messages.is_progress_bar_enabled(), messages.get_verbosity()
     messages.disable_progress_bar()
     messages.set_verbosity_error()  # a head that is cut off is no news
+    # Up to transformers 5.17, its default attention knows no softcap.
+    attention = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
     try:
         loaded: Any = model_class.from_pretrained(
-            config=config, dtype=dtype, local_files_only=True, **_choose_source(plan.backbone)
+            config=config, dtype=dtype, local_files_only=True, **attention, **_choose_source(plan.backbone)
         )
     finally:
         messages.set_verbosity(level)

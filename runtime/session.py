@@ -103,6 +103,8 @@ def open_session(
         register_operators(options)
     if provider != CPU_PROVIDER:
         preload_libraries()
+        # It warns of every such session that no plugin has the provider, which is built in.
+        onnxruntime.set_default_logger_severity(ERROR_SEVERITY)
     disabled = variant.session_options.get("disabled_optimizers", "")
     with mapped_errors(f"opening {path}"):
         session: Session = onnxruntime.InferenceSession(
