@@ -78,6 +78,13 @@ def test_buckets_from_beside_the_artifact_from_a_file_and_given(bound, tmp_path)
         load(bound, "packed", buckets=[stored])
 
 
+def test_a_warning_of_stored_buckets_points_at_the_caller(bound):
+    (bound / "buckets.json").write_text("{")
+    with pytest.warns(UserWarning, match="Buckets are planned without it") as caught:
+        PoolingModel.load(bound, variant="cuda_padded", cuda_graphs=False).close()
+    assert caught[0].filename == __file__
+
+
 def test_the_budget_of_tokens_is_that_of_the_largest_planned_bucket(bound):
     with load(bound, "padded", max_batch_tokens=64) as model:
         assert model._executor.buckets[0].size == 64
