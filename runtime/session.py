@@ -124,6 +124,8 @@ def open_session(
 def _open_on_device(build: Callable[[], Session], provider: str) -> Session:
     """Open a session on a provider that may fail to load, and say why it does."""
     preload_libraries()
+    # It warns of every such session that no plugin has the provider, which is built in.
+    import_onnxruntime().set_default_logger_severity(ERROR_SEVERITY)
     try:
         with GATE.shared():
             session = build()
