@@ -92,16 +92,16 @@ def output_width(graph: Graph) -> int:
 
 def fill_padded(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pad_token_id: int) -> None:
     """Write a text a row, padded on the right; rows that no text needs have one token, so that no mean is of none."""
+    lengths = _lengths(texts)
     places = np.zeros((bucket.batch_size, bucket.max_length), dtype=bool)
-    lengths = np.fromiter((text.num_tokens for text in texts), dtype=np.int64, count=len(texts))
-    places[: len(texts)] = np.arange(bucket.max_length) < lengths[:, None]
+    np.less(np.arange(bucket.max_length), lengths[:, None], out=places[: len(texts)])
     for name, array in arrays.items():
         if name in _TOKENS:
             array.fill(pad_token_id if name == "input_ids" else 0)
-            array[places] = _concatenate(name, texts)
+            array[places] = _TOKENS[name](texts)
             if name in _MASKS:
                 array[len(texts) :, 0] = 1
-    _fill_others(arrays, texts, first_row=0)
+    _fill_prompt_lengths(arrays, texts, first_row=0)
     if "total_sequence_length" in arrays:
         arrays["total_sequence_length"][...] = bucket.max_length
 
@@ -111,18 +111,20 @@ def fill_packed(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pa
 
     A text of no token begins and ends at 0, so that its first row lies inside, whichever rows are padding.
     """
-    used = sum(text.num_tokens for text in texts)
+    bounds = np.cumsum(_lengths(texts))
+    used = int(bounds[-1])
     for name, array in arrays.items():
         if name in _TOKENS:
-            array[:used] = _concatenate(name, texts)
+            array[:used] = _TOKENS[name](texts)
             array[used:] = pad_token_id if name == "input_ids" else int(name in _MASKS)
     first_row = first_packed_row(bucket, texts)
-    _fill_others(arrays, texts, first_row=first_row)
-    bounds = arrays["cu_seqlens"]
-    bounds[: first_row + 1] = 0
+    _fill_prompt_lengths(arrays, texts, first_row=first_row)
     stop = first_row + 1 + len(texts)
-    bounds[first_row + 1 : stop] = np.cumsum([text.num_tokens for text in texts])
-    bounds[stop:] = np.minimum(used + bucket.max_length * np.arange(1, len(bounds) - stop + 1), bucket.size)
+    cu_seqlens = arrays["cu_seqlens"]
+    cu_seqlens[: first_row + 1] = 0
+    cu_seqlens[first_row + 1 : stop] = bounds
+    num_paddings = len(cu_seqlens) - stop
+    cu_seqlens[stop:] = np.minimum(used + bucket.max_length * np.arange(1, num_paddings + 1), bucket.size)
 
 
 def first_packed_row(bucket: Bucket, texts: Sequence[EncodedText]) -> int:
@@ -135,25 +137,41 @@ def first_packed_row(bucket: Bucket, texts: Sequence[EncodedText]) -> int:
     return first
 
 
-def _fill_others(arrays: Arrays, texts: Sequence[EncodedText], first_row: int) -> None:
+def _lengths(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
+    return np.array([text.num_tokens for text in texts], dtype=np.int64)
+
+
+def _fill_prompt_lengths(arrays: Arrays, texts: Sequence[EncodedText], first_row: int) -> None:
     if "prompt_length" in arrays:
         arrays["prompt_length"].fill(0)
         arrays["prompt_length"][first_row : first_row + len(texts)] = stack_prompt_lengths(texts)
 
 
-def _concatenate(name: str, texts: Sequence[EncodedText]) -> NDArray[np.int64]:
-    return np.concatenate([_TOKENS[name](text) for text in texts])
+def _input_ids(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
+    return np.concatenate([text.input_ids for text in texts])
 
 
-_TOKENS: Final[Mapping[str, Callable[[EncodedText], NDArray[np.int64]]]] = MappingProxyType(
+def _token_types(texts: Sequence[EncodedText]) -> NDArray[np.int64] | int:
+    if all(text.token_type_ids is None for text in texts):
+        return 0
+    return np.concatenate([token_types(text) for text in texts])
+
+
+def _attended(texts: Sequence[EncodedText]) -> NDArray[np.int64] | int:
+    if all(text.attended is None for text in texts):
+        return 1
+    return np.concatenate([attended_tokens(text) for text in texts])
+
+
+_TOKENS: Final[Mapping[str, Callable[[Sequence[EncodedText]], NDArray[np.int64] | int]]] = MappingProxyType(
     {
-        "input_ids": lambda text: text.input_ids,
-        "attention_mask": lambda text: np.ones_like(text.input_ids),
-        "attended_mask": attended_tokens,
-        "token_type_ids": token_types,
+        "input_ids": _input_ids,
+        "attention_mask": lambda texts: 1,
+        "attended_mask": _attended,
+        "token_type_ids": _token_types,
     }
 )
-"""Inputs with a number a token, and each text's part of them, (num_tokens,)."""
+"""Inputs with a number a token: those of all texts end to end, or one number that all have."""
 
 _MASKS: Final = frozenset({"attention_mask", "attended_mask"})
 

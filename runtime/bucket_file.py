@@ -113,7 +113,7 @@ def _read_stored(path: Path, layout: str) -> tuple[Bucket, ...]:
             raise InputError(f"{path} is a link that leaves the artifact")
         return order_buckets([bucket for bucket in read_buckets(path) if bucket.layout == layout])
     except InputError as error:
-        warnings.warn(f"{error}. Buckets are planned without it.", UserWarning, stacklevel=3)
+        warnings.warn(f"{error}. Buckets are planned without it.", UserWarning, stacklevel=6)
         return ()
 
 

@@ -164,6 +164,11 @@ class LoadedModel:
         """Tokens of texts and of padding that were computed so far, and in how many runs."""
         return self._executor.padding
 
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The shapes that run on a GPU, largest first; none on the CPU, which runs texts of any length as they are."""
+        return self._executor.buckets if isinstance(self._executor, BoundExecutor) else ()
+
     def close(self) -> None:
         """Let go of the sessions and their memory."""
         self._executor.close()

@@ -11,8 +11,9 @@ from poolgraph.runtime.task_score import ScoreTasks
 class PoolingModel(SentenceNames, ScoreTasks, RewardTasks, EntityTasks):
     """A compiled pooling model, ready to answer; safe to use from several threads.
 
-    Build one with ``PoolingModel.load``. Each task is a method: results are in input order, and a text's answer has the
-    same bits alone and beside any other texts.
+    Build one with ``PoolingModel.load``. Each task is a method: results are in input order, and on the CPU a text's
+    answer has the same bits alone and beside any other texts. On a GPU the kernels, and so the last bits, depend on the
+    bucket that a text runs in.
 
     Attributes:
         path: The artifact's directory.

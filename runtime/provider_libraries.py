@@ -24,6 +24,19 @@ _TENSORRT_LIBRARIES: Final = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 _DEFAULT_CUDA: Final = "13"
 _DRIVER_CURE: Final = "install NVIDIA's driver; in a container, start it with the GPUs (docker run --gpus all)"
 
+_PROVIDER_FAILURES: Final = (
+    "cannot open shared object",
+    "failed to load library",
+    "able to be loaded",
+    "no cuda-capable device",
+    "driver version is insufficient",
+    "failed to create cudaexecutionprovider",
+    "failed to create tensorrtexecutionprovider",
+    "please install tensorrt",
+    "unknown error initializing cuda",
+)
+"""What ONNX Runtime and CUDA say when a provider does not load, in lower case."""
+
 _MISSING: Final = re.compile(r"(lib[\w+.-]+?\.so(?:\.\d+)*): cannot open shared object file")
 
 
@@ -142,6 +155,12 @@ def explain_failure(provider: str, message: str = "", *, checks: tuple[LibraryCh
         message.strip().splitlines()[0] if message.strip() else "its libraries load, so its device or driver does not"
     )
     return f"{said}; compare `nvidia-smi` with `poolgraph doctor`"
+
+
+def is_provider_failure(message: str) -> bool:
+    """Whether an error of ONNX Runtime's is about its provider or the device, not about the graph."""
+    lowered = message.lower()
+    return any(words in lowered for words in _PROVIDER_FAILURES)
 
 
 def _loads(name: str, load: Callable[[str], object]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -14,14 +14,18 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.errors import ProviderError, SessionError, TaskNotSupported
+from poolgraph.errors import PoolgraphError, ProviderError, SessionError, TaskNotSupported
 from poolgraph.graphs.manifest import Graph, Variant
+from poolgraph.runtime.capture_gate import GATE
 from poolgraph.runtime.native_library import library_path
-from poolgraph.runtime.provider_libraries import explain_failure, preload_libraries
+from poolgraph.runtime.provider_libraries import explain_failure, is_provider_failure, preload_libraries
 from poolgraph.runtime.provider_options import DEFAULT_SETTINGS, ProviderRow, ProviderSettings, build_providers
 from poolgraph.runtime.providers import CPU_PROVIDER, INSTALL_CURES
 
 ERROR_SEVERITY: Final = 3
+
+_STRICT: Final = MappingProxyType({"enable_fallback": False})
+"""ONNX Runtime would try other providers by itself, and write about it to standard output."""
 
 _OPTIMIZATION_LEVELS: Final = MappingProxyType(
     {
@@ -77,6 +81,8 @@ def mapped_errors(what: str) -> Iterator[None]:
     """Turn whatever ONNX Runtime raises inside the block into a SessionError that says ``what`` was being done."""
     try:
         yield
+    except PoolgraphError:
+        raise
     except Exception as error:
         raise SessionError(f"{what} failed: {error}") from error
 
@@ -101,25 +107,42 @@ def open_session(
     options = build_session_options(onnxruntime, variant.session_options, threads)
     if variant.operators is not None:
         register_operators(options)
-    if provider != CPU_PROVIDER:
-        preload_libraries()
-        # It warns of every such session that no plugin has the provider, which is built in.
-        onnxruntime.set_default_logger_severity(ERROR_SEVERITY)
     disabled = variant.session_options.get("disabled_optimizers", "")
+    arguments: dict[str, Any] = {
+        "providers": [provider] if providers is None else list(providers),
+        "disabled_optimizers": [name.strip() for name in disabled.split(",") if name.strip()],
+    }
     with mapped_errors(f"opening {path}"):
-        session: Session = onnxruntime.InferenceSession(
-            str(path),
-            options,
-            providers=[provider] if providers is None else list(providers),
-            disabled_optimizers=[name.strip() for name in disabled.split(",") if name.strip()],
+        if provider == CPU_PROVIDER:
+            session: Session = onnxruntime.InferenceSession(str(path), options, **arguments)
+            return session
+        return _open_on_device(
+            lambda: onnxruntime.InferenceSession(str(path), options, **arguments, **_STRICT), provider
         )
+
+
+def _open_on_device(build: Callable[[], Session], provider: str) -> Session:
+    """Open a session on a provider that may fail to load, and say why it does."""
+    preload_libraries()
+    # It warns of every such session that no plugin has the provider, which is built in.
+    import_onnxruntime().set_default_logger_severity(ERROR_SEVERITY)
+    try:
+        with GATE.shared():
+            session = build()
+    except Exception as error:
+        if not is_provider_failure(str(error)):
+            raise
+        raise _did_not_load(provider, "", str(error)) from error
     if provider not in session.get_providers():
-        raise ProviderError(
-            f"provider {provider} did not load, ONNX Runtime fell back to {session.get_providers()}: "
-            f"{explain_failure(provider)}. Install it with `{INSTALL_CURES[provider]}`, choose another with "
-            "provider=..., or pass fallback=True"
-        )
+        raise _did_not_load(provider, f", ONNX Runtime fell back to {session.get_providers()}", "")
     return session
+
+
+def _did_not_load(provider: str, instead: str, message: str) -> ProviderError:
+    return ProviderError(
+        f"provider {provider} did not load{instead}: {explain_failure(provider, message)}. Install it with "
+        f"`{INSTALL_CURES[provider]}`, choose another with provider=..., or pass fallback=True"
+    )
 
 
 def build_session_options(onnxruntime: ModuleType, entries: Mapping[str, str], threads: int) -> Any:

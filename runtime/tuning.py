@@ -131,7 +131,7 @@ def load_tuning(directory: Path, cpu: CpuInfo, variant: str) -> Tuning:
     try:
         entry = find_entry(read_tuning(directory), cpu, variant)
     except ArtifactError as error:
-        warnings.warn(f"{error}. The default plan is used.", UserWarning, stacklevel=3)
+        warnings.warn(f"{error}. The default plan is used.", UserWarning, stacklevel=4)
         return Tuning()
     return Tuning() if entry is None else entry.tuning
 

@@ -58,7 +58,7 @@ def test_the_model_is_warm_when_it_is_loaded(bound):
     told = []
     with load(bound, "padded", on_warm_up=lambda *pair: told.append(pair)) as model:
         assert told == [(done, len(told)) for done in range(1, len(told) + 1)]
-        assert len(told) == len(model._executor.buckets) > 1
+        assert len(told) == len(model.buckets) > 1
         assert model.padding.runs == 0
 
 
@@ -76,6 +76,13 @@ def test_buckets_from_beside_the_artifact_from_a_file_and_given(bound, tmp_path)
         assert len(model.embed(TEXTS)) == len(TEXTS), "texts beyond the longest bucket have their own"
     with pytest.raises(InputError, match="the variant runs in the packed one"):
         load(bound, "packed", buckets=[stored])
+
+
+def test_a_warning_of_stored_buckets_points_at_the_caller(bound):
+    (bound / "buckets.json").write_text("{")
+    with pytest.warns(UserWarning, match="Buckets are planned without it") as caught:
+        PoolingModel.load(bound, variant="cuda_padded", cuda_graphs=False).close()
+    assert caught[0].filename == __file__
 
 
 def test_the_budget_of_tokens_is_that_of_the_largest_planned_bucket(bound):
@@ -115,6 +122,7 @@ def test_the_cpu_counts_its_tokens_too(artifact):
         model.embed(["w1", "w1 w2 w3"])
         assert (model.padding.real_tokens, model.padding.runs) == (3 + 5, 1)
         assert model.padding.padded_tokens == 2
+        assert model.buckets == ()
     with PoolingModel.load(artifact, variant="cpu_fp32") as model:
         model.embed(["w1", "w1 w2 w3"])
         assert (model.padding.real_tokens, model.padding.padded_tokens) == (3 + 5, 0)

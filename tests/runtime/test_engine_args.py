@@ -5,7 +5,7 @@ from poolgraph.runtime.engine_args import WITHOUT_EFFECT, check_engine_args, res
 
 
 def test_arguments_of_the_engine_change_nothing():
-    check_engine_args({"gpu_memory_utilization": 0.5, "tensor_parallel_size": 1, "enforce_eager": True, "seed": 1})
+    check_engine_args({"gpu_memory_utilization": 0.5, "tensor_parallel_size": 1, "seed": 1})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import poolgraph.runtime.llm_base
-from poolgraph import LLM, PoolerConfig, PoolingParams
+from poolgraph import LLM, PoolerConfig, PoolingModel, PoolingParams
 from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
 from poolgraph.runtime.llm_base import keep_template
 
@@ -45,6 +45,19 @@ def test_the_arguments_of_the_engine(artifact):
     LLM(path, pooler_config=PoolerConfig(seq_pooling_type="MEAN", logit_mean=0.0, logit_sigma=1.0))
     with pytest.raises(ArtifactError, match=r"no variant for precision .fp16."):
         LLM(path, dtype="float16")
+
+
+def test_buckets_and_cuda_graphs_are_the_models(artifact, monkeypatch):
+    seen, real = [], PoolingModel.load.__func__
+
+    def load(cls, path, **options):
+        seen.append((options["buckets"], options["cuda_graphs"]))
+        return real(cls, path, **options)
+
+    monkeypatch.setattr(PoolingModel, "load", classmethod(load))
+    LLM(artifact)
+    LLM(artifact, enforce_eager=True, buckets="buckets.json")
+    assert seen == [(None, True), ("buckets.json", False)]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,32 @@ def test_a_provider_that_silently_falls_back_is_an_error(monkeypatch, artifact, 
         open_session(artifact / "x", variant, 1, provider="CUDAExecutionProvider")
 
 
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        (
+            "Failed to load library libonnxruntime_providers_cuda.so with error: libcublas.so.13: cannot open",
+            ProviderError,
+        ),
+        ("CUDA failure 100: no CUDA-capable device is detected", ProviderError),
+        ("CUDA_PATH is set but CUDA wasn't able to be loaded", ProviderError),
+        ("Load model from x failed: Protobuf parsing failed", SessionError),
+    ],
+)
+def test_a_provider_that_fails_aloud_is_told_from_a_graph_that_does(monkeypatch, artifact, variant, message, kind):
+    def fail(*_arguments, enable_fallback, **_others):
+        assert enable_fallback is False
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(import_onnxruntime(), "InferenceSession", fail)
+    with pytest.raises(kind) as caught:
+        open_session(artifact / "x", variant, 1, provider="CUDAExecutionProvider")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    if kind is ProviderError:
+        assert "provider CUDAExecutionProvider did not load: " in str(caught.value)
+        assert "pip install poolgraph[gpu]" in str(caught.value)
+
+
 def test_a_graph_that_onnxruntime_refuses(tmp_path, variant):
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"not a graph")

@@ -54,10 +54,11 @@ def test_graph_ids_count_from_one_and_are_never_used_twice(pool):
 
 
 def test_the_least_recently_used_shape_that_is_not_planned_goes(pool, disposed):
-    for bucket in (LARGE, LARGE, HALF, HALF, SMALL):
+    for bucket in (LARGE, LARGE, HALF, HALF):
         pool.acquire(bucket, wait=True)
+    pool.release(pool.acquire(SMALL, wait=True))
     slots = [pool.acquire(odd(size), wait=True) for size in range(UNPLANNED_SLOTS)]
-    assert pool.acquire(odd(50), wait=False) is None
+    assert pool.acquire(HALF, wait=False) is None
     for slot in (slots[2], slots[0], slots[1]):
         pool.release(slot)
     pool.release(pool.acquire(odd(2), wait=True))
