@@ -165,8 +165,8 @@ class Engine:
         try:
             answer = self._model.run_batch([text.encoded for text in batch.texts], batch.family, threads=batch.threads)
         except PoolgraphError as error:
-            self._end(batch, error)
             self._observer.failed(self._name, "session" if isinstance(error, SessionError) else "task")
+            self._end(batch, error)
             return
         ended = time.monotonic()
         self._end(batch, answer)
