@@ -33,7 +33,7 @@ class Server:
     """One served model, closed with the test."""
 
     def __init__(self, artifact, *, grace=5.0, arguments=(), **settings):
-        self.observer, self.grace = Recorder(), grace
+        self.observer, self.grace, self.batches = Recorder(), grace, []
         settings = EngineSettings(**{"warm_up_seconds": 0.2} | settings)
         self.registry = open_registry([ModelArguments(model=artifact, **dict(arguments))], settings, self.observer)
         self.model = self.registry.find(None)
@@ -63,12 +63,13 @@ class Server:
         return await self.model.answer(self.work(prompts, *args, **kwargs), urgency, num_chars=num_chars)
 
     def hold(self, monkeypatch):
-        """Keep batches from ending until the event that is returned is set."""
+        """Keep batches from ending until the event that is returned is set, and list them in ``batches``."""
         gate, real = threading.Event(), self.model.runner.model.run_batch
 
-        def run_batch(*args, **kwargs):
+        def run_batch(texts, *args, **kwargs):
+            self.batches.append([text.input_ids.tolist() for text in texts])
             assert gate.wait(10)
-            return real(*args, **kwargs)
+            return real(texts, *args, **kwargs)
 
         monkeypatch.setattr(self.model.runner.model, "run_batch", run_batch)
         return gate
@@ -300,13 +301,14 @@ async def test_readiness_does_not_wait_behind_the_queue(artifact, monkeypatch):
     async with Server(artifact, max_queue_tokens=100) as server:
         gate = server.hold(monkeypatch)
         flood = asyncio.create_task(server.ask(make_texts(500)))
-        await asyncio.sleep(0.05)
+        await until(lambda: len(server.batches) == server.model.engine._rules.slots.runs)
+        waiting = server.observer.last_queue[0]
         check = asyncio.create_task(server.model.check_ready())
-        await asyncio.sleep(0.02)
+        await until(lambda: server.observer.last_queue[0] == waiting + 1)
+        held = len(server.batches)
         gate.set()
-        await check
-        assert not flood.done()
-        await flood
+        await asyncio.gather(check, flood)
+        assert [server.model.probe.text.input_ids.tolist()] in server.batches[held : held + 2]
 
 
 @in_loop
