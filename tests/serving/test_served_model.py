@@ -352,3 +352,29 @@ def test_a_model_of_another_limit(artifact):
                 await server.ask("w1 w2 w3 w4")
 
     asyncio.run(main())
+
+
+@in_loop
+async def test_padded_batches_mix_lengths(tmp_path):
+    path = write_artifact(tmp_path / "padded", variants=("portable_fp32",))
+    texts = make_texts(60, seed=4)
+    with PoolingModel.load(path) as model:
+        expected = model.embed(texts, prompt="")
+    async with Server(path) as server:
+        answers = await asyncio.gather(*(server.ask(text) for text in texts))
+        np.testing.assert_allclose(vectors([one for (one,) in answers]), expected, rtol=1e-5, atol=1e-6)
+        await until(lambda: server.num_ran == 60)
+        assert any(padded > real for _, real, padded in server.observer.of("ran"))
+        await server.model.check_ready()
+
+
+@in_loop
+async def test_a_model_that_died_says_so_and_comes_back(artifact, monkeypatch):
+    async with Server(artifact, restart_delay=0.05) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(server.model.runner.model, "run_batch", lambda *_, **__: 1 / 0)
+            with pytest.raises(EngineStopped, match="died of ZeroDivisionError"):
+                await server.ask("w1")
+            assert not server.model.is_alive
+        await until(lambda: server.model.is_alive)
+        assert len(await server.ask("w1")) == 1
