@@ -19,7 +19,7 @@ from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS, output_width
 from poolgraph.runtime.bound_slot import BoundSlot
 from poolgraph.runtime.bucket_assignment import assign_texts
 from poolgraph.runtime.buckets import Bucket, BucketBatch, Padding, PaddingCounter, halve_bucket
-from poolgraph.runtime.executor import Progress, check_finite, serialize_progress
+from poolgraph.runtime.executor import BatchAnswer, Progress, Slots, check_finite, serialize_progress
 from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.session import SessionPool
 from poolgraph.runtime.slot_pool import SlotPool
@@ -121,15 +121,8 @@ class BoundExecutor:
         Raises:
             SessionError: ONNX Runtime failed, an answer is not finite, or no memory is left for a single text.
         """
-        answers = np.empty((len(encoded), output_width(self.sessions.graph("sequence"))), dtype=np.float32)
-
-        def collect(batch: BucketBatch, texts: Sequence[EncodedText], answer: NDArray[np.float32]) -> None:
-            first = BOUND_LAYOUTS[batch.bucket.layout].first_row(batch.bucket, texts)
-            rows = answer[first : first + len(texts)]
-            check_finite(rows, batch.indices, first_index)
-            answers[list(batch.indices)] = rows
-
-        self._run(encoded, "sequence", collect, on_progress)
+        answers = self._sequences(encoded, on_progress)
+        check_finite(answers, range(len(encoded)), first_index)
         return answers
 
     def run_token(
@@ -139,12 +132,54 @@ class BoundExecutor:
 
         Arguments and errors as of ``run_sequence``.
         """
+        answers = self._tokens(encoded, on_progress)
+        for index, rows in enumerate(answers):
+            check_finite(rows.reshape(1, -1), [index], first_index)
+        return answers
+
+    def plan_slots(self) -> Slots:
+        """Return what a scheduler of single batches may use: while one runs, the next is staged by another thread."""
+        return Slots(
+            runs=_IN_FLIGHT,
+            threads=1,
+            lone_threads=1,
+            max_batch_tokens=max(bucket.size for bucket in self.buckets),
+            padded=True,
+        )
+
+    def run_batch(self, texts: Sequence[EncodedText], family: str, *, threads: int) -> BatchAnswer:
+        """Run texts that a scheduler put together; answers that are not finite are marked, not raised.
+
+        Args:
+            texts: Of any lengths.
+            family: Whose graph runs.
+            threads: Without effect on a device.
+
+        Raises:
+            SessionError: ONNX Runtime failed, or no memory is left for a single text.
+        """
+        if family == "sequence":
+            answer = self._sequences(texts)
+            return BatchAnswer(rows=answer, finite=np.asarray(np.isfinite(answer).all(axis=1)))
+        rows = self._tokens(texts)
+        return BatchAnswer(rows=rows, finite=np.array([bool(np.isfinite(one).all()) for one in rows]))
+
+    def _sequences(self, encoded: Sequence[EncodedText], on_progress: Progress | None = None) -> NDArray[np.float32]:
+        answers = np.empty((len(encoded), output_width(self.sessions.graph("sequence"))), dtype=np.float32)
+
+        def collect(batch: BucketBatch, texts: Sequence[EncodedText], answer: NDArray[np.float32]) -> None:
+            first = BOUND_LAYOUTS[batch.bucket.layout].first_row(batch.bucket, texts)
+            answers[list(batch.indices)] = answer[first : first + len(texts)]
+
+        self._run(encoded, "sequence", collect, on_progress)
+        return answers
+
+    def _tokens(self, encoded: Sequence[EncodedText], on_progress: Progress | None = None) -> list[NDArray[np.float32]]:
         answers: list[NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(encoded)
 
         def collect(batch: BucketBatch, texts: Sequence[EncodedText], answer: NDArray[np.float32]) -> None:
             taken = BOUND_LAYOUTS[batch.bucket.layout].token_rows(answer, texts)
             for index, rows in zip(batch.indices, taken, strict=True):
-                check_finite(rows.reshape(1, -1), [index], first_index)
                 answers[index] = rows.copy()
 
         self._run(encoded, "token", collect, on_progress)

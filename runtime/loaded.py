@@ -18,7 +18,7 @@ from poolgraph.graphs.manifest import Manifest, Variant
 from poolgraph.runtime.bound_executor import BoundExecutor, WarmUp, build_bound_executor
 from poolgraph.runtime.buckets import Bucket, Padding
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
-from poolgraph.runtime.executor import Executor, Progress
+from poolgraph.runtime.executor import BatchAnswer, Executor, Progress, Slots
 from poolgraph.runtime.loading import BucketWish, check_count, check_name, open_sessions, resolve_directory
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.provider_options import BOUND_DEVICES
@@ -168,6 +168,15 @@ class LoadedModel:
     def buckets(self) -> tuple[Bucket, ...]:
         """The shapes that run on a GPU, largest first; none on the CPU, which runs texts of any length as they are."""
         return self._executor.buckets if isinstance(self._executor, BoundExecutor) else ()
+
+    def plan_slots(self) -> Slots:
+        """Return how a scheduler that makes batches itself uses the machine."""
+        return self._executor.plan_slots()
+
+    def run_batch(self, texts: Sequence[EncodedText], family: str, *, threads: int) -> BatchAnswer:
+        """Run one batch that a scheduler made; see ``Executor.run_batch``."""
+        self._check_family(family)
+        return self._executor.run_batch(texts, family, threads=threads)
 
     def close(self) -> None:
         """Let go of the sessions and their memory."""

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from poolgraph.config import PoolerConfig, PoolingParams
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Manifest
-from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import Finish, finish_sequences, finish_tokens, plan_finish
 from poolgraph.runtime.late_chunking import LateChunking, check_late_chunking, plan_chunks
+from poolgraph.runtime.long_texts import ChunkedText, LongTexts, chunk_texts, whole_text
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.outputs import PoolingOutput, PoolingRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt, encode_prompts
+from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenization import TokenizationOptions, parse_tokenization_kwargs
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.runtime.work import Answers, Run, UseTqdm, Work
 from poolgraph.tasks import TASK_FAMILY
 
 Params: TypeAlias = PoolingParams | Sequence[PoolingParams] | None
-UseTqdm: TypeAlias = bool | Callable[..., Any]
 
 _NO_EMBEDDING: Final = "Embedding API is not supported by this model. Try converting the model using `--convert embed`."
 _NO_CLASSIFICATION: Final = (
     "Classification API is not supported by this model. Try converting the model using `--convert classify`."
 )
+_NO_PARAMS: Final = PoolingParams()
+
 _REFUSALS: Final[Mapping[str, str]] = {
     "embed": _NO_EMBEDDING,
     "token_embed": _NO_EMBEDDING,
@@ -45,11 +46,19 @@ _REFUSALS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """The options that every method of ``LLM`` takes."""
+    """The options that every method of ``LLM`` takes.
+
+    Attributes:
+        pooling_params: For all prompts, or one for each.
+        use_tqdm: Whether to show progress.
+        tokenization: How prompts become tokens.
+        prefix: The model's prompt, put before each text; ``LLM`` itself puts none.
+    """
 
     pooling_params: Params
     use_tqdm: UseTqdm
     tokenization: TokenizationOptions
+    prefix: str = ""
 
 
 def read_options(
@@ -85,6 +94,9 @@ class RequestRunner:
         manifest: Its manifest with the caller's overrides.
         tokenizer: Its tokenizer with the caller's limit.
         config: The caller's pooler config.
+        default_task: What is done where no task is named; None where nothing says it.
+        chat_template: The caller's score template.
+        long_texts: What is done with texts longer than the limit.
     """
 
     name: str
@@ -92,10 +104,26 @@ class RequestRunner:
     manifest: Manifest
     tokenizer: TextTokenizer
     config: PoolerConfig
+    default_task: str | None = None
+    chat_template: str | None = None
+    long_texts: LongTexts = field(default_factory=LongTexts)
 
-    def run(
+    @property
+    def embed_task(self) -> str:
+        """What ``embed`` does: ``token_embed`` of models that are for that, as in vLLM."""
+        tokens = self.default_task == "token_embed" or self.manifest.tasks == ("token_embed",)
+        return "token_embed" if tokens else "embed"
+
+    @property
+    def reward_task(self) -> str:
+        """What ``reward`` does: the default task if it rewards, else the sequence head's where there is one."""
+        if self.default_task in ("classify", "token_classify"):
+            return self.default_task
+        return "classify" if "classify" in self.manifest.tasks else "token_classify"
+
+    def answer_prompts(
         self, prompts: Sequence[ParsedPrompt], task: str, options: RequestOptions, request_ids: Iterator[int]
-    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+    ) -> Work[list[PoolingRequestOutput[PoolingOutput]]]:
         """Answer prompts in their order; ``request_ids`` gives each its number.
 
         Raises:
@@ -105,10 +133,12 @@ class RequestRunner:
         self.check_task(task)
         params = match_params(options.pooling_params, len(prompts))
         finishes = self.plan_finishes(params, task)
-        truncations = [one.truncate_prompt_tokens for one in params]
-        encoded = encode_prompts(self.tokenizer, prompts, options.tokenization, truncations)
-        with request_progress(options.use_tqdm, len(encoded)) as on_progress:
-            answers = self._answer(task, encoded, finishes, on_progress)
+        truncations = self._plan_truncations(params, options.tokenization)
+        if task == "embed" and self.long_texts.kind == "chunk":
+            return (yield from self._answer_chunked(prompts, truncations, finishes, options, request_ids))
+        encoded = encode_prompts(self.tokenizer, prompts, options.tokenization, truncations, prefix=options.prefix)
+        raw = yield Run(family=TASK_FAMILY[task], encoded=encoded)
+        answers = _finish(task, raw, encoded, finishes)
         return [
             PoolingRequestOutput(
                 request_id=str(next(request_ids)),
@@ -119,6 +149,48 @@ class RequestRunner:
             )
             for prompt, text, finish, answer in zip(prompts, encoded, finishes, answers, strict=True)
         ]
+
+    def _plan_truncations(self, params: Sequence[PoolingParams], tokenization: TokenizationOptions) -> list[int | None]:
+        """Return how many tokens are kept of each prompt: as it says, else its request, else by the rule."""
+        rule = TO_MODEL_LIMIT if self.long_texts.kind == "truncate" else None
+        asked = tokenization.truncate_prompt_tokens
+        default = rule if asked is None else asked
+        return [default if one.truncate_prompt_tokens is None else one.truncate_prompt_tokens for one in params]
+
+    def _answer_chunked(
+        self,
+        prompts: Sequence[ParsedPrompt],
+        truncations: Sequence[int | None],
+        finishes: Sequence[Finish],
+        options: RequestOptions,
+        request_ids: Iterator[int],
+    ) -> Work[list[PoolingRequestOutput[PoolingOutput]]]:
+        """Embed prompts, those of them in windows that are longer than the limit and not to be truncated."""
+        texts = [self._chunk(*row, index, options) for index, row in enumerate(zip(prompts, truncations, strict=True))]
+        windows = [window for text in texts for window in text.windows]
+        raw = cast("NDArray[np.float32]", (yield Run(family="sequence", encoded=windows)))
+        stops = np.cumsum([len(text.windows) for text in texts])
+        means = [text.average(raw[stop - len(text.windows) : stop]) for text, stop in zip(texts, stops, strict=True)]
+        answers = finish_sequences(np.stack(means), finishes)
+        return [
+            PoolingRequestOutput(
+                request_id=str(next(request_ids)),
+                outputs=PoolingOutput(answer),
+                prompt_token_ids=text.whole.input_ids.tolist(),
+                num_truncated_tokens=text.whole.num_truncated_tokens,
+                text_chunks=text.report,
+            )
+            for text, answer in zip(texts, answers, strict=True)
+        ]
+
+    def _chunk(self, prompt: ParsedPrompt, truncate_to: int | None, index: int, options: RequestOptions) -> ChunkedText:
+        """Tokenize one prompt; token ids, and texts that are truncated or without special tokens, stay whole."""
+        if isinstance(prompt, str) and truncate_to is None and options.tokenization.add_special_tokens:
+            overlap = self.long_texts.overlap
+            chunks = chunk_texts(self.tokenizer, [prompt], prompt=options.prefix, overlap=overlap, first_index=index)
+            return chunks[0]
+        encoded = encode_prompts(self.tokenizer, [prompt], options.tokenization, [truncate_to], prefix=options.prefix)
+        return whole_text(encoded[0])
 
     def check_task(self, task: str) -> None:
         """Check that the artifact supports a task.
@@ -148,14 +220,6 @@ class RequestRunner:
             check_late_chunking(self.model.path)
         return [plans[one] for one in params]
 
-    def _answer(
-        self, task: str, encoded: Sequence[EncodedText], finishes: Sequence[Finish], on_progress: Progress | None
-    ) -> list[NDArray[np.float32]]:
-        if TASK_FAMILY[task] == "sequence":
-            return finish_sequences(self.model.run_sequence(encoded, on_progress=on_progress), finishes)
-        raw = self.model.run_token(encoded, on_progress=on_progress)
-        return [finish_tokens(*row) for row in zip(raw, encoded, finishes, strict=True)]
-
     def _describe_chunks(
         self, prompt: ParsedPrompt, text: EncodedText, finish: Finish, tokenization: TokenizationOptions
     ) -> LateChunking | None:
@@ -178,7 +242,7 @@ def match_params(params: Params, num_prompts: int) -> list[PoolingParams]:
         InputError: a list of another length, or something that is no ``PoolingParams``.
     """
     if params is None or isinstance(params, PoolingParams):
-        return [params or PoolingParams()] * num_prompts
+        return [params or _NO_PARAMS] * num_prompts
     if not isinstance(params, Sequence) or not all(isinstance(one, PoolingParams) for one in params):
         raise InputError("pooling_params must be a PoolingParams or a list of them", parameter="pooling_params")
     if len(params) != num_prompts:
@@ -186,12 +250,9 @@ def match_params(params: Params, num_prompts: int) -> list[PoolingParams]:
     return list(params)
 
 
-@contextmanager
-def request_progress(use_tqdm: UseTqdm, total: int) -> Iterator[Progress | None]:
-    """Show what ``use_tqdm`` asks for and yield what to call with each number of finished prompts."""
-    if not use_tqdm:
-        yield None
-        return
-    make = use_tqdm if callable(use_tqdm) else partial(tqdm, disable=None)
-    with closing(make(total=total, desc="Processed prompts", dynamic_ncols=True)) as bar:
-        yield bar.update
+def _finish(
+    task: str, raw: Answers, encoded: Sequence[EncodedText], finishes: Sequence[Finish]
+) -> list[NDArray[np.float32]]:
+    if TASK_FAMILY[task] == "sequence":
+        return finish_sequences(cast("NDArray[np.float32]", raw), finishes)
+    return [finish_tokens(*row) for row in zip(raw, encoded, finishes, strict=True)]
