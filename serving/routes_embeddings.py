@@ -49,7 +49,7 @@ async def create_embeddings(call: Call, body: EmbeddingsRequest) -> Answer:
         _check_token_embed(body)
     chunking = body.late_chunking_params
     params = build_params(body.use_activation, body.dimensions, None if chunking is None else chunking.chunk_size)
-    request = read_texts(body, model, call.context.settings)
+    request = read_texts(body.input, body.messages, body, model, call.context.settings)
     options = plan_options(body, request, model, params, special=body.add_special_tokens)
     outputs = await answer_texts(model, request, task, options, plan_urgency(body, call.context.settings))
     name = call.name("embd", body.request_id)
@@ -105,7 +105,7 @@ async def create_pooling(call: Call, body: PoolingRequest) -> Answer:
     refuse_normalize(body.normalize)
     task = _choose_task(body, model)
     wire = read_wire(body)
-    request = read_texts(body, model, call.context.settings)
+    request = read_texts(body.input, body.messages, body, model, call.context.settings)
     options = plan_options(body, request, model, build_params(body.use_activation), special=body.add_special_tokens)
     outputs = await answer_texts(model, request, task, options, plan_urgency(body, call.context.settings))
     name = call.name("pooling", body.request_id)
@@ -145,7 +145,7 @@ async def create_classes(call: Call, body: ClassifyRequest) -> Answer:
     """Classify texts."""
     model = find_model(call.context.registry, body.model, "classify", "Classification")
     refuse_normalize(body.normalize)
-    request = read_texts(body, model, call.context.settings)
+    request = read_texts(body.input, body.messages, body, model, call.context.settings)
     options = plan_options(body, request, model, build_params(body.use_activation), special=body.add_special_tokens)
     outputs = await answer_texts(model, request, "classify", options, plan_urgency(body, call.context.settings))
     labels = model.manifest.labels

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from poolgraph.errors import InputError
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import TextRequest, check_size, read_texts
 from poolgraph.serving.routing import find_model
-from poolgraph.serving.schema_common import ChatFields
 from poolgraph.serving.schema_tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -28,27 +26,12 @@ _INLINE_CHARS: Final = 4096
 async def tokenize(call: Call, body: TokenizeRequest) -> Answer:
     """Return the tokens of a text, however many."""
     model = find_model(call.context.registry, body.model, None, "Tokenize")
-    request = read_texts(_Texts.of(body), model, call.context.settings)
+    request = read_texts(body.prompt, body.messages, body, model, call.context.settings)
     if len(request.prompts) != 1:
         raise InputError(f"one text is tokenized a request, got {len(request.prompts)}", parameter="messages")
     if request.num_chars <= _INLINE_CHARS:
         return _tokenize(body, request, model)
     return await asyncio.to_thread(_tokenize, body, request, model)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Texts:
-    """A request to tokenize with the names of other requests."""
-
-    input: str | None
-    fields: ChatFields
-
-    @classmethod
-    def of(cls, body: TokenizeRequest) -> _Texts:
-        return cls(input=body.prompt, fields=body)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.fields, name)
 
 
 def _tokenize(body: TokenizeRequest, request: TextRequest, model: ServedModel) -> Answer:
