@@ -12,6 +12,7 @@ import msgspec
 from poolgraph.serving.asgi_types import Message, Receive, Scope, Send, find_header
 from poolgraph.serving.endpoint import Answer, Call, Context, Endpoint
 from poolgraph.serving.http_errors import InvalidBody, UnsupportedContent, answer_detail, answer_error
+from poolgraph.serving.routing import list_paths
 
 _WATCH_AFTER: Final = 0.05
 """Seconds before a request is watched for its client hanging up; most are answered by then."""
@@ -32,7 +33,10 @@ class Dispatcher:
 
     def __init__(self, endpoints: Sequence[Endpoint], context: Context) -> None:
         self._context = context
-        self._routes = {(one.method, one.path): (one, _build_decoder(one)) for one in endpoints}
+        self._hidden = list_paths(context.registry)
+        self._routes: dict[tuple[str, str], tuple[Endpoint, Any]] = {
+            (one.method, one.path): (one, _build_decoder(one)) for one in endpoints
+        }
         self._methods: dict[str, list[str]] = {}
         for one in endpoints:
             self._methods.setdefault(one.path, []).append(one.method)
@@ -76,7 +80,7 @@ class Dispatcher:
         except msgspec.MsgspecError as error:
             return answer_error(InvalidBody(_describe_invalid(error)))
         except Exception as error:
-            return answer_error(error)
+            return answer_error(error, self._hidden)
 
     def _answer_no_route(self, path: str) -> Answer:
         methods = self._methods.get(path)

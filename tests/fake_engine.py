@@ -49,8 +49,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "chatty": lambda folder: build_embedder(folder, chat_template=CHAT_TEMPLATE),
     "plain": lambda folder: build_embedder(folder, prompts={}),
     "tokens": lambda folder: build_embedder(folder, tasks=("token_embed",), default_task="token_embed"),
-    "classifier": lambda folder: build_classifier(folder),
-    "reranker": lambda folder: build_scorer(folder),
+    "classifier": build_classifier,
+    "reranker": build_scorer,
     "tagger": lambda folder: build_classifier(folder, "token_classifier"),
 }
 
