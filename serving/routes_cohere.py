@@ -56,7 +56,6 @@ _SIDES: Final = MappingProxyType({"END": "right", "START": "left", "NONE": None}
 async def create_cohere_embeddings(call: Call, body: CohereEmbedRequest) -> Answer:
     """Embed texts."""
     model = find_model(call.context.registry, body.model, "embed", "Embeddings")
-    model.runner.check_task("embed")
     texts = _read_texts(body, model)
     prompts: list[ParsedPrompt] = list(texts)
     num_chars = check_size(prompts, call.context.settings, "texts")

@@ -165,7 +165,6 @@ def _rank(scores: Sequence[float], labels: Sequence[str]) -> list[TeiPrediction]
 async def similarity(call: Call, body: TeiSimilarityRequest) -> Answer:
     """Compare a sentence with others by the cosine of their embeddings."""
     model = find_model(call.context.registry, body.model, "embed", "Similarity")
-    model.runner.check_task("embed")
     asked = body.parameters or TeiSimilarityParameters()
     queries: list[ParsedPrompt] = [body.inputs.source_sentence]
     documents: list[ParsedPrompt] = list(body.inputs.sentences)

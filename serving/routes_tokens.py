@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from poolgraph.errors import InputError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _INLINE_CHARS: Final = 4096
 """Longer texts are tokenized in a thread."""
+
+_INLINE_TOKENS: Final = 1024
+"""More tokens are turned into text in a thread."""
 
 
 async def tokenize(call: Call, body: TokenizeRequest) -> Answer:
@@ -62,7 +66,8 @@ async def detokenize(call: Call, body: DetokenizeRequest) -> Answer:
                 parameter="tokens",
                 value=token,
             )
-    text = model.runner.tokenizer.backend.decode(body.tokens, skip_special_tokens=False)
+    decode = partial(model.runner.tokenizer.backend.decode, body.tokens, skip_special_tokens=False)
+    text = decode() if len(body.tokens) <= _INLINE_TOKENS else await asyncio.to_thread(decode)
     return answer_json(DetokenizeResponse(prompt=text))
 
 

@@ -20,8 +20,7 @@ def find_model(registry: ModelRegistry, name: str | None, task: str | None, api:
     Args:
         registry: The models.
         name: As the request has it.
-        task: What it must be able to do: ``embed`` (also each token), ``classify``, ``token_embed``, ``score``; None
-            for whatever it does.
+        task: What it must be able to do, as for ``can``; None for whatever it does.
         api: The route's name, for the message.
 
     Raises:
@@ -53,10 +52,10 @@ def show_name(model: ServedModel) -> str:
 
 
 def can(model: ServedModel, task: str) -> bool:
-    """Return whether a model does a task; ``score`` is one here, and ``embed`` may be of each token."""
+    """Return whether a model does a task; ``score`` is one here, and ``embeddings``, of texts or of each token."""
     if task == "score":
         return can_score(model)
-    if task == "embed":
+    if task == "embeddings":
         return bool({"embed", "token_embed"} & {*model.manifest.tasks})
     return task in model.manifest.tasks
 
