@@ -49,7 +49,7 @@ def _tokenize(body: TokenizeRequest, request: TextRequest, model: ServedModel) -
             count=len(ids),
             max_model_len=tokenizer.max_model_len,
             tokens=ids,
-            token_strs=[tokenizer.backend.id_to_token(one) for one in ids] if body.return_token_strs else None,
+            token_strs=[str(tokenizer.backend.id_to_token(one)) for one in ids] if body.return_token_strs else None,
         )
     )
 

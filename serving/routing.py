@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from poolgraph.errors import TaskNotSupported
+from poolgraph.runtime.long_texts import LongTexts
 from poolgraph.runtime.score_request import choose_scoring
 from poolgraph.serving.http_errors import TaskNotServed
 
 if TYPE_CHECKING:
+    from poolgraph.runtime.requests import RequestRunner
     from poolgraph.serving.registry import ModelRegistry
     from poolgraph.serving.served_model import ServedModel
 
@@ -58,6 +61,11 @@ def can(model: ServedModel, task: str) -> bool:
     if task == "embeddings":
         return bool({"embed", "token_embed"} & {*model.manifest.tasks})
     return task in model.manifest.tasks
+
+
+def choose_runner(model: ServedModel, *, refuses_long: bool) -> RequestRunner:
+    """Return a model's runner; a request that wants long texts refused has its way, whatever the server's rule."""
+    return replace(model.runner, long_texts=LongTexts()) if refuses_long else model.runner
 
 
 def can_score(model: ServedModel) -> bool:
