@@ -12,7 +12,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 TokenLimit = Annotated[int, Meta(ge=-1, description="Tokens kept of a longer text; -1 for the model's limit")]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Lower comes first")]
-Seconds = Annotated[float, Meta(gt=0, description="Seconds in which the answer is wanted, within the server's limit")]
+Seconds = Annotated[float, Meta(ge=0.1, description="Seconds in which the answer is wanted, within the server's limit")]
 RequestId = Annotated[str, Meta(min_length=1, max_length=128)]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
 TruncationSide = Literal["left", "right"]
