@@ -48,6 +48,7 @@ HEAVY = {
     "fastapi": {"serving"},
     "starlette": {"serving"},
     "uvicorn": {"serving"},
+    "orjson": {"serving"},
     "aiohttp": {"serving"},
 }
 """Library to the rooms that may import it, inside functions too."""
