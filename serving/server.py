@@ -1,0 +1,34 @@
+"""The serving process: the address taken, models checked and opened, then the port opened and requests answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from poolgraph.serving.app import build_app
+from poolgraph.serving.graceful_server import bind_address, run_server
+from poolgraph.serving.logs import configure_logs
+from poolgraph.serving.metrics import PrometheusObserver
+from poolgraph.serving.registry import ModelArguments, open_registry
+from poolgraph.serving.settings import ServeSettings
+from poolgraph.serving.tracing import TracingObserver, open_tracer, trace_requests
+
+
+def serve(models: Sequence[ModelArguments], settings: ServeSettings) -> int:
+    """Open the models, answer until a signal ends it, and return the exit code.
+
+    The address is taken first and opened last: a port in use is told at once, and nobody connects to a server that
+    cannot answer yet.
+
+    Raises:
+        InputError: the address cannot be had.
+        PoolgraphError: a model cannot be opened, or its files are not those of its manifest.
+    """
+    configure_logs(settings.log_format, settings.log_level)
+    with bind_address(settings.host, settings.port) as listener:
+        counting = PrometheusObserver()
+        tracer = None if settings.otlp_endpoint is None else open_tracer(settings.otlp_endpoint)
+        observer = counting if tracer is None else TracingObserver(counting, tracer)
+        registry = open_registry(models, settings.engine, observer)
+        app = build_app(registry, settings, observer)
+        traced = app if tracer is None else trace_requests(app, tracer)
+        return run_server(traced, registry, settings, counting, listener)
