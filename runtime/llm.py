@@ -15,7 +15,8 @@ from poolgraph.runtime.outputs import (
     PoolingRequestOutput,
 )
 from poolgraph.runtime.prompts import Prompts
-from poolgraph.runtime.requests import Params, UseTqdm, read_options
+from poolgraph.runtime.requests import Params, read_options
+from poolgraph.runtime.work import UseTqdm
 
 _TASK_REQUIRED: Final = (
     "pooling_task required for `LLM.encode`. Please use one of the more specific methods or set the pooling_task when "
@@ -94,9 +95,11 @@ class LLM(ScoreMethods):
             tokenization_kwargs=tokenization_kwargs,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        if self._default_task == "token_embed" or self._runner.manifest.tasks == ("token_embed",):
-            return cast("list[EmbeddingRequestOutput]", self._run(prompts, "token_embed", options))
-        return [EmbeddingRequestOutput.from_base(answer) for answer in self._run(prompts, "embed", options)]
+        task = self._runner.embed_task
+        answers = self._run(prompts, task, options)
+        if task == "token_embed":
+            return cast("list[EmbeddingRequestOutput]", answers)
+        return [EmbeddingRequestOutput.from_base(answer) for answer in answers]
 
     def encode(
         self,
@@ -128,7 +131,7 @@ class LLM(ScoreMethods):
             InputError: a prompt or parameter is not acceptable, or no task is known.
             TaskNotSupported: the artifact does not support the task.
         """
-        task = (_shared_task(pooling_params) or self._default_task) if pooling_task is None else pooling_task
+        task = (_shared_task(pooling_params) or self._runner.default_task) if pooling_task is None else pooling_task
         if task is None:
             raise InputError(_TASK_REQUIRED, parameter="pooling_task")
         options = read_options(
@@ -195,13 +198,7 @@ class LLM(ScoreMethods):
             tokenization_kwargs=tokenization_kwargs,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        return self._run(prompts, self._reward_task(), options)
-
-    def _reward_task(self) -> str:
-        """Return the task that the model was loaded for if it rewards, else the sequence head's where there is one."""
-        if self._default_task in ("classify", "token_classify"):
-            return self._default_task
-        return "classify" if "classify" in self._runner.manifest.tasks else "token_classify"
+        return self._run(prompts, self._runner.reward_task, options)
 
 
 def _shared_task(params: Params) -> str | None:

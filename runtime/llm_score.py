@@ -11,12 +11,12 @@ from poolgraph.errors import InputError
 from poolgraph.runtime.llm_base import LoadedLLM
 from poolgraph.runtime.outputs import ScoringRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt, Prompt, ScoreData, parse_score_data
-from poolgraph.runtime.requests import RequestOptions, UseTqdm, read_options
+from poolgraph.runtime.requests import RequestOptions, read_options
 from poolgraph.runtime.score_options import check_top_n
-from poolgraph.runtime.score_pairs import plan_pairs
-from poolgraph.runtime.score_request import ScoreRequest, choose_scoring, plan_scoring
-from poolgraph.runtime.score_requests import SCORERS
+from poolgraph.runtime.score_request import plan_score_request
+from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.runtime.task_score import RankedDocument
+from poolgraph.runtime.work import UseTqdm, drive
 
 
 class ScoreMethods(LoadedLLM):
@@ -132,24 +132,7 @@ class ScoreMethods(LoadedLLM):
         options: RequestOptions,
         chat_template: str | Path | None,
     ) -> list[ScoringRequestOutput]:
-        manifest = self._runner.manifest
-        params = _check_lone(options.pooling_params)
-        called = None if chat_template is None else str(chat_template)
-        scoring = choose_scoring(manifest, self._default_task, template=called or self._chat_template)
-        # vLLM lets a chat template of the whole LLM rest where the model has no use for it.
-        template = called or (self._chat_template if scoring.kind == "cross_encoder" else None)
-        request = ScoreRequest(
-            queries=queries,
-            documents=documents,
-            pairs=plan_pairs(len(queries), len(documents)),
-            params=params,
-            scoring=plan_scoring(scoring, options, params, template, manifest.limits.max_model_len),
-            options=options,
-        )
-        return SCORERS[scoring.kind](self._runner, request, self._request_ids)
-
-
-def _check_lone(params: object) -> PoolingParams:
-    if params is not None and not isinstance(params, PoolingParams):
-        raise InputError("score takes one PoolingParams for all texts", parameter="pooling_params")
-    return params or PoolingParams()
+        template = None if chat_template is None else str(chat_template)
+        request = plan_score_request(self._runner, queries, documents, options, template)
+        work = answer_scores(self._runner, request, self._request_ids)
+        return drive(self._runner.model, work, use_tqdm=options.use_tqdm)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from poolgraph.config import PoolerConfig, PoolingParams
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Manifest
-from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import Finish, finish_sequences, finish_tokens, plan_finish
 from poolgraph.runtime.late_chunking import LateChunking, check_late_chunking, plan_chunks
 from poolgraph.runtime.model import PoolingModel
@@ -23,10 +20,10 @@ from poolgraph.runtime.outputs import PoolingOutput, PoolingRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt, encode_prompts
 from poolgraph.runtime.tokenization import TokenizationOptions, parse_tokenization_kwargs
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.runtime.work import Answers, Run, UseTqdm, Work
 from poolgraph.tasks import TASK_FAMILY
 
 Params: TypeAlias = PoolingParams | Sequence[PoolingParams] | None
-UseTqdm: TypeAlias = bool | Callable[..., Any]
 
 _NO_EMBEDDING: Final = "Embedding API is not supported by this model. Try converting the model using `--convert embed`."
 _NO_CLASSIFICATION: Final = (
@@ -85,6 +82,8 @@ class RequestRunner:
         manifest: Its manifest with the caller's overrides.
         tokenizer: Its tokenizer with the caller's limit.
         config: The caller's pooler config.
+        default_task: What is done where no task is named; None where nothing says it.
+        chat_template: The caller's score template.
     """
 
     name: str
@@ -92,10 +91,25 @@ class RequestRunner:
     manifest: Manifest
     tokenizer: TextTokenizer
     config: PoolerConfig
+    default_task: str | None = None
+    chat_template: str | None = None
 
-    def run(
+    @property
+    def embed_task(self) -> str:
+        """What ``embed`` does: ``token_embed`` of models that are for that, as in vLLM."""
+        tokens = self.default_task == "token_embed" or self.manifest.tasks == ("token_embed",)
+        return "token_embed" if tokens else "embed"
+
+    @property
+    def reward_task(self) -> str:
+        """What ``reward`` does: the default task if it rewards, else the sequence head's where there is one."""
+        if self.default_task in ("classify", "token_classify"):
+            return self.default_task
+        return "classify" if "classify" in self.manifest.tasks else "token_classify"
+
+    def answer_prompts(
         self, prompts: Sequence[ParsedPrompt], task: str, options: RequestOptions, request_ids: Iterator[int]
-    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+    ) -> Work[list[PoolingRequestOutput[PoolingOutput]]]:
         """Answer prompts in their order; ``request_ids`` gives each its number.
 
         Raises:
@@ -107,8 +121,8 @@ class RequestRunner:
         finishes = self.plan_finishes(params, task)
         truncations = [one.truncate_prompt_tokens for one in params]
         encoded = encode_prompts(self.tokenizer, prompts, options.tokenization, truncations)
-        with request_progress(options.use_tqdm, len(encoded)) as on_progress:
-            answers = self._answer(task, encoded, finishes, on_progress)
+        raw = yield Run(family=TASK_FAMILY[task], encoded=encoded)
+        answers = _finish(task, raw, encoded, finishes)
         return [
             PoolingRequestOutput(
                 request_id=str(next(request_ids)),
@@ -148,14 +162,6 @@ class RequestRunner:
             check_late_chunking(self.model.path)
         return [plans[one] for one in params]
 
-    def _answer(
-        self, task: str, encoded: Sequence[EncodedText], finishes: Sequence[Finish], on_progress: Progress | None
-    ) -> list[NDArray[np.float32]]:
-        if TASK_FAMILY[task] == "sequence":
-            return finish_sequences(self.model.run_sequence(encoded, on_progress=on_progress), finishes)
-        raw = self.model.run_token(encoded, on_progress=on_progress)
-        return [finish_tokens(*row) for row in zip(raw, encoded, finishes, strict=True)]
-
     def _describe_chunks(
         self, prompt: ParsedPrompt, text: EncodedText, finish: Finish, tokenization: TokenizationOptions
     ) -> LateChunking | None:
@@ -186,12 +192,9 @@ def match_params(params: Params, num_prompts: int) -> list[PoolingParams]:
     return list(params)
 
 
-@contextmanager
-def request_progress(use_tqdm: UseTqdm, total: int) -> Iterator[Progress | None]:
-    """Show what ``use_tqdm`` asks for and yield what to call with each number of finished prompts."""
-    if not use_tqdm:
-        yield None
-        return
-    make = use_tqdm if callable(use_tqdm) else partial(tqdm, disable=None)
-    with closing(make(total=total, desc="Processed prompts", dynamic_ncols=True)) as bar:
-        yield bar.update
+def _finish(
+    task: str, raw: Answers, encoded: Sequence[EncodedText], finishes: Sequence[Finish]
+) -> list[NDArray[np.float32]]:
+    if TASK_FAMILY[task] == "sequence":
+        return finish_sequences(cast("NDArray[np.float32]", raw), finishes)
+    return [finish_tokens(*row) for row in zip(raw, encoded, finishes, strict=True)]

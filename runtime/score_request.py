@@ -11,8 +11,9 @@ from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest, Scoring
 from poolgraph.runtime.prompts import ParsedPrompt
-from poolgraph.runtime.requests import RequestOptions
+from poolgraph.runtime.requests import RequestOptions, RequestRunner
 from poolgraph.runtime.score_options import ScoreOptions, check_options, resolve_scoring
+from poolgraph.runtime.score_pairs import plan_pairs
 
 _EXTRA_KWARGS: Final = ("max_tokens_per_query", "max_tokens_per_doc", "chat_template_kwargs", "plain_late_interaction")
 
@@ -26,6 +27,7 @@ class ScoreRequest:
         documents: Texts or token ids.
         pairs: For each score its query and its document.
         params: The caller's.
+        kind: A key of ``score_requests.SCORERS``.
         scoring: How the texts become inputs.
         options: The options that every method of ``LLM`` takes.
     """
@@ -34,6 +36,7 @@ class ScoreRequest:
     documents: Sequence[ParsedPrompt]
     pairs: Sequence[tuple[int, int]]
     params: PoolingParams
+    kind: str
     scoring: ScoreOptions
     options: RequestOptions
 
@@ -47,6 +50,48 @@ class ScoreRequest:
             InputError: token ids among them.
         """
         return _check_texts(self.queries, "data_1", reader), _check_texts(self.documents, "data_2", reader)
+
+
+def plan_score_request(
+    runner: RequestRunner,
+    queries: Sequence[ParsedPrompt],
+    documents: Sequence[ParsedPrompt],
+    options: RequestOptions,
+    template: str | None,
+) -> ScoreRequest:
+    """Merge what the call says with what the model was loaded with.
+
+    Args:
+        runner: The model.
+        queries: The query, or one for each document.
+        documents: The documents.
+        options: The call's.
+        template: Score template of the call: a shipped name, a file, or the template itself.
+
+    Raises:
+        InputError: lengths that do not pair, or an option that is not acceptable.
+        TaskNotSupported: the model gives no scores.
+    """
+    params = _check_lone(options.pooling_params)
+    own = runner.chat_template
+    scoring = choose_scoring(runner.manifest, runner.default_task, template=template or own)
+    # vLLM lets a chat template of the whole LLM rest where the model has no use for it.
+    chosen = template or (own if scoring.kind == "cross_encoder" else None)
+    return ScoreRequest(
+        queries=queries,
+        documents=documents,
+        pairs=plan_pairs(len(queries), len(documents)),
+        params=params,
+        kind=scoring.kind,
+        scoring=plan_scoring(scoring, options, params, chosen, runner.manifest.limits.max_model_len),
+        options=options,
+    )
+
+
+def _check_lone(params: object) -> PoolingParams:
+    if params is not None and not isinstance(params, PoolingParams):
+        raise InputError("score takes one PoolingParams for all texts", parameter="pooling_params")
+    return params or PoolingParams()
 
 
 def choose_scoring(manifest: Manifest, default_task: str | None, *, template: str | None) -> Scoring:
@@ -83,7 +128,7 @@ def plan_scoring(
     extra = dict(params.extra_kwargs or {})
     if unknown := sorted((name for name in extra if name not in _EXTRA_KWARGS), key=str):
         message = f"extra_kwargs {unknown} have no effect on scores; those with one are {list(_EXTRA_KWARGS)}"
-        warnings.warn(message, UserWarning, stacklevel=4)
+        warnings.warn(message, UserWarning, stacklevel=5)
     variables = _check_kind("chat_template_kwargs", extra.get("chat_template_kwargs"), Mapping)
     plain = _check_kind("plain_late_interaction", extra.get("plain_late_interaction"), bool)
     tokenization = options.tokenization

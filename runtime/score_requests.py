@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,13 @@ from poolgraph.runtime.late_interaction import (
 from poolgraph.runtime.maxsim import maxsim_pairs
 from poolgraph.runtime.outputs import ScoringOutput, ScoringRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt
-from poolgraph.runtime.requests import RequestRunner, request_progress
+from poolgraph.runtime.requests import RequestRunner
 from poolgraph.runtime.score_pairs import cosine_scores
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.text_cuts import cut_texts
 from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import EncodedText
+from poolgraph.runtime.work import Run, Work
 
 Scores = list[ScoringRequestOutput]
 RequestIds = Iterator[int]
@@ -46,7 +47,7 @@ class _Answer:
 _Sides = tuple[list[_Answer], list[_Answer]]
 
 
-def score_by_cross_encoder(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Scores:
+def score_by_cross_encoder(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Work[Scores]:
     """Score each pair in one run of the classifier; an answer has the tokens of its pair."""
     _check_special_tokens(request)
     queries, documents = request.texts("a cross-encoder")
@@ -54,8 +55,7 @@ def score_by_cross_encoder(runner: RequestRunner, request: ScoreRequest, request
     encoded = runner.model.encode_scoring_pairs(
         queries, documents, request.pairs, request.scoring, tokenizer=runner.tokenizer
     )
-    with request_progress(request.options.use_tqdm, len(encoded)) as on_progress:
-        raw = runner.model.run_sequence(encoded, on_progress=on_progress)
+    raw = cast("NDArray[np.float32]", (yield Run(family="sequence", encoded=encoded)))
     return [
         ScoringRequestOutput(
             request_id=str(next(request_ids)),
@@ -67,9 +67,9 @@ def score_by_cross_encoder(runner: RequestRunner, request: ScoreRequest, request
     ]
 
 
-def score_by_cosine(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Scores:
+def score_by_cosine(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Work[Scores]:
     """Score each pair by the cosine of its embeddings; every text is embedded once."""
-    queries, documents = _run_prompts(runner, request, "embed", request_ids, use_activation=True)
+    queries, documents = yield from _run_prompts(runner, request, "embed", request_ids, use_activation=True)
     scores = cosine_scores(
         np.stack([query.data for query in queries]),
         np.stack([document.data for document in documents]),
@@ -78,16 +78,16 @@ def score_by_cosine(runner: RequestRunner, request: ScoreRequest, request_ids: R
     return _join(runner, request, (queries, documents), scores)
 
 
-def score_by_maxsim(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Scores:
+def score_by_maxsim(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Work[Scores]:
     """Score each pair by MaxSim of its token embeddings.
 
     Queries and documents are encoded as the checkpoint defines them, where it does and plain vectors are not asked for.
     """
     plain = runner.manifest.late_interaction is None or request.scoring.plain
     if plain:
-        queries, documents = _run_prompts(runner, request, "token_embed", request_ids)
+        queries, documents = yield from _run_prompts(runner, request, "token_embed", request_ids)
     else:
-        queries, documents = _run_sides(runner, request, request_ids)
+        queries, documents = yield from _run_sides(runner, request, request_ids)
     mean = not plain and runner.manifest.similarity_fn_name == "meanmaxsim"
     scores = maxsim_pairs(
         [query.data for query in queries], [document.data for document in documents], request.pairs, mean=mean
@@ -95,7 +95,7 @@ def score_by_maxsim(runner: RequestRunner, request: ScoreRequest, request_ids: R
     return _join(runner, request, (queries, documents), scores)
 
 
-SCORERS: Final[Mapping[str, Callable[[RequestRunner, ScoreRequest, RequestIds], Scores]]] = MappingProxyType(
+SCORERS: Final[Mapping[str, Callable[[RequestRunner, ScoreRequest, RequestIds], Work[Scores]]]] = MappingProxyType(
     {
         "cross_encoder": score_by_cross_encoder,
         "bi_encoder": score_by_cosine,
@@ -105,16 +105,25 @@ SCORERS: Final[Mapping[str, Callable[[RequestRunner, ScoreRequest, RequestIds], 
 """How each kind of model scores pairs; all of them raise InputError for what is not acceptable."""
 
 
+def answer_scores(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Work[Scores]:
+    """Score the pairs of a request in their order; ``request_ids`` gives each text, or each pair, its number.
+
+    Raises:
+        InputError: a text or parameter is not acceptable.
+    """
+    return (yield from SCORERS[request.kind](runner, request, request_ids))
+
+
 def _run_prompts(
     runner: RequestRunner, request: ScoreRequest, task: str, request_ids: RequestIds, **changes: Any
-) -> _Sides:
+) -> Work[_Sides]:
     """Answer the texts of both sides as plain prompts, queries first."""
     cuts = [
         *_cut(runner, request.queries, request.scoring.max_tokens_per_query),
         *_cut(runner, request.documents, request.scoring.max_tokens_per_doc),
     ]
     options = replace(request.options, pooling_params=replace(request.params, **changes))
-    outputs = runner.run([prompt for prompt, _ in cuts], task, options, request_ids)
+    outputs = yield from runner.answer_prompts([prompt for prompt, _ in cuts], task, options, request_ids)
     answers = [
         _Answer(
             request_id=output.request_id,
@@ -127,7 +136,7 @@ def _run_prompts(
     return answers[: len(request.queries)], answers[len(request.queries) :]
 
 
-def _run_sides(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> _Sides:
+def _run_sides(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Work[_Sides]:
     """Answer the texts of both sides as the checkpoint defines queries and documents, queries first."""
     _check_special_tokens(request)
     queries, documents = request.texts("late interaction")
@@ -136,8 +145,7 @@ def _run_sides(runner: RequestRunner, request: ScoreRequest, request_ids: Reques
         *_encode_side(runner, request, "query", queries),
         *_encode_side(runner, request, "document", documents),
     ]
-    with request_progress(request.options.use_tqdm, len(encoded)) as on_progress:
-        raw = runner.model.run_token([text for _, text, _ in encoded], on_progress=on_progress)
+    raw = yield Run(family="token", encoded=[text for _, text, _ in encoded])
     answers = [
         _Answer(
             request_id=str(next(request_ids)),

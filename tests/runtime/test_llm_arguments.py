@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-import poolgraph.runtime.llm_base
+import poolgraph.runtime.model_arguments
 from poolgraph import LLM, PoolerConfig, PoolingParams
 from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
-from poolgraph.runtime.llm_base import keep_template
+from poolgraph.runtime.model_arguments import keep_template
 
 TEMPLATE = "Q: {{ query }} D: {{ document }}"
 
@@ -74,7 +74,7 @@ def asked(artifact, monkeypatch) -> list[dict[str, str]]:
         found.append(options)
         return artifact
 
-    monkeypatch.setattr(poolgraph.runtime.llm_base, "resolve_artifact", resolve)
+    monkeypatch.setattr(poolgraph.runtime.model_arguments, "resolve_artifact", resolve)
     return found
 
 
