@@ -1,0 +1,80 @@
+"""What the answers of all routes are made of: usage, and what became of each text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from poolgraph.runtime.outputs import PoolingOutput, PoolingRequestOutput
+from poolgraph.runtime.requests import RequestOptions
+from poolgraph.serving.asgi_types import Header
+from poolgraph.serving.endpoint import Answer
+from poolgraph.serving.request_fields import TextRequest
+from poolgraph.serving.schema_common import TokenUse, Usage
+
+if TYPE_CHECKING:
+    from poolgraph.serving.served_model import ServedModel
+    from poolgraph.serving.urgency import Urgency
+
+Outputs = list[PoolingRequestOutput[PoolingOutput]]
+
+
+async def answer_texts(
+    model: ServedModel, request: TextRequest, task: str, options: RequestOptions, urgency: Urgency
+) -> Outputs:
+    """Answer the texts of a request by one task, all of them as one piece of work.
+
+    Raises:
+        PoolgraphError: a text is not acceptable, or the model could not answer.
+    """
+    return await model.answer(
+        lambda: model.runner.answer_prompts(request.prompts, task, options, count()),
+        urgency,
+        num_chars=request.num_chars,
+    )
+
+
+def count_usage(outputs: Sequence[PoolingRequestOutput[Any]]) -> Usage:
+    """Return the tokens of a request."""
+    total = sum(len(output.prompt_token_ids) for output in outputs)
+    return Usage(prompt_tokens=total, total_tokens=total)
+
+
+def describe_use(output: PoolingRequestOutput[Any]) -> dict[str, Any]:
+    """Return what became of one text, as the fields of ``TokenUse``."""
+    dropped = output.num_truncated_tokens
+    return {
+        "truncated": dropped > 0,
+        "tokens_used": len(output.prompt_token_ids),
+        "tokens_dropped": dropped,
+        "num_chunks": getattr(output, "num_chunks", 1),
+    }
+
+
+def list_use(outputs: Sequence[PoolingRequestOutput[Any]]) -> list[TokenUse]:
+    """Return what became of each text."""
+    return [TokenUse(**describe_use(output)) for output in outputs]
+
+
+def count_values(outputs: Outputs) -> int:
+    """Return how many numbers an answer holds."""
+    return sum(output.outputs.data.size for output in outputs)
+
+
+def use_headers(outputs: Sequence[PoolingRequestOutput[Any]]) -> tuple[Header, ...]:
+    """Return the tokens used and dropped as headers, for bodies that have no place for them."""
+    used = sum(len(output.prompt_token_ids) for output in outputs)
+    dropped = sum(output.num_truncated_tokens for output in outputs)
+    return ((b"x-tokens-used", str(used).encode()), (b"x-tokens-dropped", str(dropped).encode()))
+
+
+def now() -> int:
+    """Return the time in seconds, as answers have it."""
+    return int(time.time())
+
+
+def answer_bytes(body: bytes, headers: tuple[Header, ...] = ()) -> Answer:
+    """Return raw bytes as an answer."""
+    return Answer(body=body, content_type=b"application/octet-stream", headers=headers)

@@ -1,0 +1,134 @@
+"""Conversations to the texts that models embed, by the chat template of the model's tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Template
+
+from poolgraph.errors import InputError
+from poolgraph.runtime.score_inputs import read_special_tokens
+from poolgraph.runtime.template_sandbox import compile_template, render_template
+from poolgraph.serving.schema_common import ChatFields, ChatMessage
+
+_FILE: Final = "chat_template.jinja"
+_CONFIG: Final = "tokenizer_config.json"
+_RESERVED: Final = ("chat_template", "tools", "tokenize", "messages", "add_generation_prompt")
+
+
+@lru_cache(maxsize=64)
+def read_chat_template(directory: Path) -> str | None:
+    """Return the chat template of an artifact's tokenizer, None where it has none."""
+    file = directory / _FILE
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    config = directory / _CONFIG
+    value = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+    if isinstance(value, list):
+        # Several templates by name, as older checkpoints have them.
+        value = {row.get("name"): row.get("template") for row in value}.get("default")
+    return value if isinstance(value, str) else None
+
+
+def render_conversation(
+    messages: Sequence[ChatMessage], fields: ChatFields, directory: Path, architecture: str, *, trusted: bool
+) -> str:
+    """Put a conversation into the chat template.
+
+    Args:
+        messages: The conversation.
+        fields: The request's.
+        directory: The artifact's directory.
+        architecture: Named where content is refused.
+        trusted: Whether a request may bring its own template.
+
+    Raises:
+        InputError: no template, content that is not text, or options that are not acceptable.
+    """
+    source = _choose_source(fields, directory, trusted=trusted)
+    if fields.continue_final_message and fields.add_generation_prompt:
+        raise InputError(
+            "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+            parameter="continue_final_message",
+            value=True,
+        )
+    plain = [{"role": message.role, "content": _join(message, architecture)} for message in messages]
+    variables = {
+        **read_special_tokens(directory),
+        **_check_variables(fields.chat_template_kwargs),
+        "messages": plain,
+        "add_generation_prompt": fields.add_generation_prompt,
+    }
+    text = _render(source, variables)
+    return _reopen(text, plain[-1]["content"]) if fields.continue_final_message else text
+
+
+def _choose_source(fields: ChatFields, directory: Path, *, trusted: bool) -> str:
+    if fields.chat_template is not None:
+        if not trusted:
+            raise InputError(
+                "Chat template is passed with request, but --trust-request-chat-template is not set. "
+                "Refused chat template with untrusted source.",
+                parameter="chat_template",
+            )
+        return fields.chat_template
+    source = read_chat_template(directory)
+    if source is None:
+        raise InputError(
+            "this model's tokenizer has no chat template, so it takes no messages; send the text as `input`",
+            parameter="messages",
+        )
+    return source
+
+
+def _check_variables(variables: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    reserved = [name for name in _RESERVED if name in (variables or {})]
+    if reserved:
+        raise InputError(
+            f"chat_template_kwargs cannot set {', '.join(reserved)}", parameter="chat_template_kwargs", value=reserved
+        )
+    return variables or {}
+
+
+def _join(message: ChatMessage, architecture: str) -> str:
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    return join_parts(message.content, architecture)
+
+
+def join_parts(parts: Sequence[Any], architecture: str) -> str:
+    """Return the text of a message's parts, joined by newlines.
+
+    Raises:
+        InputError: a part that is not text.
+    """
+    for part in parts:
+        if part.type != "text" or part.text is None:
+            raise InputError(
+                f"MultiModalParam is not supported for {architecture}; content parts must be "
+                f'{{"type": "text", "text": str}}, not of type {part.type!r}',
+                parameter="content",
+            )
+    return "\n".join(part.text for part in parts)
+
+
+def _render(source: str, variables: Mapping[str, Any]) -> str:
+    try:
+        return render_template(_compile(source), variables)
+    except Exception as error:
+        raise InputError(f"the chat template failed: {error}", parameter="messages") from error
+
+
+@lru_cache(maxsize=32)
+def _compile(source: str) -> Template:
+    return compile_template(source)
+
+
+def _reopen(text: str, last: str) -> str:
+    """Cut what the template puts behind the last message."""
+    at = text.rfind(last.strip())
+    return text if at < 0 else text[: at + len(last.strip())]

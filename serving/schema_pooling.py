@@ -1,0 +1,84 @@
+"""``POST /pooling`` and ``POST /classify``: vLLM's requests and answers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from poolgraph.serving.schema_common import ChatFields, CommonFields, EncodingFields, TextInput, TokenUse, Usage
+
+
+class PoolingRequest(CommonFields, ChatFields, EncodingFields, kw_only=True):
+    """Texts to pool by any task of the model.
+
+    Attributes:
+        task: ``embed``, ``classify``, ``token_embed`` or ``token_classify``; null is the model's default.
+        add_special_tokens: Default true for texts and false for messages.
+        use_activation: Whether the answer is normalized, or gets the classifier's activation.
+        dimensions: Refused, as in vLLM.
+        normalize: Refused; its name today is ``use_activation``.
+        data: Refused: there are no plugins.
+    """
+
+    input: TextInput | None = None
+    task: str | None = None
+    add_special_tokens: bool | None = None
+    use_activation: bool | None = None
+    dimensions: int | None = None
+    normalize: bool | None = None
+    data: Any = None
+
+
+class PoolingItem(TokenUse, kw_only=True):
+    """The pooled value of one text: numbers, rows of numbers, or base64."""
+
+    index: int
+    object: Literal["pooling"] = "pooling"
+    data: list[float | list[float]] | str
+
+
+class PoolingResponse(msgspec.Struct, kw_only=True):
+    """Pooled values in the order of the texts."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[PoolingItem]
+    usage: Usage
+
+
+class ClassifyRequest(CommonFields, ChatFields, kw_only=True):
+    """Texts to classify.
+
+    Attributes:
+        add_special_tokens: Default true for texts and false for messages.
+        use_activation: False gives logits.
+        normalize: Refused; its name today is ``use_activation``.
+    """
+
+    input: TextInput | None = None
+    add_special_tokens: bool | None = None
+    use_activation: bool | None = None
+    normalize: bool | None = None
+
+
+class ClassifyItem(TokenUse, kw_only=True):
+    """The class probabilities of one text, and the name of the likeliest."""
+
+    index: int
+    label: str | None
+    probs: list[float]
+    num_classes: int
+
+
+class ClassifyResponse(msgspec.Struct, kw_only=True):
+    """Probabilities in the order of the texts."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[ClassifyItem]
+    usage: Usage
