@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from poolgraph.errors import PoolgraphError
+from poolgraph.serving.engine_errors import NotReady
 
 if TYPE_CHECKING:
     from poolgraph.serving.registry import ModelRegistry
-
-
-class NotReady(PoolgraphError):
-    """A model is still warming up, or its engine is down."""
 
 
 async def is_healthy(registry: ModelRegistry) -> bool:

@@ -104,7 +104,7 @@ METRICS: Final = (
     Metric(kind=Gauge, name="queue_tokens", help="Tokens in the queue"),
     Metric(kind=Counter, name="cache_hits_total", help="Answers found in the cache"),
     Metric(kind=Counter, name="cache_misses_total", help="Answers not found in the cache"),
-    Metric(kind=Gauge, name="cache_bytes", help="Bytes that the cache holds"),
+    Metric(kind=Gauge, name="cache_bytes", help="Bytes of memory that the cache holds, of all models", labels=()),
     Metric(
         kind=Counter, name="dropped_texts_total", help="Texts dropped before they ran", labels=("model", "reason")
     ),
@@ -171,12 +171,12 @@ class PrometheusObserver:
         metrics["queue_texts"].set(num_texts)
         metrics["queue_tokens"].set(num_tokens)
 
-    def cache(self, model: str, hits: int, misses: int, bytes: int) -> None:  # noqa: A002 - the Observer's name
-        """Count a look into the cache; ``bytes`` is what it holds."""
+    def cache(self, model: str, hits: int, misses: int, size: int) -> None:
+        """Count a look into the cache; ``size`` is the memory in bytes that it holds, of all models."""
         metrics = self._of(model)
         metrics["cache_hits_total"].inc(hits)
         metrics["cache_misses_total"].inc(misses)
-        metrics["cache_bytes"].set(bytes)
+        self._metrics["cache_bytes"].set(size)
 
     def dropped(self, model: str, reason: str, num_texts: int) -> None:
         """Count texts that never ran."""

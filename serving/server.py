@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from poolgraph.runtime.model_arguments import ModelArguments
 from poolgraph.serving.app import build_app
 from poolgraph.serving.graceful_server import bind_address, run_server
 from poolgraph.serving.logs import configure_logs
 from poolgraph.serving.metrics import PrometheusObserver
-from poolgraph.serving.registry import ModelArguments, open_registry
+from poolgraph.serving.registry import open_registry
 from poolgraph.serving.settings import ServeSettings
 from poolgraph.serving.tracing import TracingObserver, open_tracer, trace_requests
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from poolgraph import __version__
 from poolgraph.errors import InputError
 from poolgraph.serving.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from poolgraph.serving.metrics import ROUTES
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -58,10 +59,14 @@ def trace_requests(app: ASGIApp, tracer: Tracer) -> ASGIApp:
             for name, value in scope["headers"]
             if name in (b"traceparent", b"tracestate")
         }
-        name = f"{scope['method']} {scope['path']}"
-        context = propagator.extract(carrier)
         with tracer.start_as_current_span(
-            name, context=context, kind=SpanKind.SERVER, record_exception=False, attributes=_describe(scope)
+            name_span(scope["method"], scope["path"]),
+            context=propagator.extract(carrier),
+            kind=SpanKind.SERVER,
+            attributes=_describe(scope),
+            # An exception's message may quote a client's text.
+            record_exception=False,
+            set_status_on_exception=False,
         ) as span:
 
             async def send_traced(message: Message) -> None:
@@ -71,9 +76,18 @@ def trace_requests(app: ASGIApp, tracer: Tracer) -> ASGIApp:
                         span.set_status(StatusCode.ERROR)
                 await send(message)
 
-            await app(scope, receive, send_traced)
+            try:
+                await app(scope, receive, send_traced)
+            except BaseException:
+                span.set_status(StatusCode.ERROR)
+                raise
 
     return trace
+
+
+def name_span(method: str, path: str) -> str:
+    """Return a request's span's name: method and route, or the method alone where there is no such route."""
+    return f"{method} {path}" if path in ROUTES else method
 
 
 def _describe(scope: Scope) -> dict[str, Any]:

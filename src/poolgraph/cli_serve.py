@@ -16,7 +16,7 @@ from poolgraph.cli_options import LOADING
 from poolgraph.errors import InputError
 
 if TYPE_CHECKING:
-    from poolgraph.serving.registry import ModelArguments
+    from poolgraph.runtime.model_arguments import ModelArguments
     from poolgraph.serving.settings import ServeSettings
 
 KEY_VARIABLE: Final = "POOLGRAPH_API_KEY"
@@ -72,6 +72,9 @@ MODEL_OPTIONS: Final = (
         const=True,
         help="run a checkpoint's own Python code while it is exported; never while serving",
     ),
+    Argument("--revision", help="branch, tag or commit of a hub id"),
+    Argument("--chat-template", metavar="NAME|FILE", help="score template of a reranker, or template of chats"),
+    Argument("--max-model-len", metavar="N", type=parse_count, help="a lower limit of tokens than the model's own"),
     *LOADING,
 )
 """How models are loaded; with several models, for each."""
@@ -112,7 +115,26 @@ ENGINE_OPTIONS: Final = (
         type=parse_size,
         help="keep answers to texts that come again, as 512M (default: none)",
     ),
-    Argument("--cache-path", metavar="FILE", help="keep them in this SQLite file, over restarts (default: in memory)"),
+    Argument(
+        "--cache-path",
+        metavar="FILE",
+        type=Path,
+        help="keep them in this SQLite file too, over restarts (default: in memory alone)",
+    ),
+    Argument(
+        "--cache-disk",
+        dest="cache_disk_bytes",
+        metavar="SIZE",
+        type=parse_size,
+        help="size up to which that file keeps answers (default: 1G)",
+    ),
+    Argument(
+        "--warm-up",
+        dest="warm_up_seconds",
+        metavar="S",
+        type=parse_seconds,
+        help="seconds for running texts of several shapes before the first request (default: 1)",
+    ),
 )
 """Queue, batches and cache."""
 
@@ -221,7 +243,7 @@ def build_models(args: argparse.Namespace, served_names: Sequence[str]) -> list[
     Raises:
         InputError: several models, and not one name for each.
     """
-    from poolgraph.serving.registry import ModelArguments
+    from poolgraph.runtime.model_arguments import ModelArguments
 
     if served_names and len(args.model) > 1 and len(served_names) != len(args.model):
         raise InputError(
