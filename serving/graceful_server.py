@@ -165,8 +165,7 @@ class GracefulServer(uvicorn.Server):
         """Close the engines, which fails what is still in flight, then the connections."""
         if self._drain.in_flight:
             _LOGGER.warning("the grace time is over with %d requests in flight", self._drain.in_flight)
-        for model in self._registry.models:
-            await model.close(0.0)
+        await self._registry.close(0.0)
         await super().shutdown(sockets)
 
 

@@ -105,9 +105,7 @@ METRICS: Final = (
     Metric(kind=Counter, name="cache_hits_total", help="Answers found in the cache"),
     Metric(kind=Counter, name="cache_misses_total", help="Answers not found in the cache"),
     Metric(kind=Gauge, name="cache_bytes", help="Bytes of memory that the cache holds, of all models", labels=()),
-    Metric(
-        kind=Counter, name="dropped_texts_total", help="Texts dropped before they ran", labels=("model", "reason")
-    ),
+    Metric(kind=Counter, name="dropped_texts_total", help="Texts dropped before they ran", labels=("model", "reason")),
     Metric(kind=Counter, name="errors_total", help="Failures of the engine, by type", labels=("model", "type")),
     Metric(kind=Counter, name="nan_answers_total", help="Answers withheld because they held NaN or infinity"),
     Metric(kind=Counter, name="engine_restarts_total", help="Times that a model's engine was started again"),
@@ -216,4 +214,6 @@ def sample_names() -> frozenset[str]:
     """Return the names of all samples, as a dashboard may ask for them."""
     suffixes = {Counter: ("",), Gauge: ("",), Histogram: ("_bucket", "_count", "_sum")}
     own = {f"poolgraph_{metric.name}{suffix}" for metric in METRICS for suffix in suffixes[metric.kind]}
-    return frozenset(own | {sample.name for family in PrometheusObserver().registry.collect() for sample in family.samples})
+    return frozenset(
+        own | {sample.name for family in PrometheusObserver().registry.collect() for sample in family.samples}
+    )

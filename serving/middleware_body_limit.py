@@ -34,9 +34,7 @@ def limit_body(app: ASGIApp, max_bytes: int) -> ASGIApp:
     return limit
 
 
-async def _count_body(
-    app: ASGIApp, scope: Scope, receive: Receive, send: Send, max_bytes: int, message: str
-) -> None:
+async def _count_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send, max_bytes: int, message: str) -> None:
     num_bytes = 0
     is_over = has_started = False
 

@@ -19,8 +19,8 @@ class Refusal:
         status: The HTTP status.
         phrase: The status in words.
         kind: ``type`` in the error body.
-        closes: Whether the connection ends with it. It stays open after a body that is too large: what still comes of it
-            is read and dropped, for a client that is reset while it sends would not see the answer.
+        closes: Whether the connection ends with it. It stays open after a body that is too large: what still comes is
+            read and dropped, for a client that is reset while it sends would not see the answer.
     """
 
     status: int

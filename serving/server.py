@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from poolgraph.graphs.artifact import is_artifact, open_artifact
 from poolgraph.runtime.model_arguments import ModelArguments
 from poolgraph.serving.app import build_app
 from poolgraph.serving.graceful_server import bind_address, run_server
@@ -29,7 +31,20 @@ def serve(models: Sequence[ModelArguments], settings: ServeSettings) -> int:
         counting = PrometheusObserver()
         tracer = None if settings.otlp_endpoint is None else open_tracer(settings.otlp_endpoint)
         observer = counting if tracer is None else TracingObserver(counting, tracer)
-        registry = open_registry(models, settings.engine, observer)
+        given = {Path(model.model) for model in models if is_artifact(model.model)}
+        check_artifacts(given)
+        registry = open_registry(models, settings.engine, observer, settings.served_model_names)
+        check_artifacts({model.runner.model.path for model in registry.models} - given)
         app = build_app(registry, settings, observer)
         traced = app if tracer is None else trace_requests(app, tracer)
         return run_server(traced, registry, settings, counting, listener)
+
+
+def check_artifacts(directories: Iterable[Path]) -> None:
+    """Compare every file of artifacts with its hash.
+
+    Raises:
+        ArtifactError: a file is missing, cut or changed.
+    """
+    for directory in directories:
+        open_artifact(directory, check_hashes="all")

@@ -80,14 +80,12 @@ class FakeModel:
     is_alive = True
     is_warm = True
 
-    def __init__(self) -> None:
-        self.closed: list[float] = []
-
     async def check_ready(self) -> None:
         return
 
-    async def close(self, grace: float) -> None:
-        self.closed.append(grace)
+
+async def close_nothing(grace: float) -> None:
+    return
 
 
 @dataclass
@@ -221,7 +219,7 @@ def main(arguments: dict) -> int:
     settings = ServeSettings(engine=None, **tuples)
     configure_logs(settings.log_format, settings.log_level)
     with bind_address(settings.host, settings.port) as listener:
-        registry = SimpleNamespace(models=(FakeModel(),))
+        registry = SimpleNamespace(models=(FakeModel(),), close=close_nothing)
         return run_server(FakeApp(), registry, settings, PrometheusObserver(), listener)
 
 

@@ -88,11 +88,6 @@ def test_every_engine_option_is_a_setting():
     assert {name_of(option) for option in ENGINE_OPTIONS} <= {field.name for field in fields(EngineSettings)}
 
 
-def test_several_models_need_a_name_each():
-    with pytest.raises(InputError, match="2 models and 1 names"):
-        read_arguments(parse("a", "b", "--served-model-name", "x"))
-
-
 # --- keys
 
 

@@ -48,6 +48,8 @@ HEAVY = {
     "fastapi": {"serving"},
     "starlette": {"serving"},
     "uvicorn": {"serving"},
+    "prometheus_client": {"serving"},
+    "opentelemetry": {"serving"},
     "aiohttp": {"serving"},
 }
 """Library to the rooms that may import it, inside functions too."""

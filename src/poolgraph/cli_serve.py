@@ -62,7 +62,7 @@ MODEL_OPTIONS: Final = (
         "--pooler-config",
         metavar="JSON",
         type=parse_object,
-        help="beats the model's own pooling, as in {\"use_activation\": false}",
+        help='beats the model\'s own pooling, as in {"use_activation": false}',
     ),
     Argument("--override-pooler-config", metavar="JSON", type=parse_object, help="older name of --pooler-config"),
     Argument("--hf-overrides", metavar="JSON", type=parse_object, help="fields to change in config.json"),
@@ -86,7 +86,9 @@ ENGINE_OPTIONS: Final = (
         type=parse_count,
         help="tokens that may wait for a model; then requests are answered 429",
     ),
-    Argument("--max-batch-tokens", metavar="N", type=parse_count, help="tokens of one batch (default: the tuned budget)"),
+    Argument(
+        "--max-batch-tokens", metavar="N", type=parse_count, help="tokens of a batch (default: the tuned budget)"
+    ),
     Argument(
         "--max-wait-ms",
         metavar="MS",
@@ -167,10 +169,10 @@ SERVER_OPTIONS: Final = (
     ),
     Argument("--max-headers", metavar="N", type=parse_count, help="headers of a request (default: 64)"),
     Argument("--max-connections", metavar="N", type=parse_count, help="open at the same time (default: 1024)"),
+    Argument("--read-timeout", metavar="S", type=parse_seconds, help="seconds for a request to arrive (default: 30)"),
     Argument(
-        "--read-timeout", metavar="S", type=parse_seconds, help="seconds for a request to arrive (default: 30)"
+        "--keep-alive", metavar="S", type=parse_count, help="seconds an idle connection is kept (default: 75)"
     ),
-    Argument("--keep-alive", metavar="S", type=parse_count, help="seconds that an idle connection is kept (default: 75)"),
     Argument(
         "--request-timeout", metavar="S", type=parse_seconds, help="seconds for a request to be answered (default: 300)"
     ),
@@ -226,6 +228,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 def read_arguments(args: argparse.Namespace) -> tuple[list[ModelArguments], ServeSettings]:
     """Return the models and the settings that the command line asks for."""
+    from poolgraph.runtime.model_arguments import ModelArguments
     from poolgraph.serving.engine_settings import EngineSettings
     from poolgraph.serving.settings import ServeSettings
 
@@ -234,27 +237,8 @@ def read_arguments(args: argparse.Namespace) -> tuple[list[ModelArguments], Serv
         api_keys=read_api_keys(args.api_key, args.api_key_file, os.environ),
         **given_options(args, SERVER_OPTIONS),
     )
-    return build_models(args, settings.served_model_names), settings
-
-
-def build_models(args: argparse.Namespace, served_names: Sequence[str]) -> list[ModelArguments]:
-    """Return each model with the options that it is loaded with.
-
-    Raises:
-        InputError: several models, and not one name for each.
-    """
-    from poolgraph.runtime.model_arguments import ModelArguments
-
-    if served_names and len(args.model) > 1 and len(served_names) != len(args.model):
-        raise InputError(
-            f"{len(args.model)} models and {len(served_names)} names: give --served-model-name one name for each model"
-        )
-    names = [tuple(served_names)] if len(args.model) == 1 else [(name,) for name in served_names]
     options = given_options(args, MODEL_OPTIONS)
-    return [
-        ModelArguments(model=model, names=names[index] if names else (), **options)
-        for index, model in enumerate(args.model)
-    ]
+    return [ModelArguments(model=model, **options) for model in args.model], settings
 
 
 def given_options(args: argparse.Namespace, options: Sequence[Argument]) -> dict[str, Any]:

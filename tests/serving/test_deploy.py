@@ -174,7 +174,9 @@ def dashboard() -> dict:
 
 
 def expressions(dashboard) -> list[str]:
-    queries = [variable["query"]["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
+    queries = [
+        variable["query"]["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"
+    ]
     return queries + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
