@@ -14,6 +14,7 @@ from poolgraph.errors import SessionError
 from poolgraph.graphs.manifest import Graph
 from poolgraph.runtime.pipeline import CallCounter, run_side_by_side
 from poolgraph.runtime.planner import Batch
+from poolgraph.runtime.providers import CPU_PROVIDER
 from poolgraph.runtime.runner import Runner
 from poolgraph.runtime.session import Session, SessionPool, run_graph
 from poolgraph.runtime.threads import choose_parallelism, count_runs
@@ -54,6 +55,38 @@ def plan_work(
         len(batches), cores, callers=callers, pinned_threads=threads, tuned_threads=tuning.threads
     )
     return WorkPlan(batches=batches, runs=chosen.runs, threads=chosen.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    """How a scheduler of single batches uses the machine.
+
+    Attributes:
+        runs: Batches that run beside each other.
+        threads: Threads of each of them.
+        lone_threads: Threads of a batch with nothing beside it.
+        max_batch_tokens: Token budget of a batch.
+        padded: Whether texts of different lengths may share a batch.
+    """
+
+    runs: int
+    threads: int
+    lone_threads: int
+    max_batch_tokens: int
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAnswer:
+    """Raw answers of one batch.
+
+    Attributes:
+        rows: (num_texts, size), or of the token graph one (num_tokens, size) a text.
+        finite: (num_texts,) whether a text's answer has neither NaN nor infinity.
+    """
+
+    rows: NDArray[np.float32] | list[NDArray[np.float32]]
+    finite: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +147,40 @@ class Executor:
 
         self._run(encoded, "token", collect, on_progress)
         return answers
+
+    def plan_slots(self) -> Slots:
+        """Return what a scheduler of single batches may use of the machine."""
+        most = count_runs(self.cores, pinned_threads=self.threads, tuned_threads=self.tuning.threads)
+        many = choose_parallelism(
+            self.cores, self.cores, pinned_threads=self.threads, tuned_threads=self.tuning.threads
+        )
+        lone = choose_parallelism(1, self.cores, pinned_threads=self.threads, tuned_threads=self.tuning.threads)
+        is_cpu = self.sessions.provider == CPU_PROVIDER
+        return Slots(
+            runs=most if is_cpu else 1,
+            threads=many.threads if is_cpu else lone.threads,
+            lone_threads=lone.threads,
+            max_batch_tokens=self.tuning.max_batch_tokens,
+            padded=self.sessions.variant.layout != "uniform",
+        )
+
+    def run_batch(self, texts: Sequence[EncodedText], family: str, *, threads: int) -> BatchAnswer:
+        """Run texts as the one batch that a scheduler made of them; answers that are not finite are marked, not raised.
+
+        Args:
+            texts: All of one length in the uniform layout.
+            family: Whose graph runs.
+            threads: Threads of the run.
+
+        Raises:
+            SessionError: ONNX Runtime failed.
+        """
+        session = self.sessions.session(family, threads)
+        answer = self._run_batch(session, self.sessions.graph(family), texts)
+        if family == "sequence":
+            return BatchAnswer(rows=answer, finite=np.asarray(np.isfinite(answer).all(axis=1)))
+        rows = [self.runner.token_rows(answer[row], text.num_tokens) for row, text in enumerate(texts)]
+        return BatchAnswer(rows=rows, finite=np.array([bool(np.isfinite(one).all()) for one in rows]))
 
     def _run(self, encoded: Sequence[EncodedText], family: str, collect: Collect, on_progress: Progress | None) -> None:
         graph = self.sessions.graph(family)

@@ -16,7 +16,7 @@ from poolgraph.errors import TaskNotSupported
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Manifest, Variant
 from poolgraph.runtime.cpu import read_cpu_info
-from poolgraph.runtime.executor import Executor, Progress
+from poolgraph.runtime.executor import BatchAnswer, Executor, Progress, Slots
 from poolgraph.runtime.loading import check_count, check_name, open_sessions, resolve_directory
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.providers import CPU_PROVIDER, Wish, check_verified
@@ -142,6 +142,15 @@ class LoadedModel:
         """
         self._check_family("token")
         return self._executor.run_token(encoded, on_progress=on_progress)
+
+    def plan_slots(self) -> Slots:
+        """Return how a scheduler that makes batches itself uses the machine."""
+        return self._executor.plan_slots()
+
+    def run_batch(self, texts: Sequence[EncodedText], family: str, *, threads: int) -> BatchAnswer:
+        """Run one batch that a scheduler made; see ``Executor.run_batch``."""
+        self._check_family(family)
+        return self._executor.run_batch(texts, family, threads=threads)
 
     def close(self) -> None:
         """Let go of the sessions and their memory."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.runtime.late_chunking import LateChunking
+from poolgraph.runtime.long_texts import TextChunks
 
 OutputT = TypeVar("OutputT")
 
@@ -116,6 +117,7 @@ class PoolingRequestOutput(Generic[OutputT]):
         num_truncated_tokens: Tokens that truncation cut off.
         error: Always None: what fails raises.
         late_chunking: The chunks that the rows belong to, where late chunking was asked for.
+        text_chunks: How a text longer than the model's limit was embedded in chunks; None where it was not.
     """
 
     request_id: str
@@ -126,6 +128,7 @@ class PoolingRequestOutput(Generic[OutputT]):
     num_truncated_tokens: int = 0
     error: None = field(default=None, repr=False)
     late_chunking: LateChunking | None = field(default=None, repr=False)
+    text_chunks: TextChunks | None = field(default=None, repr=False)
 
 
 class EmbeddingRequestOutput(PoolingRequestOutput[EmbeddingOutput]):
@@ -173,4 +176,5 @@ def _rebuild(cls: type[RequestT], base: PoolingRequestOutput[PoolingOutput], out
         finished=base.finished,
         num_truncated_tokens=base.num_truncated_tokens,
         late_chunking=base.late_chunking,
+        text_chunks=base.text_chunks,
     )

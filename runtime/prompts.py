@@ -143,6 +143,8 @@ def encode_prompts(
     prompts: Sequence[ParsedPrompt],
     options: TokenizationOptions,
     truncations: Sequence[int | None],
+    *,
+    prefix: str = "",
 ) -> list[EncodedText]:
     """Tokenize prompts of any kinds, in their order.
 
@@ -151,6 +153,7 @@ def encode_prompts(
         prompts: Texts and token ids.
         options: What holds for all of them.
         truncations: For each prompt how many tokens to keep, -1 for the model's limit, None for ``options``.
+        prefix: Put before each text.
 
     Raises:
         InputError: a prompt is too long or has no token, or a token id is out of vocabulary.
@@ -164,6 +167,7 @@ def encode_prompts(
         if is_text:
             encoded += tokenizer.encode(
                 [prompt for prompt in together if isinstance(prompt, str)],
+                prompt=prefix,
                 truncate_to=keep,
                 truncation_side=options.truncation_side,
                 add_special_tokens=options.add_special_tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
@@ -15,9 +15,11 @@ from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.finish import Finish, finish_sequences, finish_tokens, plan_finish
 from poolgraph.runtime.late_chunking import LateChunking, check_late_chunking, plan_chunks
+from poolgraph.runtime.long_texts import ChunkedText, LongTexts, chunk_texts, whole_text
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.outputs import PoolingOutput, PoolingRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt, encode_prompts
+from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenization import TokenizationOptions, parse_tokenization_kwargs
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.runtime.work import Answers, Run, UseTqdm, Work
@@ -42,11 +44,19 @@ _REFUSALS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """The options that every method of ``LLM`` takes."""
+    """The options that every method of ``LLM`` takes.
+
+    Attributes:
+        pooling_params: For all prompts, or one for each.
+        use_tqdm: Whether to show progress.
+        tokenization: How prompts become tokens.
+        prefix: The model's prompt, put before each text; ``LLM`` itself puts none.
+    """
 
     pooling_params: Params
     use_tqdm: UseTqdm
     tokenization: TokenizationOptions
+    prefix: str = ""
 
 
 def read_options(
@@ -84,6 +94,7 @@ class RequestRunner:
         config: The caller's pooler config.
         default_task: What is done where no task is named; None where nothing says it.
         chat_template: The caller's score template.
+        long_texts: What is done with texts longer than the limit.
     """
 
     name: str
@@ -93,6 +104,7 @@ class RequestRunner:
     config: PoolerConfig
     default_task: str | None = None
     chat_template: str | None = None
+    long_texts: LongTexts = field(default_factory=LongTexts)
 
     @property
     def embed_task(self) -> str:
@@ -119,8 +131,10 @@ class RequestRunner:
         self.check_task(task)
         params = match_params(options.pooling_params, len(prompts))
         finishes = self.plan_finishes(params, task)
-        truncations = [one.truncate_prompt_tokens for one in params]
-        encoded = encode_prompts(self.tokenizer, prompts, options.tokenization, truncations)
+        truncations = self._plan_truncations(params, options.tokenization)
+        if task == "embed" and self.long_texts.kind == "chunk":
+            return (yield from self._answer_chunked(prompts, truncations, finishes, options, request_ids))
+        encoded = encode_prompts(self.tokenizer, prompts, options.tokenization, truncations, prefix=options.prefix)
         raw = yield Run(family=TASK_FAMILY[task], encoded=encoded)
         answers = _finish(task, raw, encoded, finishes)
         return [
@@ -133,6 +147,48 @@ class RequestRunner:
             )
             for prompt, text, finish, answer in zip(prompts, encoded, finishes, answers, strict=True)
         ]
+
+    def _plan_truncations(self, params: Sequence[PoolingParams], tokenization: TokenizationOptions) -> list[int | None]:
+        """Return how many tokens are kept of each prompt: as it says, else its request, else by the rule."""
+        rule = TO_MODEL_LIMIT if self.long_texts.kind == "truncate" else None
+        asked = tokenization.truncate_prompt_tokens
+        default = rule if asked is None else asked
+        return [default if one.truncate_prompt_tokens is None else one.truncate_prompt_tokens for one in params]
+
+    def _answer_chunked(
+        self,
+        prompts: Sequence[ParsedPrompt],
+        truncations: Sequence[int | None],
+        finishes: Sequence[Finish],
+        options: RequestOptions,
+        request_ids: Iterator[int],
+    ) -> Work[list[PoolingRequestOutput[PoolingOutput]]]:
+        """Embed prompts, those of them in windows that are longer than the limit and not to be truncated."""
+        texts = [self._chunk(*row, index, options) for index, row in enumerate(zip(prompts, truncations, strict=True))]
+        windows = [window for text in texts for window in text.windows]
+        raw = cast("NDArray[np.float32]", (yield Run(family="sequence", encoded=windows)))
+        stops = np.cumsum([len(text.windows) for text in texts])
+        means = [text.average(raw[stop - len(text.windows) : stop]) for text, stop in zip(texts, stops, strict=True)]
+        answers = finish_sequences(np.stack(means), finishes)
+        return [
+            PoolingRequestOutput(
+                request_id=str(next(request_ids)),
+                outputs=PoolingOutput(answer),
+                prompt_token_ids=text.whole.input_ids.tolist(),
+                num_truncated_tokens=text.whole.num_truncated_tokens,
+                text_chunks=text.report,
+            )
+            for text, answer in zip(texts, answers, strict=True)
+        ]
+
+    def _chunk(self, prompt: ParsedPrompt, truncate_to: int | None, index: int, options: RequestOptions) -> ChunkedText:
+        """Tokenize one prompt; token ids, and texts that are truncated or without special tokens, stay whole."""
+        if isinstance(prompt, str) and truncate_to is None and options.tokenization.add_special_tokens:
+            overlap = self.long_texts.overlap
+            chunks = chunk_texts(self.tokenizer, [prompt], prompt=options.prefix, overlap=overlap, first_index=index)
+            return chunks[0]
+        encoded = encode_prompts(self.tokenizer, [prompt], options.tokenization, [truncate_to], prefix=options.prefix)
+        return whole_text(encoded[0])
 
     def check_task(self, task: str) -> None:
         """Check that the artifact supports a task.

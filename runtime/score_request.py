@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest, Scoring
+from poolgraph.runtime.long_texts import LongTexts
 from poolgraph.runtime.prompts import ParsedPrompt
 from poolgraph.runtime.requests import RequestOptions, RequestRunner
 from poolgraph.runtime.score_options import ScoreOptions, check_options, resolve_scoring
 from poolgraph.runtime.score_pairs import plan_pairs
+from poolgraph.runtime.texts import TO_MODEL_LIMIT
 
 _EXTRA_KWARGS: Final = ("max_tokens_per_query", "max_tokens_per_doc", "chat_template_kwargs", "plain_late_interaction")
 
@@ -83,9 +85,17 @@ def plan_score_request(
         pairs=plan_pairs(len(queries), len(documents)),
         params=params,
         kind=scoring.kind,
-        scoring=plan_scoring(scoring, options, params, chosen, runner.manifest.limits.max_model_len),
+        scoring=_apply_rule(
+            plan_scoring(scoring, options, params, chosen, runner.manifest.limits.max_model_len), runner.long_texts
+        ),
         options=options,
     )
+
+
+def _apply_rule(scoring: ScoreOptions, long_texts: LongTexts) -> ScoreOptions:
+    if scoring.truncate_to is None and long_texts.kind == "truncate":
+        return replace(scoring, truncate_to=TO_MODEL_LIMIT)
+    return scoring
 
 
 def _check_lone(params: object) -> PoolingParams:

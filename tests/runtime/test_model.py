@@ -4,6 +4,7 @@ import warnings
 import msgspec
 import numpy as np
 import pytest
+import tiny_artifact
 
 from poolgraph.errors import ArtifactError, InputError, ProviderError, SessionError, TaskNotSupported
 from poolgraph.graphs.manifest import Pooler
@@ -32,9 +33,9 @@ def reference(request_module, encoded):
 
 
 @pytest.fixture
-def tiny(pytestconfig):
+def tiny():
     """The module that builds the tiny artifact."""
-    return next(p for p in pytestconfig.pluginmanager.get_plugins() if hasattr(p, "reference_tokens"))
+    return tiny_artifact
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import sys
 import msgspec
 import numpy as np
 import pytest
+import tiny_artifact
 
 from poolgraph.errors import ArtifactError, InputError, VerificationError
 from poolgraph.graphs.artifact import open_artifact, record_files, save_manifest
@@ -18,9 +19,9 @@ def unverified(variant):
 
 
 @pytest.fixture
-def tiny(pytestconfig):
+def tiny():
     """The module that builds the tiny artifact."""
-    return next(p for p in pytestconfig.pluginmanager.get_plugins() if hasattr(p, "reference_tokens"))
+    return tiny_artifact
 
 
 @pytest.fixture

@@ -1,0 +1,178 @@
+"""Which texts run next: a pure rule over what waits and what runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from poolgraph.runtime.executor import Slots
+from poolgraph.runtime.planner import MIN_SPLIT_TOKENS
+from poolgraph.serving.backlog import Backlog, Group
+from poolgraph.serving.pending import PendingText
+from poolgraph.tasks import GraphFamily
+
+ENOUGH_TEXTS: Final = 4
+"""Texts of one length beyond which a larger batch is hardly quicker a text (measured: 4 against 8, 3 %; 1, 18 %)."""
+
+MOST_PASSED_OVER: Final = 2
+"""Batches that may go before the text whose turn is first, because more texts of another length wait together."""
+
+LONG_BATCHES: Final = 4
+"""A batch of more than so many token budgets is long: such do not take the last slot from shorter texts."""
+
+LEAST_FILL: Final = 0.75
+"""Length of the shortest text of a padded batch as a share of its longest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How batches are made.
+
+    Attributes:
+        slots: What of the machine there is.
+        max_wait: Seconds that a text waits for company while the engine is at work.
+    """
+
+    slots: Slots
+    max_wait: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What runs now.
+
+    Attributes:
+        num_batches: Batches under way.
+        num_long: Those of them that are long.
+        exclusive: Whether one of them has all threads.
+    """
+
+    num_batches: int = 0
+    num_long: int = 0
+    exclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextBatch:
+    """Texts that run now.
+
+    Attributes:
+        family: The graph.
+        texts: The texts; still in the backlog.
+        threads: Threads of the run.
+        length: Tokens of the longest.
+        long: Whether the batch is long.
+        exclusive: Whether it has all threads, so that no batch runs beside it.
+    """
+
+    family: GraphFamily
+    texts: tuple[PendingText, ...]
+    threads: int
+    length: int
+    long: bool
+    exclusive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing runs yet; what waits is looked at again after ``seconds``."""
+
+    seconds: float
+
+
+def choose_batch(backlog: Backlog, load: Load, rules: Rules, now: float) -> NextBatch | Wait | None:
+    """Choose what runs next.
+
+    The text whose turn is first, by priority and then by its place in the queue, runs with others of its length (padded
+    layouts: of neighbouring lengths) up to the token budget. It is passed over a few times for texts of its priority
+    that fill a batch better. While other slots are free, batches are kept small enough to leave them work.
+
+    Args:
+        backlog: What waits; only ``passed_over`` is changed.
+        load: What runs.
+        rules: How batches are made.
+        now: The time, on the clock of ``PendingRun.arrived``.
+
+    Returns:
+        A batch; how long to wait for company; or None where nothing can run before something else ends or arrives.
+    """
+    slots = rules.slots
+    if load.exclusive or load.num_batches >= slots.runs or not backlog.num_texts:
+        return None
+    group = _choose_group(backlog, load, slots)
+    if group is None:
+        return None
+    texts = _fill_padded(backlog, group, slots) if slots.padded else _fill_uniform(backlog, group, load, slots)
+    length = max(len(text.encoded.input_ids) for text in texts)
+    if patience := _patience(texts, length, load, rules, now):
+        return Wait(patience)
+    alone = not load.num_batches and len(texts) == backlog.num_texts
+    return NextBatch(
+        family=group.family,
+        texts=tuple(texts),
+        threads=slots.lone_threads if alone else slots.threads,
+        length=length,
+        long=_is_long(length, slots),
+        exclusive=alone and slots.lone_threads > slots.threads,
+    )
+
+
+def _choose_group(backlog: Backlog, load: Load, slots: Slots) -> Group | None:
+    groups = list(backlog.groups())
+    if slots.runs > 1 and load.num_long >= slots.runs - 1:
+        groups = [group for group in groups if not _is_long(group.length, slots)]
+    if not groups:
+        return None
+    first = min(groups, key=lambda group: group.head().order)
+    if slots.padded or first.count >= ENOUGH_TEXTS or backlog.passed_over >= MOST_PASSED_OVER:
+        backlog.passed_over = 0
+        return first
+    priority = first.head().run.urgency.priority
+    best = max(groups, key=lambda group: _worth(group, priority, slots))
+    if _worth(best, priority, slots) <= _worth(first, priority, slots):
+        backlog.passed_over = 0
+        return first
+    backlog.passed_over += 1
+    return best
+
+
+def _worth(group: Group, priority: int, slots: Slots) -> int:
+    """Return how many texts of a group run together, as far as that matters; 0 for those that are not as urgent."""
+    if group.head().run.urgency.priority != priority:
+        return 0
+    return min(group.count, ENOUGH_TEXTS, max(1, slots.max_batch_tokens // group.length))
+
+
+def _fill_uniform(backlog: Backlog, group: Group, load: Load, slots: Slots) -> list[PendingText]:
+    """Take the fewest parts of a group that fit, of even size, small enough to leave the other free slots work."""
+    free = slots.runs - load.num_batches
+    share = max(MIN_SPLIT_TOKENS, -(-backlog.num_tokens // free))
+    limit = max(1, min(slots.max_batch_tokens, share) // group.length)
+    num_parts = -(-group.count // limit)
+    return group.first(-(-group.count // num_parts))
+
+
+def _fill_padded(backlog: Backlog, group: Group, slots: Slots) -> list[PendingText]:
+    """Take the text whose turn is first, then texts of near lengths while the padded batch fits the budget."""
+    texts = [group.head()]
+    shortest = longest = group.length
+    for other in backlog.neighbours(group):
+        low, high = min(shortest, other.length), max(longest, other.length)
+        room = slots.max_batch_tokens // high - len(texts)
+        if low < LEAST_FILL * high or room < 1:
+            break
+        candidates = [text for text in other.first(room + 1) if text is not texts[0]]
+        texts += candidates[:room]
+        shortest, longest = low, high
+    return texts
+
+
+def _patience(texts: list[PendingText], length: int, load: Load, rules: Rules, now: float) -> float:
+    """Return how long these texts still wait for company: not at all with nothing else at work, or in a full batch."""
+    if not load.num_batches or (len(texts) + 1) * length > rules.slots.max_batch_tokens:
+        return 0.0
+    return max(0.0, min(text.run.arrived for text in texts) + rules.max_wait - now)
+
+
+def _is_long(length: int, slots: Slots) -> bool:
+    return length > LONG_BATCHES * slots.max_batch_tokens
