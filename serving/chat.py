@@ -6,18 +6,27 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from jinja2 import Template
 
 from poolgraph.errors import InputError
 from poolgraph.runtime.score_inputs import read_special_tokens
 from poolgraph.runtime.template_sandbox import compile_template, render_template
-from poolgraph.serving.schema_common import ChatFields, ChatMessage
+from poolgraph.serving.schema_common import ChatMessage
 
 _FILE: Final = "chat_template.jinja"
 _CONFIG: Final = "tokenizer_config.json"
 _RESERVED: Final = ("chat_template", "tools", "tokenize", "messages", "add_generation_prompt")
+
+
+class ConversationFields(Protocol):
+    """The fields of a request that say how a conversation becomes text."""
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template: str | None
+    chat_template_kwargs: dict[str, Any] | None
 
 
 @lru_cache(maxsize=64)
@@ -35,7 +44,7 @@ def read_chat_template(directory: Path) -> str | None:
 
 
 def render_conversation(
-    messages: Sequence[ChatMessage], fields: ChatFields, directory: Path, architecture: str, *, trusted: bool
+    messages: Sequence[ChatMessage], fields: ConversationFields, directory: Path, architecture: str, *, trusted: bool
 ) -> str:
     """Put a conversation into the chat template.
 
@@ -67,7 +76,7 @@ def render_conversation(
     return _reopen(text, plain[-1]["content"]) if fields.continue_final_message else text
 
 
-def _choose_source(fields: ChatFields, directory: Path, *, trusted: bool) -> str:
+def _choose_source(fields: ConversationFields, directory: Path, *, trusted: bool) -> str:
     if fields.chat_template is not None:
         if not trusted:
             raise InputError(

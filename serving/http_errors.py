@@ -11,9 +11,8 @@ import msgspec
 
 from poolgraph.errors import InputError, PoolgraphError, SessionError, TaskNotSupported
 from poolgraph.serving.endpoint import Answer, answer_json
-from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, QueueFull
+from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, ModelNotFound, QueueFull
 from poolgraph.serving.health import NotReady
-from poolgraph.serving.registry import ModelNotFound
 from poolgraph.serving.schema_common import ErrorBody, ErrorDetail
 
 _log: Final = logging.getLogger("poolgraph.serving")

@@ -12,9 +12,9 @@ from poolgraph.errors import InputError
 from poolgraph.runtime.prompts import ParsedPrompt, parse_prompts
 from poolgraph.runtime.requests import RequestOptions
 from poolgraph.runtime.tokenization import TokenizationOptions, TruncationSide
-from poolgraph.serving.chat import render_conversation
+from poolgraph.serving.chat import ConversationFields, render_conversation
 from poolgraph.serving.http_errors import RequestTooLarge
-from poolgraph.serving.schema_common import ChatFields, ChatMessage, CommonFields
+from poolgraph.serving.schema_common import ChatMessage, CommonFields
 from poolgraph.serving.urgency import Urgency
 
 if TYPE_CHECKING:
@@ -40,27 +40,31 @@ class TextRequest:
     is_chat: bool = False
 
 
-def read_texts(body: Any, model: ServedModel, settings: ServeSettings) -> TextRequest:
-    """Read ``input`` or ``messages`` of a request.
+def read_texts(
+    value: Any, messages: Any, fields: ConversationFields, model: ServedModel, settings: ServeSettings
+) -> TextRequest:
+    """Read texts or conversations, of which exactly one is given.
 
     Args:
-        body: A request with ``input`` and the fields of conversations.
-        model: Whose templates conversations go through.
+        value: Texts, token ids, or conversations too.
+        messages: A conversation or several.
+        fields: How conversations become text.
+        model: Whose templates they go through.
         settings: The server's limits.
 
     Raises:
         InputError: neither or both are there, or something that is no prompt.
         RequestTooLarge: too many texts, or too long a text.
     """
-    value = body.input
-    if (value is None) == (body.messages is None):
+    if (value is None) == (messages is None):
         raise InputError(
-            "exactly one of `input` and `messages` must be given", parameter="input" if value is None else "messages"
+            "exactly one of a text (`input`, `prompt`) and `messages` must be given",
+            parameter="input" if value is None else "messages",
         )
-    if body.messages is not None:
-        return _read_chat(body.messages, body, model, settings)
+    if messages is not None:
+        return _read_chat(messages, fields, model, settings)
     if isinstance(value, list) and value and _is_chat(value[0]):
-        return _read_chat(value, body, model, settings)
+        return _read_chat(value, fields, model, settings)
     return read_prompts(value, model, settings)
 
 
@@ -104,7 +108,7 @@ def _is_chat(value: object) -> bool:
     return isinstance(value, ChatMessage) or (isinstance(value, list) and bool(value) and _is_chat(value[0]))
 
 
-def _read_chat(value: list[Any], fields: ChatFields, model: ServedModel, settings: ServeSettings) -> TextRequest:
+def _read_chat(value: list[Any], fields: ConversationFields, model: ServedModel, settings: ServeSettings) -> TextRequest:
     if not value:
         raise InputError("messages must hold at least one message", parameter="messages")
     conversations = value if isinstance(value[0], list) else [value]

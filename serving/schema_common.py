@@ -60,10 +60,16 @@ class ChatMessage(msgspec.Struct, kw_only=True):
     content: str | list[ContentPart] | None = None
 
 
-class ChatFields(msgspec.Struct, kw_only=True):
-    """How a conversation becomes text.
+TextInput = str | list[str | int | ChatMessage | list[int | ChatMessage]]
+"""A text, the token ids of one, a list of both, a conversation or a list of conversations."""
+
+
+class TextFields(CommonFields, kw_only=True):
+    """Texts, or conversations where the model's tokenizer has a chat template.
 
     Attributes:
+        input: Texts; exactly one of ``input`` and ``messages`` is given.
+        add_special_tokens: Default true for texts and false for conversations.
         messages: A conversation, or a list of conversations.
         add_generation_prompt: Whether the template opens the assistant's turn.
         continue_final_message: Whether the last message stays open.
@@ -71,6 +77,8 @@ class ChatFields(msgspec.Struct, kw_only=True):
         chat_template_kwargs: Further variables of the template.
     """
 
+    input: TextInput | None = None
+    add_special_tokens: bool | None = None
     messages: list[ChatMessage | list[ChatMessage]] | None = None
     add_generation_prompt: bool = False
     continue_final_message: bool = False
@@ -78,12 +86,8 @@ class ChatFields(msgspec.Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-TextInput = str | list[str | int | ChatMessage | list[int | ChatMessage]]
-"""A text, the token ids of one, a list of both, a conversation or a list of conversations."""
-
-
-class EncodingFields(msgspec.Struct, kw_only=True):
-    """How vectors are written.
+class EncodingFields(TextFields, kw_only=True):
+    """Texts, and how their vectors are written.
 
     Attributes:
         encoding_format: ``float`` (JSON numbers), ``base64``, ``bytes`` (raw, described in the header ``metadata``) or

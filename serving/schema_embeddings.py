@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from poolgraph.serving.schema_common import ChatFields, CommonFields, EncodingFields, TextInput, TokenUse, Usage
+from poolgraph.serving.schema_common import EncodingFields, TokenUse, Usage
 
-ChunkSize = Annotated[int, Meta(gt=0, lt=2**63)]
+ChunkSize = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
@@ -19,19 +19,16 @@ class LateChunkingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=Tru
     chunk_size: ChunkSize
 
 
-class EmbeddingsRequest(CommonFields, ChatFields, EncodingFields, kw_only=True):
-    """Texts to embed: ``input``, or ``messages`` where the model's tokenizer has a chat template.
+class EmbeddingsRequest(EncodingFields, kw_only=True):
+    """Texts to embed.
 
     Attributes:
-        add_special_tokens: Default true for texts and false for messages.
         dimensions: Width of a shortened embedding, of models trained for it.
         use_activation: Whether embeddings are normalized; null is the model's own way.
         normalize: Refused; its name today is ``use_activation``.
         late_chunking_params: For models that embed each token.
     """
 
-    input: TextInput | None = None
-    add_special_tokens: bool | None = None
     dimensions: Dimensions | None = None
     use_activation: bool | None = None
     normalize: bool | None = None

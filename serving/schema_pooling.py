@@ -6,24 +6,21 @@ from typing import Any, Literal
 
 import msgspec
 
-from poolgraph.serving.schema_common import ChatFields, CommonFields, EncodingFields, TextInput, TokenUse, Usage
+from poolgraph.serving.schema_common import EncodingFields, TextFields, TokenUse, Usage
 
 
-class PoolingRequest(CommonFields, ChatFields, EncodingFields, kw_only=True):
+class PoolingRequest(EncodingFields, kw_only=True):
     """Texts to pool by any task of the model.
 
     Attributes:
         task: ``embed``, ``classify``, ``token_embed`` or ``token_classify``; null is the model's default.
-        add_special_tokens: Default true for texts and false for messages.
         use_activation: Whether the answer is normalized, or gets the classifier's activation.
         dimensions: Refused, as in vLLM.
         normalize: Refused; its name today is ``use_activation``.
         data: Refused: there are no plugins.
     """
 
-    input: TextInput | None = None
     task: str | None = None
-    add_special_tokens: bool | None = None
     use_activation: bool | None = None
     dimensions: int | None = None
     normalize: bool | None = None
@@ -49,17 +46,14 @@ class PoolingResponse(msgspec.Struct, kw_only=True):
     usage: Usage
 
 
-class ClassifyRequest(CommonFields, ChatFields, kw_only=True):
+class ClassifyRequest(TextFields, kw_only=True):
     """Texts to classify.
 
     Attributes:
-        add_special_tokens: Default true for texts and false for messages.
         use_activation: False gives logits.
         normalize: Refused; its name today is ``use_activation``.
     """
 
-    input: TextInput | None = None
-    add_special_tokens: bool | None = None
     use_activation: bool | None = None
     normalize: bool | None = None
 

@@ -1,0 +1,182 @@
+"""``POST /v2/embed``: Cohere's embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from poolgraph.errors import InputError
+from poolgraph.runtime.prompts import ParsedPrompt
+from poolgraph.runtime.requests import RequestOptions
+from poolgraph.runtime.work import Work
+from poolgraph.serving.answers import Outputs, count_usage, count_values, list_use
+from poolgraph.serving.chat import join_parts
+from poolgraph.serving.encodings import LITTLE_FLOAT32, Floats, encode_bits, encode_floats
+from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
+from poolgraph.serving.request_fields import build_params, check_size, plan_tokenization, plan_urgency
+from poolgraph.serving.routing import find_model
+from poolgraph.serving.schema_cohere import (
+    ApiVersion,
+    BilledUnits,
+    CohereEmbedRequest,
+    CohereEmbedResponse,
+    CohereMeta,
+    EmbeddingsByType,
+)
+
+if TYPE_CHECKING:
+    from poolgraph.serving.served_model import ServedModel
+
+_PROMPT_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "search_query": ("search_query", "query"),
+        "search_document": ("search_document", "document", "passage"),
+        "classification": ("classification",),
+        "clustering": ("clustering",),
+    }
+)
+"""Cohere's input types, and the names that models have for them."""
+
+_ENCODERS: Final[Mapping[str, Callable[[Floats], Any]]] = MappingProxyType(
+    {
+        "float": encode_floats,
+        "binary": lambda values: encode_bits(values, signed=True),
+        "ubinary": lambda values: encode_bits(values, signed=False),
+        "base64": LITTLE_FLOAT32.encode,
+    }
+)
+
+_SIDES: Final = MappingProxyType({"END": "right", "START": "left", "NONE": None})
+
+
+async def create_cohere_embeddings(call: Call, body: CohereEmbedRequest) -> Answer:
+    """Embed texts."""
+    model = find_model(call.context.registry, body.model, "embed", "Embeddings")
+    model.runner.check_task("embed")
+    texts = _read_texts(body, model)
+    prompt = choose_prompt(body.input_type, model.manifest.prompts)
+    prompts: list[ParsedPrompt] = [prompt + text for text in texts]
+    num_chars = check_size(prompts, call.context.settings, "texts")
+    options = RequestOptions(
+        pooling_params=build_params(None, body.output_dimension),
+        use_tqdm=False,
+        tokenization=plan_tokenization(_plan_limit(body), _SIDES[body.truncate], model),
+    )
+    outputs = await model.answer(
+        lambda: _limit(model.runner.answer_prompts(prompts, "embed", options, count()), body),
+        plan_urgency(body, call.context.settings),
+        num_chars=num_chars,
+    )
+    return await call.encode(model, lambda: _build(call, body, texts, outputs), count_values(outputs))
+
+
+def _read_texts(body: CohereEmbedRequest, model: ServedModel) -> list[str]:
+    given = [value for value in (body.texts, body.images, body.inputs) if value]
+    if len(given) != 1:
+        raise InputError(
+            "Exactly one of texts, images, or inputs must be provided, and it must be non-empty", parameter="texts"
+        )
+    if body.images:
+        raise InputError(f"MultiModalParam is not supported for {model.manifest.architecture}", parameter="images")
+    if body.inputs:
+        return [join_parts(item.content, model.manifest.architecture) for item in body.inputs]
+    return list(body.texts or ())
+
+
+def choose_prompt(input_type: str | None, prompts: Mapping[str, str]) -> str:
+    """Return what is put before each text.
+
+    Cohere's clients always send an input type; a model without prompts takes Cohere's own, which then mean nothing.
+
+    Args:
+        input_type: As the request has it.
+        prompts: The model's prompts by name.
+
+    Raises:
+        InputError: a type that the model has no prompt for.
+    """
+    if input_type is None:
+        return ""
+    names = _PROMPT_NAMES.get(input_type, (input_type,))
+    for name in names:
+        if name in prompts:
+            return prompts[name]
+    if not prompts and input_type in _PROMPT_NAMES:
+        return ""
+    supported = ", ".join(sorted(prompts or _PROMPT_NAMES))
+    raise InputError(
+        f"Unsupported input_type {input_type!r}. Supported values: {supported}",
+        parameter="input_type",
+        value=input_type,
+    )
+
+
+def _plan_limit(body: CohereEmbedRequest) -> int | None:
+    """Return how many tokens of a longer text are kept; None where it is an error."""
+    if body.truncate == "NONE":
+        return None
+    return -1 if body.max_tokens is None else body.max_tokens
+
+
+def _limit(work: Work[Outputs], body: CohereEmbedRequest) -> Work[Outputs]:
+    """Refuse, before anything is run, a text that has more tokens than the request wants."""
+    run = next(work)
+    if body.truncate == "NONE" and body.max_tokens is not None:
+        for text in run.encoded:
+            if text.num_tokens > body.max_tokens:
+                raise InputError(
+                    f"Input of {text.num_tokens} tokens exceeds max_tokens={body.max_tokens} with truncate=NONE. "
+                    "Set truncate to END or START to allow truncation.",
+                    parameter="max_tokens",
+                    value=body.max_tokens,
+                )
+    answers = yield run
+    try:
+        work.send(answers)
+    except StopIteration as end:
+        outputs: Outputs = end.value
+        return outputs
+    raise AssertionError("a request of prompts runs once")
+
+
+def _build(call: Call, body: CohereEmbedRequest, texts: list[str], outputs: Outputs) -> Answer:
+    rows = [output.outputs.data for output in outputs]
+    kinds = dict.fromkeys(body.embedding_types or ("float",))
+    forms = {kind: _encode(kind, rows) for kind in kinds}
+    return answer_json(
+        CohereEmbedResponse(
+            id=call.name("embd"),
+            embeddings=EmbeddingsByType(
+                float_=forms.get("float"),
+                binary=forms.get("binary"),
+                ubinary=forms.get("ubinary"),
+                base64=forms.get("base64"),
+            ),
+            texts=texts,
+            meta=CohereMeta(
+                api_version=ApiVersion(),
+                billed_units=BilledUnits(input_tokens=count_usage(outputs).prompt_tokens),
+                token_use=list_use(outputs),
+            ),
+        )
+    )
+
+
+def _encode(kind: str, rows: list[Floats]) -> Any:
+    return encode_floats(np.stack(rows)) if kind == "float" else [_ENCODERS[kind](row) for row in rows]
+
+
+COHERE_EMBED: Final = Endpoint(
+    method="POST",
+    path="/v2/embed",
+    function=create_cohere_embeddings,
+    summary="Embed texts (Cohere)",
+    body_type=CohereEmbedRequest,
+    answer_type=CohereEmbedResponse,
+    statuses=(400, 404, 413, 415, 429, 500, 501, 503, 504),
+    tag="Jina and Cohere",
+)

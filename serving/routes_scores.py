@@ -1,0 +1,225 @@
+"""``/score`` and ``/rerank`` with their versions: pairs of texts to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from poolgraph.config import PoolingParams
+from poolgraph.errors import InputError
+from poolgraph.runtime.outputs import ScoringRequestOutput
+from poolgraph.runtime.prompts import ParsedPrompt, parse_score_data
+from poolgraph.runtime.requests import RequestOptions
+from poolgraph.runtime.score_request import plan_score_request
+from poolgraph.runtime.score_requests import answer_scores
+from poolgraph.serving.answers import count_usage, describe_use, now
+from poolgraph.serving.chat import join_parts
+from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
+from poolgraph.serving.request_fields import check_common, check_size, plan_tokenization, plan_urgency
+from poolgraph.serving.routing import find_model
+from poolgraph.serving.schema_scores import (
+    RankedText,
+    RerankItem,
+    RerankRequest,
+    RerankResponse,
+    RerankUsage,
+    ScoreAnswerItem,
+    ScoreBody,
+    ScoreContent,
+    ScoreResponse,
+    ScoringFields,
+)
+
+if TYPE_CHECKING:
+    from poolgraph.serving.served_model import ServedModel
+    from poolgraph.serving.urgency import Urgency
+
+_SIDES: Final = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
+_ERRORS: Final = (400, 404, 413, 415, 429, 500, 501, 503, 504)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Both sides of the pairs of a request."""
+
+    queries: list[ParsedPrompt]
+    documents: list[ParsedPrompt]
+    num_chars: int
+
+
+async def create_scores(call: Call, body: ScoreBody) -> Answer:
+    """Score pairs, in the order of the documents."""
+    model = find_model(call.context.registry, body.model, "score", "Scoring")
+    pairs = read_pairs(*_choose_sides(body), model, call)
+    outputs = await _score(call, body, model, pairs)
+
+    def build() -> Answer:
+        items = [
+            ScoreAnswerItem(index=index, score=output.outputs.score, **describe_use(output))
+            for index, output in enumerate(outputs)
+        ]
+        return answer_json(
+            ScoreResponse(
+                id=call.name("score", body.request_id),
+                created=now(),
+                model=body.model or model.names[0],
+                data=items,
+                usage=count_usage(outputs),
+            )
+        )
+
+    return await call.encode(model, build, len(outputs))
+
+
+async def create_ranking(call: Call, body: RerankRequest) -> Answer:
+    """Put documents into the order of their scores; equal ones stay in their order."""
+    model = find_model(call.context.registry, body.model, "score", "Rerank")
+    pairs = read_pairs(body.query, body.documents, model, call)
+    outputs = await _score(call, body, model, pairs)
+    scores = [output.outputs.score for output in outputs]
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n or None]
+
+    def build() -> Answer:
+        total = count_usage(outputs).total_tokens
+        items = [
+            RerankItem(
+                index=index,
+                document=RankedText(text=_show(pairs.documents[index], model)),
+                relevance_score=scores[index],
+                **describe_use(outputs[index]),
+            )
+            for index in order
+        ]
+        return answer_json(
+            RerankResponse(
+                id=call.name("score", body.request_id),
+                model=body.model or model.names[0],
+                usage=RerankUsage(prompt_tokens=total, total_tokens=total),
+                results=items,
+            )
+        )
+
+    return await call.encode(model, build, len(items_of(pairs)))
+
+
+def items_of(pairs: Pairs) -> Sequence[ParsedPrompt]:
+    """Return the documents of a request."""
+    return pairs.documents
+
+
+def read_pairs(queries: Any, documents: Any, model: ServedModel, call: Call) -> Pairs:
+    """Read both sides of a request.
+
+    Raises:
+        InputError: something that is no text.
+        RequestTooLarge: too many texts, or too long a text.
+    """
+    sides = [_read_side(side, model.manifest.architecture) for side in (queries, documents)]
+    sizes = [check_size(side, call.context.settings, "documents") for side in sides]
+    return Pairs(queries=sides[0], documents=sides[1], num_chars=sum(sizes))
+
+
+def _read_side(data: Any, architecture: str) -> list[ParsedPrompt]:
+    items = data if isinstance(data, list) else [data]
+    plain = [join_parts(item.content, architecture) if isinstance(item, ScoreContent) else item for item in items]
+    return parse_score_data(plain, architecture=architecture)
+
+
+def _choose_sides(body: ScoreBody) -> tuple[Any, Any]:
+    for left, right in _SIDES:
+        sides = getattr(body, left), getattr(body, right)
+        if None not in sides:
+            return sides
+    shown = ", ".join(f"(`{left}`, `{right}`)" for left, right in _SIDES)
+    raise InputError(f"a pair of fields must be given: one of {shown}", parameter="queries")
+
+
+async def _score(
+    call: Call, body: ScoringFields, model: ServedModel, pairs: Pairs
+) -> list[ScoringRequestOutput]:
+    check_common(body, model)
+    settings = call.context.settings
+    if body.chat_template is not None and not settings.trust_request_chat_template:
+        raise InputError(
+            "Chat template is passed with request, but --trust-request-chat-template is not set. "
+            "Refused chat template with untrusted source.",
+            parameter="chat_template",
+        )
+    options = RequestOptions(
+        pooling_params=_plan_params(body),
+        use_tqdm=False,
+        tokenization=plan_tokenization(body.truncate_prompt_tokens, body.truncation_side, model),
+    )
+    return await answer_pairs(model, pairs, options, plan_urgency(body, settings), template=_read_template(body))
+
+
+def _read_template(body: ScoringFields) -> str | None:
+    """Return the request's own template; never a name or a file, which only the server's operator may give."""
+    template = body.chat_template
+    if template is not None and "{{" not in template and "{%" not in template:
+        raise InputError("chat_template must be the template itself", parameter="chat_template")
+    return template
+
+
+def _plan_params(body: ScoringFields) -> PoolingParams:
+    variables = dict(body.chat_template_kwargs or {})
+    if body.instruction is not None:
+        variables = {"instruction": body.instruction} | variables
+    extra = {
+        "max_tokens_per_query": body.max_tokens_per_query or None,
+        "max_tokens_per_doc": body.max_tokens_per_doc or None,
+        "chat_template_kwargs": variables or None,
+    }
+    given = {name: value for name, value in extra.items() if value is not None}
+    return PoolingParams(use_activation=body.use_activation, extra_kwargs=given or None)
+
+
+async def answer_pairs(
+    model: ServedModel, pairs: Pairs, options: RequestOptions, urgency: Urgency, *, template: str | None = None
+) -> list[ScoringRequestOutput]:
+    """Score the pairs of a request, all of them as one piece of work.
+
+    Raises:
+        PoolgraphError: a text is not acceptable, or the model could not answer.
+    """
+    request = plan_score_request(model.runner, pairs.queries, pairs.documents, options, template)
+    return await model.answer(
+        lambda: answer_scores(model.runner, request, count()), urgency, num_chars=pairs.num_chars
+    )
+
+
+def _show(prompt: ParsedPrompt, model: ServedModel) -> str:
+    return prompt if isinstance(prompt, str) else model.runner.tokenizer.decode(prompt)
+
+
+SCORE: Final = Endpoint(
+    method="POST",
+    path="/score",
+    function=create_scores,
+    summary="Score pairs of texts (vLLM)",
+    body_type=ScoreBody,
+    answer_type=ScoreResponse,
+    statuses=_ERRORS,
+    tag="vLLM",
+)
+
+RERANK: Final = Endpoint(
+    method="POST",
+    path="/rerank",
+    function=create_ranking,
+    summary="Put documents into the order of their scores (Jina, Cohere)",
+    body_type=RerankRequest,
+    answer_type=RerankResponse,
+    statuses=_ERRORS,
+    tag="Jina and Cohere",
+)
+
+SCORE_ROUTES: Final = (
+    SCORE,
+    replace(SCORE, path="/v1/score"),
+    RERANK,
+    replace(RERANK, path="/v1/rerank"),
+    replace(RERANK, path="/v2/rerank"),
+)

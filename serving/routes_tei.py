@@ -1,0 +1,255 @@
+"""Routes of text-embeddings-inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from poolgraph import __version__
+from poolgraph.config import PoolingParams
+from poolgraph.errors import InputError
+from poolgraph.runtime.outputs import ScoringRequestOutput
+from poolgraph.runtime.prompts import ParsedPrompt
+from poolgraph.runtime.requests import RequestOptions
+from poolgraph.runtime.score_options import ScoreOptions
+from poolgraph.runtime.score_pairs import plan_pairs
+from poolgraph.runtime.score_request import ScoreRequest
+from poolgraph.runtime.score_requests import answer_scores
+from poolgraph.runtime.tokenization import TruncationSide
+from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
+from poolgraph.serving.encodings import encode_floats
+from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
+from poolgraph.serving.request_fields import TextRequest, build_params, check_size, plan_tokenization, read_prompts
+from poolgraph.serving.routes_scores import Pairs, answer_pairs
+from poolgraph.serving.routing import find_model
+from poolgraph.serving.schema_tei import (
+    TeiEmbedAllRequest,
+    TeiEmbedRequest,
+    TeiInfo,
+    TeiPrediction,
+    TeiPredictRequest,
+    TeiSimilarityParameters,
+    TeiSimilarityRequest,
+)
+from poolgraph.serving.urgency import Urgency
+
+if TYPE_CHECKING:
+    from poolgraph.serving.served_model import ServedModel
+
+_ERRORS: Final = (400, 404, 413, 415, 429, 500, 501, 503, 504)
+_SIDES: Final[dict[str, TruncationSide]] = {"left": "left", "right": "right"}
+
+
+async def embed(call: Call, body: TeiEmbedRequest) -> Answer:
+    """Embed texts: rows of numbers, nothing beside them."""
+    model = find_model(call.context.registry, body.model, "embed", "Embed")
+    params = build_params(body.normalize, body.dimensions)
+    outputs = await _answer(call, body, model, "embed", params)
+    return await call.encode(
+        model,
+        lambda: Answer(
+            body=bytes(encode_floats(np.stack([output.outputs.data for output in outputs]))),
+            headers=use_headers(outputs),
+        ),
+        count_values(outputs),
+    )
+
+
+async def embed_all(call: Call, body: TeiEmbedAllRequest) -> Answer:
+    """Embed each token of texts."""
+    model = find_model(call.context.registry, body.model, "token_embed", "Token embed")
+    outputs = await _answer(call, body, model, "token_embed", build_params(None))
+    return await call.encode(
+        model,
+        lambda: answer_json([encode_floats(output.outputs.data) for output in outputs], headers=use_headers(outputs)),
+        count_values(outputs),
+    )
+
+
+async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: PoolingParams) -> Outputs:
+    settings = call.context.settings
+    request = _put_prompt(read_prompts(body.inputs, model, settings), find_prompt(body.prompt_name, model))
+    return await answer_texts(model, request, task, _options(body, model, params), _urgency(call))
+
+
+def _options(body: Any, model: ServedModel, params: PoolingParams) -> RequestOptions:
+    return RequestOptions(
+        pooling_params=params,
+        use_tqdm=False,
+        tokenization=plan_tokenization(
+            -1 if body.truncate else None, _SIDES[body.truncation_direction.lower()], model
+        ),
+    )
+
+
+def _urgency(call: Call) -> Urgency:
+    return Urgency(timeout=call.context.settings.request_timeout)
+
+
+def find_prompt(name: str | None, model: ServedModel) -> str:
+    """Return the prompt of that name.
+
+    Raises:
+        InputError: the model has none of that name.
+    """
+    if name is None:
+        return ""
+    if name not in model.manifest.prompts:
+        raise InputError(
+            f"no prompt {name!r}; this model has {sorted(model.manifest.prompts)}", parameter="prompt_name", value=name
+        )
+    return model.manifest.prompts[name]
+
+
+def _put_prompt(request: TextRequest, prompt: str) -> TextRequest:
+    if not prompt:
+        return request
+    if not all(isinstance(text, str) for text in request.prompts):
+        raise InputError("prompt_name is for texts, not for token ids", parameter="prompt_name")
+    texts: list[ParsedPrompt] = [f"{prompt}{text}" for text in request.prompts]
+    return TextRequest(prompts=texts, num_chars=request.num_chars + len(prompt) * len(texts))
+
+
+async def predict(call: Call, body: TeiPredictRequest) -> Answer:
+    """Classify texts, or pairs of texts: for each the classes, the likeliest first."""
+    model = find_model(call.context.registry, body.model, "classify", "Predict")
+    rows, is_batch = _read_rows(body.inputs)
+    params = PoolingParams(use_activation=False) if body.raw_scores else build_params(None)
+    options = _options(body, model, params)
+    pairs = [row for row in rows if len(row) == 2]
+    if pairs and len(pairs) < len(rows):
+        raise InputError("texts and pairs of texts cannot be mixed in one request", parameter="inputs")
+    scores = await (_predict_pairs if pairs else _predict_texts)(call, model, rows, options)
+    answers = [_rank(row, model.manifest.labels) for row in scores]
+    return answer_json(answers if is_batch else answers[0])
+
+
+async def _predict_texts(
+    call: Call, model: ServedModel, rows: Sequence[Sequence[str]], options: RequestOptions
+) -> list[list[float]]:
+    texts: list[ParsedPrompt] = [row[0] for row in rows]
+    request = TextRequest(prompts=texts, num_chars=check_size(texts, call.context.settings, "inputs"))
+    outputs = await answer_texts(model, request, "classify", options, _urgency(call))
+    return [_shorten(output.outputs.data) for output in outputs]
+
+
+async def _predict_pairs(
+    call: Call, model: ServedModel, rows: Sequence[Sequence[str]], options: RequestOptions
+) -> list[list[float]]:
+    sides: list[list[ParsedPrompt]] = [[row[side] for row in rows] for side in range(2)]
+    num_chars = sum(check_size(side, call.context.settings, "inputs") for side in sides)
+    pairs = Pairs(queries=sides[0], documents=sides[1], num_chars=num_chars)
+    outputs = await answer_pairs(model, pairs, options, _urgency(call))
+    return [[output.outputs.score] for output in outputs]
+
+
+def _read_rows(inputs: str | list[str | list[str]]) -> tuple[list[list[str]], bool]:
+    """Return texts and pairs as rows of one or two, and whether they are a list of inputs."""
+    if isinstance(inputs, str):
+        return [[inputs]], False
+    if inputs and all(isinstance(one, str) for one in inputs) and len(inputs) <= 2:
+        return [[str(one) for one in inputs]], False
+    rows = [one for one in inputs if isinstance(one, list) and 1 <= len(one) <= 2]
+    if not rows or len(rows) < len(inputs):
+        raise InputError("inputs must be a text, a pair [a, b], or a list of [a] and [a, b]", parameter="inputs")
+    return rows, True
+
+
+def _shorten(values: Any) -> list[float]:
+    """Return float32 numbers as the shortest ones that read the same."""
+    return [float(str(value)) for value in values]
+
+
+def _rank(scores: Sequence[float], labels: Sequence[str]) -> list[TeiPrediction]:
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    names = labels or [str(index) for index in range(len(scores))]
+    return [TeiPrediction(score=scores[index], label=names[index]) for index in order]
+
+
+async def similarity(call: Call, body: TeiSimilarityRequest) -> Answer:
+    """Compare a sentence with others by the cosine of their embeddings."""
+    model = find_model(call.context.registry, body.model, "embed", "Similarity")
+    model.runner.check_task("embed")
+    asked = body.parameters or TeiSimilarityParameters()
+    prompt = find_prompt(asked.prompt_name, model)
+    queries: list[ParsedPrompt] = [prompt + body.inputs.source_sentence]
+    documents: list[ParsedPrompt] = [prompt + text for text in body.inputs.sentences]
+    options = _options(asked, model, PoolingParams())
+    request = ScoreRequest(
+        queries=queries,
+        documents=documents,
+        pairs=plan_pairs(1, len(documents)),
+        params=PoolingParams(),
+        kind="bi_encoder",
+        scoring=ScoreOptions(),
+        options=options,
+    )
+    num_chars = sum(check_size(side, call.context.settings, "inputs") for side in (queries, documents))
+    outputs: list[ScoringRequestOutput] = await model.answer(
+        lambda: answer_scores(model.runner, request, count()), _urgency(call), num_chars=num_chars
+    )
+    return answer_json([output.outputs.score for output in outputs], headers=use_headers(outputs))
+
+
+async def show_info(call: Call, body: None) -> Answer:
+    """Describe the model that is served first."""
+    model = call.context.registry.models[0]
+    settings = call.context.settings
+    manifest = model.manifest
+    return answer_json(
+        TeiInfo(
+            model_id=model.names[0],
+            model_sha=manifest.source.revision,
+            model_dtype=model.runner.model.variant.precision,
+            model_type=_describe_type(model),
+            max_concurrent_requests=settings.max_connections,
+            max_input_length=manifest.limits.max_model_len,
+            max_batch_tokens=settings.engine.max_batch_tokens,
+            max_batch_requests=None,
+            max_client_batch_size=settings.max_texts,
+            auto_truncate=settings.engine.long_text == "truncate",
+            tokenization_workers=settings.engine.num_tokenizer_threads,
+            version=__version__,
+        )
+    )
+
+
+def _describe_type(model: ServedModel) -> dict[str, Any]:
+    manifest = model.manifest
+    if "classify" not in manifest.tasks:
+        return {"embedding": {"pooling": "+".join(manifest.pooler.pooling)}}
+    labels = {str(index): label for index, label in enumerate(manifest.labels)}
+    names = {"id2label": labels, "label2id": {label: int(index) for index, label in labels.items()}}
+    return {"reranker" if manifest.scoring is not None else "classifier": names}
+
+
+def _post(path: str, function: Any, summary: str, body_type: Any, answer_type: Any) -> Endpoint:
+    return Endpoint(
+        method="POST",
+        path=path,
+        function=function,
+        summary=f"{summary} (text-embeddings-inference)",
+        body_type=body_type,
+        answer_type=answer_type,
+        statuses=_ERRORS,
+        tag="text-embeddings-inference",
+    )
+
+
+EMBED: Final = _post("/embed", embed, "Embed texts", TeiEmbedRequest, list[list[float]])
+EMBED_ALL: Final = _post("/embed_all", embed_all, "Embed each token", TeiEmbedAllRequest, list[list[list[float]]])
+PREDICT: Final = _post(
+    "/predict", predict, "Classify texts or pairs", TeiPredictRequest, list[TeiPrediction | list[TeiPrediction]]
+)
+SIMILARITY: Final = _post("/similarity", similarity, "Compare sentences", TeiSimilarityRequest, list[float])
+INFO: Final = Endpoint(
+    method="GET",
+    path="/info",
+    function=show_info,
+    summary="The model that is served first (text-embeddings-inference)",
+    answer_type=TeiInfo,
+    tag="text-embeddings-inference",
+)
