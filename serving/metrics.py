@@ -9,7 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from poolgraph import __version__
@@ -126,6 +134,7 @@ class PrometheusObserver:
     """The Observer that counts; thread-safe, as prometheus_client's metrics are."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series a counter, which nothing here reads
         self.registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self.registry)
         self._metrics: dict[str, Any] = {metric.name: metric.build(self.registry) for metric in METRICS}
