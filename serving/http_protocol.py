@@ -83,6 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if not self._is_reading:
             self._stop_timer()
+            self._stay_idle()
             return
         self._start_timer()
         # The parser hands a header on when it is complete: one without an end is seen here alone.
@@ -179,8 +180,17 @@ class LimitedProtocol(HttpToolsProtocol):
         seconds = f"{self.limits.read_timeout_s:g}"
         self._refuse(TOO_SLOW, f"The request did not arrive within {seconds} seconds of its first byte.")
 
+    def _stay_idle(self) -> None:
+        """Let an idle connection's time run on: uvicorn stops it for any byte, also one that begins no request."""
+        if self.cycle is not None and self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
     def _check_progress(self, previous_size: int) -> None:
         """Drop a connection whose client read nothing of its answer since the last look."""
+        if self.parser is None:
+            return
         size = self.transport.get_write_buffer_size()
         if size >= previous_size:
             self.transport.abort()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from typing import Final, Literal
+from typing import Final, Literal, TextIO
 
 import msgspec
 
@@ -84,7 +84,14 @@ def configure_logs(log_format: LogFormat, level: str) -> None:
         logger.setLevel(level.upper() if name == OWN_LOGGER else max(logging.WARNING, _number(level)))
 
 
-def _log_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     logging.getLogger(OWN_LOGGER).warning("%s: %s", category.__name__, message)
 
 

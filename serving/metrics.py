@@ -85,7 +85,7 @@ class Metric:
 
     def build(self, registry: CollectorRegistry) -> Any:
         """Return the metric, registered."""
-        more = {"buckets": self.buckets} if self.buckets else {}
+        more: dict[str, Any] = {"buckets": self.buckets} if self.buckets else {}
         return self.kind(f"poolgraph_{self.name}", self.help, self.labels, registry=registry, **more)
 
 
@@ -134,7 +134,7 @@ class PrometheusObserver:
     """The Observer that counts; thread-safe, as prometheus_client's metrics are."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series a counter, which nothing here reads
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series a counter, which nothing here reads
         self.registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self.registry)
         self._metrics: dict[str, Any] = {metric.name: metric.build(self.registry) for metric in METRICS}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from poolgraph.serving.access_log import Access
 from poolgraph.serving.asgi_types import ASGIApp
-from poolgraph.serving.middleware_access import Access, watch_access
+from poolgraph.serving.middleware_access import watch_access
 from poolgraph.serving.middleware_api_keys import require_api_keys
 from poolgraph.serving.middleware_body_limit import limit_body
 from poolgraph.serving.middleware_cors import allow_origins

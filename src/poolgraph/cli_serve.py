@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE: Final = "POOLGRAPH_API_KEY"
 _SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_UNITS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_size(text: str) -> int:
@@ -29,7 +29,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write bytes, or 64K, 512M, 2G")
-    return int(match[1]) * 1024 ** _UNITS[match[2].upper()]
+    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 def parse_seconds(text: str) -> float:
@@ -86,9 +86,7 @@ ENGINE_OPTIONS: Final = (
         type=parse_count,
         help="tokens that may wait for a model; then requests are answered 429",
     ),
-    Argument(
-        "--max-batch-tokens", metavar="N", type=parse_count, help="tokens of a batch (default: the tuned budget)"
-    ),
+    Argument("--max-batch-tokens", metavar="N", type=parse_count, help="tokens of a batch (default: the tuned budget)"),
     Argument(
         "--max-wait-ms",
         metavar="MS",
@@ -170,9 +168,7 @@ SERVER_OPTIONS: Final = (
     Argument("--max-headers", metavar="N", type=parse_count, help="headers of a request (default: 64)"),
     Argument("--max-connections", metavar="N", type=parse_count, help="open at the same time (default: 1024)"),
     Argument("--read-timeout", metavar="S", type=parse_seconds, help="seconds for a request to arrive (default: 30)"),
-    Argument(
-        "--keep-alive", metavar="S", type=parse_count, help="seconds an idle connection is kept (default: 75)"
-    ),
+    Argument("--keep-alive", metavar="S", type=parse_count, help="seconds an idle connection is kept (default: 75)"),
     Argument(
         "--request-timeout", metavar="S", type=parse_seconds, help="seconds for a request to be answered (default: 300)"
     ),

@@ -233,8 +233,8 @@ KILLED = """
 import json, socket, sys, time
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 body = json.dumps({"input": [sys.argv[2]] + ["w1"] * 50}).encode()
-head = "POST /v1/embeddings HTTP/1.1\\r\\nhost: a\\r\\ncontent-type: application/json\\r\\ncontent-length: %d\\r\\n\\r\\n"
-connection.sendall((head % len(body)).encode() + body)
+head = "POST /v1/embeddings HTTP/1.1|host: a|content-type: application/json|content-length: %d||" % len(body)
+connection.sendall(head.replace("|", "\\r\\n").encode() + body)
 print("sent", flush=True)
 time.sleep(60)
 """
@@ -288,7 +288,7 @@ def test_no_space_for_the_cache_changes_no_answer(artifact, tmp_path):
         first = [embed(server, [f"w{number} w{other}" for other in range(50)]) for number in range(40)]
         again = [embed(server, [f"w{number} w{other}" for other in range(50)]) for number in range(40)]
         assert {found.status for found in first + again} == {200}
-        assert [json.loads(found.body)["data"] for found in first] == [json.loads(found.body)["data"] for found in again]
+        assert [json.loads(one.body)["data"] for one in first] == [json.loads(one.body)["data"] for one in again]
         server.wait_for("cache")
         server.signal()
         assert server.wait() == 0

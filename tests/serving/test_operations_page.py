@@ -15,7 +15,7 @@ from poolgraph.serving.settings import PUBLIC_ROUTES, ServeSettings
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 OPTION_ROWS = {
     name: default
-    for names, default in re.findall(r"^\| ((?:`--[a-z-]+`(?:, )?)+) \| ([^|]*) \|", PAGE, re.MULTILINE)
+    for names, default in re.findall(r"^\| ((?:`--[a-z-]+`(?:, )?)+) \|([^|]*)\|", PAGE, re.MULTILINE)
     for name in re.findall(r"--[a-z-]+", names)
 }
 

@@ -162,6 +162,37 @@ def test_pipelined_requests_are_answered_in_order(server):
     assert bodies == [b"0", b"1", b"2", b"/end"]
 
 
+def test_an_idle_connection_ends_whatever_is_sent_that_begins_no_request():
+    with fake_server(keep_alive=1) as server, server.open_socket() as connection:
+        connection.sendall(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert b"/x" in connection.recv(4096)
+        connection.sendall(b"\r\n")
+        assert read_all(connection) == b""
+
+
+def test_a_body_of_two_lengths_is_refused(server):
+    request = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+    status, error = exchange(server, request)
+    assert (status, error["type"]) == (400, "BadRequestError")
+
+
+def test_a_client_may_ask_before_it_sends_its_body(server):
+    head = b"POST /echo HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    with server.open_socket() as connection:
+        connection.sendall(head % 5)
+        assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"hello")
+        assert read_all(connection).endswith(b"hello")
+    with server.open_socket() as connection:
+        connection.sendall(head % 500_000)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_it_listens_on_ipv6_too():
+    with fake_server(host="::1") as server:
+        assert server.wait_for(r"on http://\[::1\]:\d+")
+
+
 def test_connections_are_bounded():
     with fake_server(max_connections=2) as server:
         first, second = server.open_socket(), server.open_socket()
