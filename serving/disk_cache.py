@@ -57,6 +57,7 @@ class DiskCache:
         self._capacity = capacity
         self._connection: sqlite3.Connection | None = None
         self._num_writes = 0
+        self._closed = False
         self.executor.submit(self._open).result()
 
     def find(self, keys: Sequence[Key]) -> dict[Key, Row]:
@@ -98,7 +99,10 @@ class DiskCache:
             self._switch_off(error)
 
     def close(self) -> None:
-        """Write what is still to be written and let go of the file."""
+        """Write what is still to be written and let go of the file; a second time nothing happens."""
+        if self._closed:
+            return
+        self._closed, self.is_on = True, False
         self.executor.submit(self._disconnect).result()
         self.executor.shutdown()
 

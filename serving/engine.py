@@ -157,6 +157,7 @@ class Engine:
                 self._end(batch, error)
                 continue
             except BaseException as error:
+                self._alive = False  # before anyone is told
                 self._end(batch, _stopped(self._name, error))
                 raise
             seconds = time.perf_counter() - started

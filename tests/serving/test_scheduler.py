@@ -1,0 +1,226 @@
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from fake_batches import make_run, make_slots, make_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poolgraph.serving.backlog import QUANTUM_TOKENS, Backlog
+from poolgraph.serving.pending import PendingRun
+from poolgraph.serving.scheduler import LEAST_FILL, MOST_PASSED_OVER, Load, NextBatch, Rules, Wait, choose_batch
+from poolgraph.serving.urgency import Urgency
+
+IDLE = Load()
+
+
+def pending(*lengths, priority=0, arrived=0.0, family="sequence") -> PendingRun:
+    run = make_run(*map(make_text, lengths), family=family)
+    return PendingRun(run=run, urgency=Urgency(priority=priority), arrived=arrived)
+
+
+def backlog_of(*runs) -> Backlog:
+    backlog = Backlog()
+    for run in runs:
+        backlog.add(run)
+    return backlog
+
+
+def lengths_of(batch) -> list[int]:
+    return [text.encoded.num_tokens for text in batch.texts]
+
+
+def test_nothing_waits():
+    assert choose_batch(Backlog(), IDLE, Rules(slots=make_slots()), 0) is None
+
+
+@pytest.mark.parametrize("load", [Load(num_batches=2), Load(num_batches=1, exclusive=True)])
+def test_no_slot_is_free(load):
+    assert choose_batch(backlog_of(pending(5)), load, Rules(slots=make_slots()), 0) is None
+
+
+def test_a_lone_text_gets_all_threads_and_does_not_wait():
+    batch = choose_batch(backlog_of(pending(5)), IDLE, Rules(slots=make_slots(runs=4), max_wait=9), 0)
+    assert (batch.threads, batch.exclusive, lengths_of(batch)) == (4, True, [5])
+
+
+def test_texts_beside_others_get_one_thread():
+    batch = choose_batch(backlog_of(pending(5), pending(6)), IDLE, Rules(slots=make_slots()), 0)
+    assert (batch.threads, batch.exclusive) == (1, False)
+
+
+def test_one_length_is_shared_between_free_slots_evenly():
+    backlog = backlog_of(pending(*[40] * 13))
+    first = choose_batch(backlog, IDLE, Rules(slots=make_slots()), 0)
+    assert len(first.texts) == 5  # of 520 tokens each slot gets 260, six texts: three even parts
+    backlog.take(first.texts)
+    second = choose_batch(backlog, Load(num_batches=1), Rules(slots=make_slots()), 0)
+    assert len(second.texts) == 8
+
+
+def test_company_is_waited_for_only_while_something_runs_and_not_for_ever():
+    backlog = backlog_of(pending(5, arrived=10.0))
+    rules = Rules(slots=make_slots(), max_wait=0.004)
+    assert choose_batch(backlog, Load(num_batches=1), rules, 10.001) == Wait(pytest.approx(0.003))
+    assert isinstance(choose_batch(backlog, Load(num_batches=1), rules, 10.004), NextBatch)
+    full = backlog_of(pending(*[500] * 3, arrived=10.0))
+    assert isinstance(choose_batch(full, Load(num_batches=1), rules, 10.0), NextBatch)
+
+
+def test_priority_then_age():
+    late, urgent, early = pending(7), pending(5, priority=-1), pending(6)
+    backlog = backlog_of(early, late, urgent)
+    order = []
+    while backlog.num_texts:
+        batch = choose_batch(backlog, Load(num_batches=1), Rules(slots=make_slots()), 0)
+        order += [text.run for text in batch.texts]
+        backlog.take(batch.texts)
+    assert order == [urgent, early, late]
+
+
+def test_fuller_batches_pass_over_the_first_text_a_few_times():
+    first = pending(5)
+    backlog = backlog_of(first, *[pending(6) for _ in range(40)])
+    rules, taken = Rules(slots=make_slots(max_batch_tokens=24)), []
+    while first.num_waiting:
+        batch = choose_batch(backlog, Load(num_batches=1), rules, 0)
+        backlog.take(batch.texts)
+        taken.append(len(batch.texts))
+    assert taken == [4] * MOST_PASSED_OVER + [1]
+
+
+def test_less_urgent_texts_never_pass_over_urgent_ones():
+    urgent = pending(5, priority=-1)
+    backlog = backlog_of(*[pending(6) for _ in range(40)], urgent)
+    batch = choose_batch(backlog, Load(num_batches=1), Rules(slots=make_slots()), 0)
+    assert [text.run for text in batch.texts] == [urgent]
+
+
+def test_long_texts_leave_a_slot_to_short_ones():
+    backlog = backlog_of(pending(9000), pending(20))
+    rules = Rules(slots=make_slots())
+    load = Load(num_batches=1, num_long=1)
+    assert lengths_of(choose_batch(backlog, load, rules, 0)) == [20]
+    assert choose_batch(backlog_of(pending(9000)), load, rules, 0) is None
+    assert choose_batch(backlog_of(pending(9000)), IDLE, Rules(slots=make_slots(runs=1)), 0).long
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    budget=st.integers(1, 200),
+    busy=st.integers(0, 2),
+    families=st.randoms(use_true_random=False),
+)
+@settings(max_examples=150, deadline=None)
+def test_uniform_batches_are_of_one_length_within_the_budget(lengths, budget, busy, families):
+    backlog = backlog_of(*[pending(n, family=families.choice(["sequence", "token"])) for n in lengths])
+    rules = Rules(slots=make_slots(runs=3, max_batch_tokens=budget))
+    seen = 0
+    while backlog.num_texts:
+        batch = choose_batch(backlog, Load(num_batches=busy), rules, 0)
+        assert len({*lengths_of(batch)}) == 1
+        assert {text.run.run.family for text in batch.texts} == {batch.family}
+        assert len(batch.texts) == 1 or sum(lengths_of(batch)) <= budget
+        backlog.take(batch.texts)
+        seen += len(batch.texts)
+    assert (seen, backlog.num_tokens, backlog.runs()) == (len(lengths), 0, [])
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), budget=st.integers(1, 200))
+@settings(max_examples=150, deadline=None)
+def test_padded_batches_hold_neighbouring_lengths_within_the_budget(lengths, budget):
+    backlog = backlog_of(*map(pending, lengths))
+    rules = Rules(slots=make_slots(max_batch_tokens=budget, padded=True))
+    number = 0
+    while backlog.num_texts:
+        oldest = min((text for run in backlog.runs() for text in run.texts if text.waits), key=lambda text: text.order)
+        batch = choose_batch(backlog, Load(num_batches=1), rules, 0)
+        found = lengths_of(batch)
+        assert oldest in batch.texts
+        assert len(set(map(id, batch.texts))) == len(batch.texts)
+        assert min(found) >= LEAST_FILL * max(found)
+        assert batch.length == max(found)
+        assert len(found) == 1 or max(found) * len(found) <= budget
+        backlog.take(batch.texts)
+        number += len(found)
+    assert number == len(lengths)
+
+
+@dataclass
+class Simulation:
+    """One slot that runs a token a unit of time, fed by clients that each have one request under way."""
+
+    clients: int
+    length: int
+    rules: Rules = field(default_factory=lambda: Rules(slots=make_slots(runs=1)))
+    backlog: Backlog = field(default_factory=Backlog)
+    now: float = 0.0
+
+    def run(self, watched: PendingRun, most: float) -> tuple[float, list[float]]:
+        """Go on until ``watched`` has run; return when that was, and how long each other request took."""
+        waits: list[float] = []
+        for _ in range(self.clients):
+            self.backlog.add(pending(self.length, arrived=self.now))
+        self.backlog.add(watched)
+        while watched.num_waiting:
+            assert self.now < most, "it starves"
+            batch = choose_batch(self.backlog, IDLE, self.rules, self.now)
+            self.backlog.take(batch.texts)
+            self.now += sum(lengths_of(batch))
+            done = [text.run for text in batch.texts if text.run is not watched]
+            waits += [self.now - run.arrived for run in done]
+            for _ in done:
+                self.backlog.add(pending(self.length, arrived=self.now))
+        return self.now, waits
+
+
+def test_a_large_request_starves_neither_itself_nor_others():
+    large = pending(*[40] * 2000)
+    alone = 80_000
+    end, waits = Simulation(clients=8, length=30).run(large, most=30 * alone)
+    assert end < 3 * alone
+    assert max(waits) < QUANTUM_TOKENS + 60 * 8 * 40
+
+
+def test_a_large_request_goes_on_under_a_flood_of_small_ones():
+    large = pending(*[40] * 500)
+    _, waits = Simulation(clients=64, length=24).run(large, most=15 * 20_000)
+    assert max(waits) < QUANTUM_TOKENS + 64 * 40 * 4
+
+
+@pytest.mark.parametrize(("long", "short"), [(500, 8), (8, 500)])
+def test_lengths_do_not_starve_each_other(long, short):
+    end, _ = Simulation(clients=30, length=short).run(pending(long, arrived=0), most=60 * (long + 30 * short))
+    assert end <= (MOST_PASSED_OVER + 2) * (long + 31 * 512)
+
+
+def test_dropped_texts_are_gone():
+    kept, gone = pending(5, 6), pending(5, 5, 7)
+    backlog = backlog_of(kept, gone)
+    assert backlog.drop(gone) == 3
+    assert (backlog.num_texts, backlog.num_tokens, backlog.runs()) == (2, 11, [kept])
+    batches = Counter()
+    while backlog.num_texts:
+        batch = choose_batch(backlog, IDLE, Rules(slots=make_slots()), 0)
+        backlog.take(batch.texts)
+        batches.update(text.run is kept for text in batch.texts)
+    assert batches == {True: 2}
+    assert backlog.drop(gone) == 0
+
+
+def test_random_traffic_leaves_nothing_behind():
+    rng = random.Random(3)
+    backlog, rules, waiting = Backlog(), Rules(slots=make_slots()), []
+    for _ in range(2000):
+        if rng.random() < 0.4:
+            run = pending(*[rng.randint(1, 99) for _ in range(rng.randint(1, 30))], priority=rng.randint(-1, 1))
+            backlog.add(run)
+            waiting.append(run)
+        elif rng.random() < 0.05 and waiting:
+            backlog.drop(waiting.pop(rng.randrange(len(waiting))))
+        elif backlog.num_texts:
+            backlog.take(choose_batch(backlog, Load(num_batches=1), rules, 0).texts)
+    texts = [text for run in waiting for text in run.texts if text.waits]
+    assert backlog.num_texts == len(texts)
+    assert backlog.num_tokens == sum(text.encoded.num_tokens for text in texts)
