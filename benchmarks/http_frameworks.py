@@ -134,8 +134,8 @@ async def ask(port: int, num_requests: int) -> int:
     """Send requests one after another over one connection; return the bytes of their answers."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = json.dumps({"model": "minilm", "input": TEXT}).encode()
-    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    request = head.encode() + b"\r\n\r\n" + body
+    head = "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
     total = 0
     for _ in range(num_requests):
         writer.write(request)

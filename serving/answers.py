@@ -38,18 +38,24 @@ async def answer_texts(
 
 def count_usage(outputs: Sequence[PoolingRequestOutput[Any]]) -> Usage:
     """Return the tokens of a request."""
-    total = sum(len(output.prompt_token_ids) for output in outputs)
+    total = sum(count_tokens(output) for output in outputs)
     return Usage(prompt_tokens=total, total_tokens=total)
+
+
+def count_tokens(output: PoolingRequestOutput[Any]) -> int:
+    """Return the tokens that the model ran for one text, those of all of its chunks where it was cut into some."""
+    return len(output.prompt_token_ids) if output.text_chunks is None else output.text_chunks.num_tokens
 
 
 def describe_use(output: PoolingRequestOutput[Any]) -> dict[str, Any]:
     """Return what became of one text, as the fields of ``TokenUse``."""
     dropped = output.num_truncated_tokens
+    chunks = output.text_chunks
     return {
         "truncated": dropped > 0,
-        "tokens_used": len(output.prompt_token_ids),
+        "tokens_used": count_tokens(output),
         "tokens_dropped": dropped,
-        "num_chunks": getattr(output, "num_chunks", 1),
+        "num_chunks": 1 if chunks is None else chunks.num_chunks,
     }
 
 
@@ -65,7 +71,7 @@ def count_values(outputs: Outputs) -> int:
 
 def use_headers(outputs: Sequence[PoolingRequestOutput[Any]]) -> tuple[Header, ...]:
     """Return the tokens used and dropped as headers, for bodies that have no place for them."""
-    used = sum(len(output.prompt_token_ids) for output in outputs)
+    used = sum(count_tokens(output) for output in outputs)
     dropped = sum(output.num_truncated_tokens for output in outputs)
     return ((b"x-tokens-used", str(used).encode()), (b"x-tokens-dropped", str(dropped).encode()))
 

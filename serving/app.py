@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from poolgraph.serving.asgi_types import ASGIApp
-from poolgraph.serving.docs_page import build_page
 from poolgraph.serving.dispatcher import Dispatcher
+from poolgraph.serving.docs_page import build_page
 from poolgraph.serving.endpoint import JSON, Answer, Call, Context, Endpoint
 from poolgraph.serving.openapi import build_document
 from poolgraph.serving.routes_cohere import COHERE_EMBED

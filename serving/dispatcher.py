@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
 
+from poolgraph.graphs.manifest import UNREADABLE
 from poolgraph.serving.asgi_types import Message, Receive, Scope, Send, find_header
 from poolgraph.serving.endpoint import Answer, Call, Context, Endpoint
 from poolgraph.serving.http_errors import InvalidBody, UnsupportedContent, answer_detail, answer_error
+from poolgraph.serving.routing import list_paths
 
 _WATCH_AFTER: Final = 0.05
 """Seconds before a request is watched for its client hanging up; most are answered by then."""
@@ -32,7 +34,10 @@ class Dispatcher:
 
     def __init__(self, endpoints: Sequence[Endpoint], context: Context) -> None:
         self._context = context
-        self._routes = {(one.method, one.path): (one, _build_decoder(one)) for one in endpoints}
+        self._hidden = list_paths(context.registry)
+        self._routes: dict[tuple[str, str], tuple[Endpoint, Any]] = {
+            (one.method, one.path): (one, _build_decoder(one)) for one in endpoints
+        }
         self._methods: dict[str, list[str]] = {}
         for one in endpoints:
             self._methods.setdefault(one.path, []).append(one.method)
@@ -68,15 +73,13 @@ class Dispatcher:
         self, endpoint: Endpoint, decode: Any, scope: Scope, receive: Receive, watch: _Watch
     ) -> Answer:
         try:
-            body = None if decode is None else decode(await _read_json(scope, receive))
+            body = None if decode is None else _decode(decode, await _read_json(scope, receive))
             watch.start()
             return await endpoint.function(_make_call(self._context, scope), body)
         except ClientGone:
             raise
-        except msgspec.MsgspecError as error:
-            return answer_error(InvalidBody(_describe_invalid(error)))
         except Exception as error:
-            return answer_error(error)
+            return answer_error(error, self._hidden)
 
     def _answer_no_route(self, path: str) -> Answer:
         methods = self._methods.get(path)
@@ -152,6 +155,18 @@ async def _read_json(scope: Scope, receive: Receive) -> bytes:
     raise ClientGone
 
 
+def _decode(decode: Callable[[bytes], Any], data: bytes) -> Any:
+    """Return a body as its structure.
+
+    Raises:
+        InvalidBody: it is no JSON, or of another shape.
+    """
+    try:
+        return decode(data)
+    except UNREADABLE as error:
+        raise InvalidBody(_describe_invalid(error)) from error
+
+
 def _make_call(context: Context, scope: Scope) -> Call:
     state: Mapping[str, Any] = scope.get("state") or {}
     named = state.get("request_id")
@@ -159,7 +174,7 @@ def _make_call(context: Context, scope: Scope) -> Call:
     return Call(context=context, request_id=named if is_given else None, fallback_id=named or uuid4().hex)
 
 
-def _describe_invalid(error: msgspec.MsgspecError) -> str:
+def _describe_invalid(error: Exception) -> str:
     """Return what msgspec says of a body in the shape in which pydantic says it."""
     text, _, path = str(error).partition(" - at `$")
     place = tuple(part for part in path.rstrip("`").replace("[...]", "").split(".") if part)

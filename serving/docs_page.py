@@ -95,7 +95,7 @@ def _name_kind(schema: Mapping[str, Any]) -> str:
     return str(schema.get("type", "anything"))
 
 
-def _name_default(schema: Mapping[str, Any], required: bool) -> str:  # noqa: FBT001
+def _name_default(schema: Mapping[str, Any], required: bool) -> str:
     if required:
         return "required"
     return json.dumps(schema["default"]) if "default" in schema else ""

@@ -98,7 +98,7 @@ class WireFormat:
 def encode_floats(values: Floats) -> Any:
     """Return an array as JSON that is put into an answer as it is: the shortest numbers that read as the same float32.
 
-    It is made without a Python object a number, in a fifth of the time.
+    Without a Python object a number it takes a third of the time, and the text is half as long.
     """
     return cast("list[Any]", msgspec.Raw(orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)))
 

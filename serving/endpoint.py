@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 JSON: Final = b"application/json"
 
 _INLINE_VALUES: Final = 32_768
-"""Answers with more numbers are encoded in a thread: they would hold up all other requests for a millisecond or more."""
+"""Answers with more numbers are encoded in a thread: they would hold up all others for a millisecond or more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,8 +11,7 @@ import msgspec
 
 from poolgraph.errors import InputError, PoolgraphError, SessionError, TaskNotSupported
 from poolgraph.serving.endpoint import Answer, answer_json
-from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, ModelNotFound, QueueFull
-from poolgraph.serving.health import NotReady
+from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, ModelNotFound, NotReady, QueueFull
 from poolgraph.serving.schema_common import ErrorBody, ErrorDetail
 
 _log: Final = logging.getLogger("poolgraph.serving")
@@ -83,12 +82,19 @@ ERROR_ROWS: Final[tuple[tuple[type[Exception], ErrorRow], ...]] = (
 """The first row whose class fits; every error has one."""
 
 
-def answer_error(error: Exception) -> Answer:
-    """Return an error as an answer; what is nobody's business is logged instead."""
+def answer_error(error: Exception, hidden: Mapping[str, str] | None = None) -> Answer:
+    """Return an error as an answer; what is nobody's business is logged instead.
+
+    Args:
+        error: What was raised.
+        hidden: Paths that a message may hold, and what is said in their place.
+    """
     row = next(row for kind, row in ERROR_ROWS if isinstance(error, kind))
     if row.describe is None:
         _log.error("a request failed", exc_info=error)
     message = _FAILED if row.describe is None else row.describe(error)
+    for path, name in (hidden or {}).items():
+        message = message.replace(path, name)
     parameter = getattr(error, "parameter", None) or row.parameter
     detail = ErrorDetail(message=message, type=row.kind, param=parameter, code=row.status)
     retry = getattr(error, "retry_after", None)

@@ -75,7 +75,9 @@ def read_prompts(value: Any, model: ServedModel, settings: ServeSettings) -> Tex
         InputError: something that is no prompt.
         RequestTooLarge: too many texts, or too long a text.
     """
-    prompts = [value] if isinstance(value, str) else parse_prompts(value, architecture=model.manifest.architecture)
+    prompts: list[ParsedPrompt] = (
+        [value] if isinstance(value, str) else parse_prompts(value, architecture=model.manifest.architecture)
+    )
     return TextRequest(prompts=prompts, num_chars=check_size(prompts, settings))
 
 
@@ -108,7 +110,9 @@ def _is_chat(value: object) -> bool:
     return isinstance(value, ChatMessage) or (isinstance(value, list) and bool(value) and _is_chat(value[0]))
 
 
-def _read_chat(value: list[Any], fields: ConversationFields, model: ServedModel, settings: ServeSettings) -> TextRequest:
+def _read_chat(
+    value: list[Any], fields: ConversationFields, model: ServedModel, settings: ServeSettings
+) -> TextRequest:
     if not value:
         raise InputError("messages must hold at least one message", parameter="messages")
     conversations = value if isinstance(value[0], list) else [value]
@@ -182,7 +186,7 @@ def plan_tokenization(
 
 
 @lru_cache(maxsize=256)
-def _build_tokenization(keep: int | None, side: TruncationSide | None, special: bool) -> TokenizationOptions:  # noqa: FBT001
+def _build_tokenization(keep: int | None, side: TruncationSide | None, special: bool) -> TokenizationOptions:
     return TokenizationOptions(truncate_prompt_tokens=keep, truncation_side=side, add_special_tokens=special)
 
 
@@ -217,7 +221,7 @@ def refuse_normalize(value: object) -> None:
 
 @lru_cache(maxsize=1024)
 def build_params(
-    use_activation: bool | None, dimensions: int | None = None, chunk_size: int | None = None  # noqa: FBT001
+    use_activation: bool | None, dimensions: int | None = None, chunk_size: int | None = None
 ) -> PoolingParams:
     """Return the parameters of a request; equal ones are one object."""
     chunking = None if chunk_size is None else LateChunkingParams(chunk_size)

@@ -58,12 +58,12 @@ async def create_cohere_embeddings(call: Call, body: CohereEmbedRequest) -> Answ
     model = find_model(call.context.registry, body.model, "embed", "Embeddings")
     model.runner.check_task("embed")
     texts = _read_texts(body, model)
-    prompt = choose_prompt(body.input_type, model.manifest.prompts)
-    prompts: list[ParsedPrompt] = [prompt + text for text in texts]
+    prompts: list[ParsedPrompt] = list(texts)
     num_chars = check_size(prompts, call.context.settings, "texts")
     options = RequestOptions(
         pooling_params=build_params(None, body.output_dimension),
         use_tqdm=False,
+        prefix=choose_prompt(body.input_type, model.manifest.prompts),
         tokenization=plan_tokenization(_plan_limit(body), _SIDES[body.truncate], model),
     )
     outputs = await model.answer(

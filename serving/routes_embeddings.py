@@ -14,7 +14,7 @@ from poolgraph.serving.answers import Outputs, answer_bytes, answer_texts, count
 from poolgraph.serving.encodings import WireFormat, encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import build_params, plan_options, plan_urgency, read_texts, refuse_normalize
-from poolgraph.serving.routing import find_model
+from poolgraph.serving.routing import find_model, show_name
 from poolgraph.serving.schema_common import EncodingFields
 from poolgraph.serving.schema_embeddings import (
     ChunkRange,
@@ -56,11 +56,11 @@ async def create_embeddings(call: Call, body: EmbeddingsRequest) -> Answer:
 
     def build() -> Answer:
         if wire.is_binary:
-            return build_bytes(name, body.model or model.names[0], outputs, wire)
+            return build_bytes(name, body.model or show_name(model), outputs, wire)
         items = [_build_item(index, output, wire) for index, output in enumerate(outputs)]
         return answer_json(
             EmbeddingsResponse(
-                id=name, created=now(), model=body.model or model.names[0], data=items, usage=count_usage(outputs)
+                id=name, created=now(), model=body.model or show_name(model), data=items, usage=count_usage(outputs)
             )
         )
 
@@ -112,14 +112,14 @@ async def create_pooling(call: Call, body: PoolingRequest) -> Answer:
 
     def build() -> Answer:
         if wire.is_binary:
-            return build_bytes(name, body.model or model.names[0], outputs, wire)
+            return build_bytes(name, body.model or show_name(model), outputs, wire)
         items = [
             PoolingItem(index=index, data=wire.encode(output.outputs.data), **describe_use(output))
             for index, output in enumerate(outputs)
         ]
         return answer_json(
             PoolingResponse(
-                id=name, created=now(), model=body.model or model.names[0], data=items, usage=count_usage(outputs)
+                id=name, created=now(), model=body.model or show_name(model), data=items, usage=count_usage(outputs)
             )
         )
 
@@ -156,7 +156,7 @@ async def create_classes(call: Call, body: ClassifyRequest) -> Answer:
             ClassifyResponse(
                 id=call.name("classify", body.request_id),
                 created=now(),
-                model=body.model or model.names[0],
+                model=body.model or show_name(model),
                 data=items,
                 usage=count_usage(outputs),
             )
@@ -183,9 +183,7 @@ def read_wire(body: EncodingFields) -> WireFormat:
     Raises:
         InputError: a type that is not served.
     """
-    return WireFormat(
-        encoding_format=body.encoding_format, embed_dtype=body.embed_dtype, endianness=body.endianness
-    )
+    return WireFormat(encoding_format=body.encoding_format, embed_dtype=body.embed_dtype, endianness=body.endianness)
 
 
 def build_bytes(name: str, model: str, outputs: Outputs, wire: WireFormat) -> Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +17,7 @@ from poolgraph.serving.answers import count_usage, describe_use, now
 from poolgraph.serving.chat import join_parts
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import check_common, check_size, plan_tokenization, plan_urgency
-from poolgraph.serving.routing import find_model
+from poolgraph.serving.routing import find_model, show_name
 from poolgraph.serving.schema_scores import (
     RankedText,
     RerankItem,
@@ -64,7 +63,7 @@ async def create_scores(call: Call, body: ScoreBody) -> Answer:
             ScoreResponse(
                 id=call.name("score", body.request_id),
                 created=now(),
-                model=body.model or model.names[0],
+                model=body.model or show_name(model),
                 data=items,
                 usage=count_usage(outputs),
             )
@@ -95,18 +94,13 @@ async def create_ranking(call: Call, body: RerankRequest) -> Answer:
         return answer_json(
             RerankResponse(
                 id=call.name("score", body.request_id),
-                model=body.model or model.names[0],
+                model=body.model or show_name(model),
                 usage=RerankUsage(prompt_tokens=total, total_tokens=total),
                 results=items,
             )
         )
 
-    return await call.encode(model, build, len(items_of(pairs)))
-
-
-def items_of(pairs: Pairs) -> Sequence[ParsedPrompt]:
-    """Return the documents of a request."""
-    return pairs.documents
+    return await call.encode(model, build, len(pairs.documents))
 
 
 def read_pairs(queries: Any, documents: Any, model: ServedModel, call: Call) -> Pairs:
@@ -136,9 +130,7 @@ def _choose_sides(body: ScoreBody) -> tuple[Any, Any]:
     raise InputError(f"a pair of fields must be given: one of {shown}", parameter="queries")
 
 
-async def _score(
-    call: Call, body: ScoringFields, model: ServedModel, pairs: Pairs
-) -> list[ScoringRequestOutput]:
+async def _score(call: Call, body: ScoringFields, model: ServedModel, pairs: Pairs) -> list[ScoringRequestOutput]:
     check_common(body, model)
     settings = call.context.settings
     if body.chat_template is not None and not settings.trust_request_chat_template:
@@ -185,9 +177,7 @@ async def answer_pairs(
         PoolgraphError: a text is not acceptable, or the model could not answer.
     """
     request = plan_score_request(model.runner, pairs.queries, pairs.documents, options, template)
-    return await model.answer(
-        lambda: answer_scores(model.runner, request, count()), urgency, num_chars=pairs.num_chars
-    )
+    return await model.answer(lambda: answer_scores(model.runner, request, count()), urgency, num_chars=pairs.num_chars)
 
 
 def _show(prompt: ParsedPrompt, model: ServedModel) -> str:

@@ -8,6 +8,7 @@ from poolgraph import __version__
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.health import check_ready, is_healthy
 from poolgraph.serving.metrics import CONTENT_TYPE, metrics_text
+from poolgraph.serving.routing import list_names, show_name
 from poolgraph.serving.schema_models import ModelCard, ModelList, ReadyResponse, VersionResponse
 
 
@@ -15,10 +16,10 @@ async def list_models(call: Call, body: None) -> Answer:
     """List the models, each under all of its names."""
     cards = [
         ModelCard(
-            id=name, created=model.created, root=model.names[0], max_model_len=model.manifest.limits.max_model_len
+            id=name, created=model.created, root=show_name(model), max_model_len=model.manifest.limits.max_model_len
         )
         for model in call.context.registry.models
-        for name in model.names
+        for name in list_names(model)
     ]
     return answer_json(ModelList(data=cards))
 

@@ -24,7 +24,7 @@ from poolgraph.serving.encodings import encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import TextRequest, build_params, check_size, plan_tokenization, read_prompts
 from poolgraph.serving.routes_scores import Pairs, answer_pairs
-from poolgraph.serving.routing import find_model
+from poolgraph.serving.routing import find_model, show_name
 from poolgraph.serving.schema_tei import (
     TeiEmbedAllRequest,
     TeiEmbedRequest,
@@ -71,17 +71,19 @@ async def embed_all(call: Call, body: TeiEmbedAllRequest) -> Answer:
 
 async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: PoolingParams) -> Outputs:
     settings = call.context.settings
-    request = _put_prompt(read_prompts(body.inputs, model, settings), find_prompt(body.prompt_name, model))
-    return await answer_texts(model, request, task, _options(body, model, params), _urgency(call))
+    request = read_prompts(body.inputs, model, settings)
+    prefix = find_prompt(body.prompt_name, model)
+    if prefix and not all(isinstance(text, str) for text in request.prompts):
+        raise InputError("prompt_name is for texts, not for token ids", parameter="prompt_name")
+    return await answer_texts(model, request, task, _options(body, model, params, prefix), _urgency(call))
 
 
-def _options(body: Any, model: ServedModel, params: PoolingParams) -> RequestOptions:
+def _options(body: Any, model: ServedModel, params: PoolingParams, prefix: str = "") -> RequestOptions:
     return RequestOptions(
         pooling_params=params,
         use_tqdm=False,
-        tokenization=plan_tokenization(
-            -1 if body.truncate else None, _SIDES[body.truncation_direction.lower()], model
-        ),
+        prefix=prefix,
+        tokenization=plan_tokenization(-1 if body.truncate else None, _SIDES[body.truncation_direction.lower()], model),
     )
 
 
@@ -102,15 +104,6 @@ def find_prompt(name: str | None, model: ServedModel) -> str:
             f"no prompt {name!r}; this model has {sorted(model.manifest.prompts)}", parameter="prompt_name", value=name
         )
     return model.manifest.prompts[name]
-
-
-def _put_prompt(request: TextRequest, prompt: str) -> TextRequest:
-    if not prompt:
-        return request
-    if not all(isinstance(text, str) for text in request.prompts):
-        raise InputError("prompt_name is for texts, not for token ids", parameter="prompt_name")
-    texts: list[ParsedPrompt] = [f"{prompt}{text}" for text in request.prompts]
-    return TextRequest(prompts=texts, num_chars=request.num_chars + len(prompt) * len(texts))
 
 
 async def predict(call: Call, body: TeiPredictRequest) -> Answer:
@@ -174,10 +167,9 @@ async def similarity(call: Call, body: TeiSimilarityRequest) -> Answer:
     model = find_model(call.context.registry, body.model, "embed", "Similarity")
     model.runner.check_task("embed")
     asked = body.parameters or TeiSimilarityParameters()
-    prompt = find_prompt(asked.prompt_name, model)
-    queries: list[ParsedPrompt] = [prompt + body.inputs.source_sentence]
-    documents: list[ParsedPrompt] = [prompt + text for text in body.inputs.sentences]
-    options = _options(asked, model, PoolingParams())
+    queries: list[ParsedPrompt] = [body.inputs.source_sentence]
+    documents: list[ParsedPrompt] = list(body.inputs.sentences)
+    options = _options(asked, model, PoolingParams(), find_prompt(asked.prompt_name, model))
     request = ScoreRequest(
         queries=queries,
         documents=documents,
@@ -201,7 +193,7 @@ async def show_info(call: Call, body: None) -> Answer:
     manifest = model.manifest
     return answer_json(
         TeiInfo(
-            model_id=model.names[0],
+            model_id=show_name(model),
             model_sha=manifest.source.revision,
             model_dtype=model.runner.model.variant.precision,
             model_type=_describe_type(model),

@@ -39,12 +39,13 @@ def _tokenize(body: TokenizeRequest, request: TextRequest, model: ServedModel) -
     special = not request.is_chat if body.add_special_tokens is None else body.add_special_tokens
     (text,) = [str(prompt) for prompt in request.prompts]
     (encoding,) = tokenizer.encode_batch([text], add_special_tokens=special, first_index=0)
+    ids = encoding.ids
     return answer_json(
         TokenizeResponse(
-            count=len(encoding.ids),
+            count=len(ids),
             max_model_len=tokenizer.max_model_len,
-            tokens=encoding.ids,
-            token_strs=encoding.tokens if body.return_token_strs else None,
+            tokens=ids,
+            token_strs=[tokenizer.backend.id_to_token(one) for one in ids] if body.return_token_strs else None,
         )
     )
 

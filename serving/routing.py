@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from poolgraph.errors import TaskNotSupported
@@ -34,10 +35,21 @@ def find_model(registry: ModelRegistry, name: str | None, task: str | None, api:
     model = registry.find(name or None)
     if task is not None and not can(model, task):
         raise TaskNotServed(
-            f"The model `{name or model.names[0]}` does not support the {api} API. Its tasks are "
+            f"The model `{name or show_name(model)}` does not support the {api} API. Its tasks are "
             f"{list(model.manifest.tasks)}."
         )
     return model
+
+
+def list_names(model: ServedModel) -> tuple[str, ...]:
+    """Return the names of a model that are told to clients: no path of this machine, unless it has no other name."""
+    shown = tuple(name for name in model.names if not PurePath(name).is_absolute())
+    return shown or model.names[:1]
+
+
+def show_name(model: ServedModel) -> str:
+    """Return the name under which a model answers a request that names none."""
+    return list_names(model)[0]
 
 
 def can(model: ServedModel, task: str) -> bool:
@@ -57,3 +69,14 @@ def can_score(model: ServedModel) -> bool:
     except TaskNotSupported:
         return False
     return True
+
+
+def list_paths(registry: ModelRegistry) -> dict[str, str]:
+    """Return the paths of this machine that belong to models, longest first, and each model's name."""
+    found = {
+        path: show_name(model)
+        for model in registry.models
+        for path in (*model.names, str(model.runner.model.path), model.manifest.source.model)
+        if PurePath(path).is_absolute() and path != show_name(model)
+    }
+    return dict(sorted(found.items(), key=lambda row: -len(row[0])))

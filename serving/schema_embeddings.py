@@ -57,7 +57,7 @@ class EmbeddingItem(TokenUse, kw_only=True):
     index: int
     object: Literal["embedding"] = "embedding"
     embedding: list[float | list[float]] | str
-    late_chunking: LateChunkingAnswer | None | msgspec.UnsetType = msgspec.UNSET
+    late_chunking: LateChunkingAnswer | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class EmbeddingsResponse(msgspec.Struct, kw_only=True):

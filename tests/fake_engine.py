@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from little_classifiers import build_classifier
+from little_classifiers import VOCABULARY, build_classifier
 from little_scorers import build_scorer
 
 from poolgraph.graphs.artifact import record_files, save_manifest
-from poolgraph.graphs.manifest import Manifest, parse_manifest
+from poolgraph.graphs.manifest import Limits, Manifest, parse_manifest
 from poolgraph.runtime.model_arguments import ModelArguments, load_runner
 from poolgraph.runtime.requests import RequestRunner
 from poolgraph.runtime.work import Work, drive
@@ -49,8 +49,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "chatty": lambda folder: build_embedder(folder, chat_template=CHAT_TEMPLATE),
     "plain": lambda folder: build_embedder(folder, prompts={}),
     "tokens": lambda folder: build_embedder(folder, tasks=("token_embed",), default_task="token_embed"),
-    "classifier": lambda folder: build_classifier(folder),
-    "reranker": lambda folder: build_scorer(folder),
+    "classifier": build_classifier,
+    "reranker": lambda folder: build_scorer(folder, limits=Limits(max_model_len=128, vocab_size=len(VOCABULARY))),
     "tagger": lambda folder: build_classifier(folder, "token_classifier"),
 }
 

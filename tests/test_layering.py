@@ -50,6 +50,7 @@ HEAVY = {
     "uvicorn": {"serving"},
     "prometheus_client": {"serving"},
     "opentelemetry": {"serving"},
+    "orjson": {"serving"},
     "aiohttp": {"serving"},
 }
 """Library to the rooms that may import it, inside functions too."""

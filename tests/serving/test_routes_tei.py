@@ -1,0 +1,112 @@
+"""Routes of text-embeddings-inference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fake_engine import PROMPTS
+
+from poolgraph.config import PoolingParams
+from poolgraph.runtime.llm import LLM
+
+TEXTS = ["w1 w2 w3", "w5"]
+
+
+def run(site, texts, task, **params):
+    llm = LLM(str(site.model.runner.model.path))
+    outputs = llm.encode(texts, pooling_task=task, pooling_params=PoolingParams(**params), use_tqdm=False)
+    return [output.outputs.data for output in outputs]
+
+
+def test_embed(make_site):
+    site = make_site()
+    answer = site.post("/embed", {"inputs": TEXTS})
+    assert np.array_equal(np.array(answer.json(), dtype=np.float32), run(site, TEXTS, "embed"))
+    assert answer.headers["x-tokens-used"] == "8"
+    assert answer.headers["x-tokens-dropped"] == "0"
+    one = site.post("/embed", {"inputs": TEXTS[0]}).json()
+    assert one == answer.json()[:1]
+
+
+def test_options_of_embed(make_site):
+    site = make_site()
+    raw = site.post("/embed", {"inputs": TEXTS, "normalize": False}).json()
+    assert np.array_equal(np.array(raw, dtype=np.float32), run(site, TEXTS, "embed", use_activation=False))
+    prompted = site.post("/embed", {"inputs": TEXTS, "prompt_name": "query"}).json()
+    expected = run(site, [PROMPTS["query"] + text for text in TEXTS], "embed")
+    assert np.array_equal(np.array(prompted, dtype=np.float32), expected)
+    short = site.post("/embed", {"inputs": TEXTS, "dimensions": 4}).json()
+    assert np.array_equal(np.array(short, dtype=np.float32), run(site, TEXTS, "embed", dimensions=4))
+    long = " ".join(["w1"] * 20 + ["w2"] * 30)
+    assert site.post("/embed", {"inputs": long}).status_code == 400
+    right, left = (
+        site.post("/embed", {"inputs": long, "truncate": True, "truncation_direction": side})
+        for side in ("Right", "left")
+    )
+    assert right.headers["x-tokens-dropped"] == left.headers["x-tokens-dropped"] == "12"
+    assert right.json() != left.json()
+
+
+def test_a_prompt_that_is_not_there(make_site):
+    answer = make_site().post("/embed", {"inputs": "w1", "prompt_name": "nope"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("no prompt 'nope'; this model has ['document',")
+
+
+def test_embed_all(make_site):
+    site = make_site()
+    got = site.post("/embed_all", {"inputs": TEXTS}).json()
+    for rows, expected in zip(got, run(site, TEXTS, "token_embed"), strict=True):
+        assert np.array_equal(np.array(rows, dtype=np.float32), expected)
+
+
+def test_predict(make_site):
+    site = make_site("classifier")
+    labels = ("negative", "neutral", "positive")
+    (expected,) = run(site, ["w1"], "classify")
+    one = site.post("/predict", {"inputs": "w1"}).json()
+    assert [row["score"] for row in one] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-7)
+    assert [row["label"] for row in one] == [labels[index] for index in np.argsort(-expected)]
+    assert site.post("/predict", {"inputs": [["w1"], ["w2"]]}).json()[0] == one
+    (logits,) = run(site, ["w1"], "classify", use_activation=False)
+    raw = site.post("/predict", {"inputs": "w1", "raw_scores": True}).json()
+    assert raw[0]["score"] == pytest.approx(float(logits.max()), abs=1e-6)
+
+
+def test_predict_pairs(make_site):
+    site = make_site("reranker")
+    llm = LLM(str(site.model.runner.model.path))
+    scores = [output.outputs.score for output in llm.score(["w1", "w2"], ["w3", "w4"], use_tqdm=False)]
+    got = site.post("/predict", {"inputs": [["w1", "w3"], ["w2", "w4"]]}).json()
+    assert got == [[{"score": score, "label": "relevant"}] for score in scores]
+    assert site.post("/predict", {"inputs": ["w1", "w3"]}).json() == got[0]
+    for wrong in ([["w1"], ["w2", "w3"]], [], ["a", "b", "c"], [["a", "b", "c"]]):
+        assert site.post("/predict", {"inputs": wrong}).status_code == 400
+
+
+def test_similarity(make_site):
+    site = make_site()
+    llm = LLM(str(site.model.runner.model.path))
+    inputs = {"source_sentence": "w1 w2", "sentences": TEXTS}
+    expected = [output.outputs.score for output in llm.score("w1 w2", TEXTS, use_tqdm=False)]
+    assert site.post("/similarity", {"inputs": inputs}).json() == expected
+    prompted = site.post("/similarity", {"inputs": inputs, "parameters": {"prompt_name": "query"}}).json()
+    prompt = PROMPTS["query"]
+    outputs = llm.score(f"{prompt}w1 w2", [prompt + text for text in TEXTS], use_tqdm=False)
+    assert prompted == [output.outputs.score for output in outputs]
+
+
+@pytest.mark.parametrize(
+    ("kind", "described"),
+    [
+        ("embedder", {"embedding": {"pooling": "mean"}}),
+        ("reranker", {"reranker": {"id2label": {"0": "relevant"}, "label2id": {"relevant": 0}}}),
+    ],
+)
+def test_info(make_site, kind, described):
+    info = make_site(kind, max_texts=77).get("/info").json()
+    assert info["model_id"] == kind
+    assert info["model_dtype"] == "fp32"
+    assert info["model_type"] == described
+    assert info["max_input_length"] == {"embedder": 40, "reranker": 128}[kind]
+    assert info["max_client_batch_size"] == 77
