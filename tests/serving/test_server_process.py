@@ -165,7 +165,9 @@ def test_pipelined_requests_are_answered_in_order(server):
 def test_an_idle_connection_ends_whatever_is_sent_that_begins_no_request():
     with fake_server(keep_alive=1) as server, server.open_socket() as connection:
         connection.sendall(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n")
-        assert b"/x" in connection.recv(4096)
+        found = b""
+        while not found.endswith(b"/x"):  # head and body may come apart
+            found += connection.recv(4096)
         connection.sendall(b"\r\n")
         assert read_all(connection) == b""
 
