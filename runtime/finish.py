@@ -111,13 +111,14 @@ def finish_rows(raw: NDArray[np.float32], finish: Finish) -> NDArray[np.float32]
 
 def finish_sequences(raw: NDArray[np.float32], finishes: Sequence[Finish]) -> list[NDArray[np.float32]]:
     """Finish each row of ``raw`` (num_texts, size) in its own way, rows alike together."""
+    if all(finish is finishes[0] for finish in finishes):
+        return list(finish_rows(raw, finishes[0])) if finishes else []
     answers: dict[int, NDArray[np.float32]] = {}
     rows_of: dict[Finish, list[int]] = {}
     for row, finish in enumerate(finishes):
         rows_of.setdefault(finish, []).append(row)
     for finish, rows in rows_of.items():
-        chosen = raw if len(rows_of) == 1 else raw[rows]
-        answers.update(zip(rows, finish_rows(chosen, finish), strict=True))
+        answers.update(zip(rows, finish_rows(raw[rows], finish), strict=True))
     return [answers[row] for row in range(len(finishes))]
 
 

@@ -31,6 +31,8 @@ _NO_EMBEDDING: Final = "Embedding API is not supported by this model. Try conver
 _NO_CLASSIFICATION: Final = (
     "Classification API is not supported by this model. Try converting the model using `--convert classify`."
 )
+_NO_PARAMS: Final = PoolingParams()
+
 _REFUSALS: Final[Mapping[str, str]] = {
     "embed": _NO_EMBEDDING,
     "token_embed": _NO_EMBEDDING,
@@ -240,7 +242,7 @@ def match_params(params: Params, num_prompts: int) -> list[PoolingParams]:
         InputError: a list of another length, or something that is no ``PoolingParams``.
     """
     if params is None or isinstance(params, PoolingParams):
-        return [params or PoolingParams()] * num_prompts
+        return [params or _NO_PARAMS] * num_prompts
     if not isinstance(params, Sequence) or not all(isinstance(one, PoolingParams) for one in params):
         raise InputError("pooling_params must be a PoolingParams or a list of them", parameter="pooling_params")
     if len(params) != num_prompts:

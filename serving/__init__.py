@@ -1,1 +1,1 @@
-"""HTTP over the runtime (arrives with the serving capability)."""
+"""HTTP over the runtime: a queue and model threads for each model, and the routes that clients speak."""

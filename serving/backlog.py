@@ -82,11 +82,11 @@ class Backlog:
             self._clock = self._weight = 0.0
         run.weight = min(_MOST_WEIGHT, max(1.0, run.num_tokens / QUANTUM_TOKENS))
         run.num_waiting = len(encoded)
-        before = 0
+        priority, before = run.urgency.priority, 0
         for index, text in enumerate(encoded):
-            start = self._clock + max(0, before - QUANTUM_TOKENS) / run.weight
-            self._push(PendingText(run=run, index=index, encoded=text, start=start, number=self._number))
-            before += text.num_tokens
+            turn = self._clock + max(0, before - QUANTUM_TOKENS) / run.weight
+            self._push(PendingText(run=run, index=index, encoded=text, order=(priority, turn, self._number)))
+            before += len(text.input_ids)
         if encoded:
             self._runs[run] = None
             self._weight += run.weight

@@ -83,8 +83,12 @@ class Engine:
         """Whether nothing waits or runs."""
         return not self._backlog.num_texts and not self._running
 
-    def submit(self, run: PendingRun) -> None:
+    def submit(self, run: PendingRun, *, bounded: bool = True) -> None:
         """Put all texts of a run into the queue.
+
+        Args:
+            run: The run.
+            bounded: Whether a full queue refuses it; the check of readiness gets in all the same.
 
         Raises:
             QueueFull: as many tokens wait as may.
@@ -94,15 +98,15 @@ class Engine:
             if not self.is_alive:
                 raise EngineStopped(f"the engine of {self._name!r} takes no work now; try again later")
             waiting, limit = self._backlog.num_tokens, self._settings.max_queue_tokens
-            is_full = waiting >= limit
+            is_full = bounded and waiting >= limit
             if not is_full:
                 self._backlog.add(run)
-                self._tell_queue()
                 self._changed.notify()
         if is_full:
             self._observer.dropped(self._name, "full", len(run.run.encoded))
             excess = waiting + run.num_tokens - limit
             raise QueueFull(self._speed.seconds_for(excess, most=_LONGEST_RETRY), num_tokens=waiting, limit=limit)
+        self._tell_queue()
 
     def drop(self, run: PendingRun, reason: DropReason, error: BaseException | None = None) -> bool:
         """Give up the texts of a run that still wait; return whether there were any.
@@ -116,10 +120,10 @@ class Engine:
             num_dropped = self._backlog.drop(run)
             if num_dropped:
                 run.error = error or run.error
-                self._tell_queue()
         if num_dropped:
-            self._observer.dropped(self._name, reason, num_dropped)
             _resolve([run])
+            self._observer.dropped(self._name, reason, num_dropped)
+            self._tell_queue()
         return num_dropped > 0
 
     def stop(self, error: PoolgraphError) -> None:
@@ -129,6 +133,7 @@ class Engine:
             failed = self._fail_waiting(error)
             self._changed.notify_all()
         _resolve(failed)
+        self._tell_queue()
 
     def join(self, timeout: float) -> None:
         """Wait for the threads to end, for so many seconds in all."""
@@ -147,23 +152,26 @@ class Engine:
 
     def _serve(self) -> None:
         while (batch := self._next_batch()) is not None:
-            started = time.perf_counter()
             try:
-                answer = self._model.run_batch(
-                    [text.encoded for text in batch.texts], batch.family, threads=batch.threads
-                )
-            except PoolgraphError as error:
-                self._observer.failed(self._name, "session")
-                self._end(batch, error)
-                continue
+                self._run(batch)
             except BaseException as error:
                 self._alive = False  # before anyone is told
                 self._end(batch, _stopped(self._name, error))
                 raise
-            seconds = time.perf_counter() - started
-            self._end(batch, answer)
-            self._num_deaths = 0
-            self._tell_batch(batch, seconds)
+
+    def _run(self, batch: NextBatch) -> None:
+        self._tell_queue()
+        started = time.monotonic()
+        try:
+            answer = self._model.run_batch([text.encoded for text in batch.texts], batch.family, threads=batch.threads)
+        except PoolgraphError as error:
+            self._observer.failed(self._name, "session" if isinstance(error, SessionError) else "task")
+            self._end(batch, error)
+            return
+        ended = time.monotonic()
+        self._end(batch, answer)
+        self._num_deaths = 0
+        self._tell_batch(batch, started, ended - started)
 
     def _next_batch(self) -> NextBatch | None:
         """Wait for a batch; None at the end."""
@@ -175,7 +183,6 @@ class Engine:
                 elif not self._expire(chosen.texts):
                     self._backlog.take(chosen.texts)
                     self._running.append(chosen)
-                    self._tell_queue()
                     if self._backlog.num_texts:
                         self._changed.notify()
                     return chosen
@@ -222,6 +229,8 @@ class Engine:
     def _end(self, batch: NextBatch, outcome: BatchAnswer | BaseException) -> None:
         """Free a batch's slot and tell those whose runs ended; what still waits of failed ones is let go."""
         with self._changed:
+            if batch not in self._running:
+                return
             self._running.remove(batch)
             ended = self._collect(batch, outcome) if isinstance(outcome, BatchAnswer) else self._fail(batch, outcome)
             for run in ended:
@@ -238,8 +247,9 @@ class Engine:
             failed = self._fail_waiting(_stopped(self._name, error))
             delay = self._settings.restart_delay * 2.0**self._num_deaths
             self._num_deaths += 1
-        self._observer.failed(self._name, "engine")
         _resolve(failed)
+        self._observer.failed(self._name, "engine")
+        self._tell_queue()
         if self._stopping.wait(min(delay, self._settings.max_restart_delay)):
             return
         self._alive = True
@@ -250,17 +260,16 @@ class Engine:
         for run in runs:
             run.error = run.error or error
             self._backlog.drop(run)
-        self._tell_queue()
         return runs
 
     def _tell_queue(self) -> None:
-        self._observer.queue(self._name, self._backlog.num_texts, self._backlog.num_tokens)
+        with self._changed:  # so that what is told last is what is so
+            self._observer.queue(self._name, self._backlog.num_texts, self._backlog.num_tokens)
 
-    def _tell_batch(self, batch: NextBatch, seconds: float) -> None:
+    def _tell_batch(self, batch: NextBatch, started: float, seconds: float) -> None:
         real = sum(len(text.encoded.input_ids) for text in batch.texts)
         self._speed.add(real, seconds)
         self._observer.ran(self._name, len(batch.texts), real, batch.length * len(batch.texts), seconds)
-        started = time.monotonic() - seconds
         for text in batch.texts:
             self._observer.waited(self._name, max(0.0, started - text.run.arrived))
 

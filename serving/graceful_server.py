@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 DONE: Final = 0
 _BACKLOG: Final = 2048
+_OTHER_FILES: Final = 256
+"""Open files beside the connections: libraries, weights, the cache, pipes."""
+
 _LAST_WORDS_S: Final = 5
 """How long requests that outlived the grace time have to be told so."""
 
@@ -44,6 +48,24 @@ SECURITY_HEADERS: Final = [
     ("Referrer-Policy", "no-referrer"),
 ]
 """On every answer; the server does not say what it is made of."""
+
+
+def allow_connections(max_connections: int) -> None:
+    """Raise the process's limit of open files to what so many connections take.
+
+    Raises:
+        InputError: the system does not allow it.
+    """
+    needed = max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise InputError(
+            f"--max-connections {max_connections} needs {needed} open files, and this process may have {hard}; "
+            "lower it, or raise the limit (ulimit -Hn, LimitNOFILE=)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def bind_address(host: str, port: int) -> socket.socket:

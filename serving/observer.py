@@ -8,7 +8,7 @@ DropReason = Literal["deadline", "disconnected", "full"]
 
 
 class Observer(Protocol):
-    """Told of everything that is worth counting; called from several threads, so each method is quick and safe there.
+    """Told of everything worth counting; each method is quick, safe from several threads, and raises nothing.
 
     ``model`` is the first of a model's names; times are in seconds.
     """
@@ -32,7 +32,7 @@ class Observer(Protocol):
         """Texts left the queue, or never came in, without having run."""
 
     def failed(self, model: str, kind: str) -> None:
-        """Something failed: ``nan``, ``session``, ``engine`` (a model thread died) or ``ready``."""
+        """Something failed: ``nan``, ``session``, ``task``, ``engine`` (a model thread died) or ``ready``."""
 
     def restarted(self, model: str) -> None:
         """A model thread that had died works again."""

@@ -22,22 +22,16 @@ class PendingText:
         run: The run that it belongs to.
         index: Its place there.
         encoded: Its tokens.
-        start: The queue's virtual time at which its turn is.
-        number: Counts the texts of the queue, for those whose turns are the same.
+        order: What texts are sorted by, the lower the sooner: the request's priority, the queue's virtual time at
+            which the text's turn is, and a count of the queue's texts for those whose turns are the same.
         waits: Whether it is still in the queue.
     """
 
     run: PendingRun
     index: int
     encoded: EncodedText
-    start: float
-    number: int
+    order: tuple[int, float, int]
     waits: bool = True
-
-    @property
-    def order(self) -> tuple[int, float, int]:
-        """What texts are sorted by: the lower, the sooner."""
-        return self.run.urgency.priority, self.start, self.number
 
     def __lt__(self, other: PendingText) -> bool:
         return self.order < other.order

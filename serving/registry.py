@@ -89,6 +89,8 @@ def open_registry(
     models = tuple(
         _open_model(own, runner, settings, observer, memory, disk) for own, runner in zip(names, runners, strict=True)
     )
+    for model in models:
+        model.engine.start()
     return ModelRegistry(models=models, disk=disk)
 
 
@@ -147,7 +149,7 @@ def _open_model(
         cache = CachedRuns(name=names[0], salt=salt, memory=memory, disk=disk, observer=observer)
     served = ServedModel(
         names=names,
-        runner=replace(runner, long_texts=LongTexts(kind=settings.long_text, overlap=overlap)),
+        runner=replace(runner, name=names[0], long_texts=LongTexts(kind=settings.long_text, overlap=overlap)),
         engine=Engine(names[0], model, rules, settings, observer),
         settings=settings,
         observer=observer,
@@ -156,7 +158,6 @@ def _open_model(
     )
     warm_up(model, probe.text, families, settings.warm_up_seconds)
     served.is_warm = True
-    served.engine.start()
     return served
 
 

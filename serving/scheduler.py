@@ -124,22 +124,23 @@ def _choose_group(backlog: Backlog, load: Load, slots: Slots) -> Group | None:
     if not groups:
         return None
     first = min(groups, key=lambda group: group.head().order)
-    if slots.padded or first.count >= ENOUGH_TEXTS or backlog.passed_over >= MOST_PASSED_OVER:
-        backlog.passed_over = 0
-        return first
-    priority = first.head().run.urgency.priority
-    best = max(groups, key=lambda group: _worth(group, priority, slots))
-    if _worth(best, priority, slots) <= _worth(first, priority, slots):
-        backlog.passed_over = 0
-        return first
-    backlog.passed_over += 1
+    best = first
+    if not slots.padded and backlog.passed_over < MOST_PASSED_OVER:
+        best = _find_fuller(groups, first, slots)
+    backlog.passed_over = 0 if best is first else backlog.passed_over + 1
     return best
 
 
-def _worth(group: Group, priority: int, slots: Slots) -> int:
-    """Return how many texts of a group run together, as far as that matters; 0 for those that are not as urgent."""
-    if group.head().run.urgency.priority != priority:
-        return 0
+def _find_fuller(groups: list[Group], first: Group, slots: Slots) -> Group:
+    """Return the group as urgent as ``first`` of which most texts run together, as far as that matters."""
+    best, most, priority = first, _count_together(first, slots), first.head().order[0]
+    for group in groups:
+        if group.count > most and group.head().order[0] == priority and _count_together(group, slots) > most:
+            best, most = group, _count_together(group, slots)
+    return best
+
+
+def _count_together(group: Group, slots: Slots) -> int:
     return min(group.count, ENOUGH_TEXTS, max(1, slots.max_batch_tokens // group.length))
 
 

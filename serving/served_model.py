@@ -124,14 +124,14 @@ class ServedModel:
             return await self._queue(run, urgency, deadline)
         return await self.cache.answer(run, lambda rest: self._queue(rest, urgency, deadline))
 
-    async def _queue(self, run: Run, urgency: Urgency, deadline: float | None) -> Answers:
+    async def _queue(self, run: Run, urgency: Urgency, deadline: float | None, *, bounded: bool = True) -> Answers:
         """Let a run's texts wait and run; whatever ends this early lets go of those that still wait."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answers] = loop.create_future()
         pending = PendingRun(
             run=run, urgency=urgency, arrived=time.monotonic(), deadline=deadline, loop=loop, future=future
         )
-        self.engine.submit(pending)
+        self.engine.submit(pending, bounded=bounded)
         timer = None if deadline is None else loop.call_later(deadline - pending.arrived, self._expire, pending)
         try:
             return await future
@@ -157,7 +157,8 @@ class ServedModel:
                 raise NotReady(f"{self.names[0]!r} is still warming up")
             urgency = Urgency(priority=_PROBE_PRIORITY, timeout=self.settings.ready_timeout)
             run = Run(family=self.probe.family, encoded=[self.probe.text])
-            answers = await self._queue(run, urgency, time.monotonic() + self.settings.ready_timeout)
+            deadline = time.monotonic() + self.settings.ready_timeout
+            answers = await self._queue(run, urgency, deadline, bounded=False)
             if fault := self.probe.find_fault(np.asarray(answers[0])):
                 raise NotReady(f"{self.names[0]!r} is not well: {fault}")
         except PoolgraphError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from poolgraph.graphs.artifact import is_artifact, open_artifact
 from poolgraph.runtime.model_arguments import ModelArguments
 from poolgraph.serving.app import build_app
-from poolgraph.serving.graceful_server import bind_address, run_server
+from poolgraph.serving.graceful_server import allow_connections, bind_address, run_server
 from poolgraph.serving.logs import configure_logs
 from poolgraph.serving.metrics import PrometheusObserver
 from poolgraph.serving.registry import open_registry
@@ -27,6 +27,7 @@ def serve(models: Sequence[ModelArguments], settings: ServeSettings) -> int:
         PoolgraphError: a model cannot be opened, or its files are not those of its manifest.
     """
     configure_logs(settings.log_format, settings.log_level)
+    allow_connections(settings.max_connections)
     with bind_address(settings.host, settings.port) as listener:
         counting = PrometheusObserver()
         tracer = None if settings.otlp_endpoint is None else open_tracer(settings.otlp_endpoint)

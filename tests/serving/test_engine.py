@@ -18,7 +18,7 @@ from fake_batches import (
     until,
 )
 
-from poolgraph.errors import SessionError
+from poolgraph.errors import SessionError, TaskNotSupported
 from poolgraph.serving.engine import Engine
 from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, QueueFull
 from poolgraph.serving.engine_settings import EngineSettings
@@ -77,7 +77,7 @@ async def test_requests_share_batches_and_families_do_not():
         bench.model.gate.set()
         await asyncio.gather(*(run.future for run in runs))
         assert bench.model.batches == [[99], [1, 2], [3]]
-        assert bench.observer.of("ran")[1] == (2, 14, 14)
+        await until(lambda: bench.observer.of("ran")[1:2] == [(2, 14, 14)])
 
 
 @in_loop
@@ -235,3 +235,38 @@ async def test_a_lone_text_has_all_threads_to_itself():
         bench.model.gate.set()
         await later.future
         assert bench.model.threads == [2, 2]
+
+
+@in_loop
+async def test_whatever_dies_nobody_waits_for_ever(monkeypatch):
+    async with Bench() as bench:
+        real = bench.observer.queue
+        monkeypatch.setattr(bench.observer, "queue", lambda *_: None)
+        held = await bench.hold()
+        waiting = bench.submit(make_text(5))
+        monkeypatch.setattr(bench.observer, "ran", lambda *_: 1 / 0)
+        bench.model.gate.set()
+        np.testing.assert_array_equal(await held.future, [expected_row(make_text(3, 99))])
+        with pytest.raises(EngineStopped, match="died of ZeroDivisionError"):
+            await waiting.future
+        monkeypatch.setattr(bench.observer, "queue", real)
+        monkeypatch.setattr(bench.observer, "ran", lambda *_: None)
+        await until(lambda: bench.engine.is_alive)
+        assert len(await bench.submit(make_text(5)).future) == 1
+
+
+@in_loop
+async def test_a_task_that_the_variant_lacks_fails_alone():
+    async with Bench() as bench:
+        real = bench.model.run_batch
+
+        def run_batch(texts, family, *, threads):
+            if family == "token":
+                raise TaskNotSupported("variant 'cpu_fp32' has no token graph")
+            return real(texts, family, threads=threads)
+
+        bench.model.run_batch = run_batch
+        with pytest.raises(TaskNotSupported):
+            await bench.submit(make_text(5), family="token").future
+        assert bench.observer.of("failed") == [("task",)]
+        assert len(await bench.submit(make_text(5)).future) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -151,6 +152,17 @@ def test_a_host_that_is_not_ours(artifact):
 )
 def test_settings_that_are_wrong(artifact, arguments):
     assert arguments[0] in refused(artifact, *arguments)
+
+
+def test_more_connections_than_the_system_allows(artifact):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, 600))
+
+    line = refused(artifact, "--max-connections", "1000", preexec_fn=limit)
+    assert "--max-connections 1000 needs 1256 open files, and this process may have 600" in line
+    with serving(artifact, "--max-connections", "300", preexec_fn=limit) as server:
+        limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+        assert re.search(r"Max open files\s+556\s+600", limits)
 
 
 # --- what it answers

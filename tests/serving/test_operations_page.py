@@ -2,17 +2,20 @@
 
 import argparse
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from poolgraph.cli import build_parser
 from poolgraph.cli_serve import ENGINE_OPTIONS, SERVE_COMMAND, SERVER_OPTIONS, name_of, parse_size
 from poolgraph.serving.engine_settings import EngineSettings
 from poolgraph.serving.metrics import METRICS
 from poolgraph.serving.settings import PUBLIC_ROUTES, ServeSettings
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "operations.md").read_text(encoding="utf-8")
 OPTION_ROWS = {
     name: default
     for names, default in re.findall(r"^\| ((?:`--[a-z-]+`(?:, )?)+) \|([^|]*)\|", PAGE, re.MULTILINE)
@@ -51,3 +54,11 @@ def test_every_metric_has_a_row():
 def test_public_routes_are_named():
     [row] = re.findall(r"^\| `--public-route`.*$", PAGE, re.MULTILINE)
     assert all(f"`{route}`" in row for route in PUBLIC_ROUTES)
+
+
+def test_command_lines_parse():
+    text = (DOCS / "serving.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^(?:\w+=\$\([^)]*\) )?poolgraph (serve .*)$", text, re.MULTILINE)
+    assert len(commands) >= 2
+    for command in commands:
+        assert build_parser().parse_args(shlex.split(command)).run

@@ -172,7 +172,7 @@ class Simulation:
             waits += [self.now - run.arrived for run in done]
             for _ in done:
                 self.backlog.add(pending(self.length, arrived=self.now))
-        return self.now, waits
+        return self.now, waits + [self.now - run.arrived for run in self.backlog.runs()]
 
 
 def test_a_large_request_starves_neither_itself_nor_others():
