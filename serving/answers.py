@@ -12,6 +12,7 @@ from poolgraph.runtime.requests import RequestOptions
 from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.endpoint import Answer
 from poolgraph.serving.request_fields import TextRequest
+from poolgraph.serving.routing import choose_runner
 from poolgraph.serving.schema_common import TokenUse, Usage
 
 if TYPE_CHECKING:
@@ -22,15 +23,30 @@ Outputs = list[PoolingRequestOutput[PoolingOutput]]
 
 
 async def answer_texts(
-    model: ServedModel, request: TextRequest, task: str, options: RequestOptions, urgency: Urgency
+    model: ServedModel,
+    request: TextRequest,
+    task: str,
+    options: RequestOptions,
+    urgency: Urgency,
+    *,
+    refuses_long: bool = False,
 ) -> Outputs:
     """Answer the texts of a request by one task, all of them as one piece of work.
+
+    Args:
+        model: Answers.
+        request: The texts.
+        task: The task.
+        options: How texts become tokens, and answers what is asked for.
+        urgency: How soon.
+        refuses_long: Whether too long a text is an error, whatever the server does with those.
 
     Raises:
         PoolgraphError: a text is not acceptable, or the model could not answer.
     """
+    runner = choose_runner(model, refuses_long=refuses_long)
     return await model.answer(
-        lambda: model.runner.answer_prompts(request.prompts, task, options, count()),
+        lambda: runner.answer_prompts(request.prompts, task, options, count()),
         urgency,
         num_chars=request.num_chars,
     )

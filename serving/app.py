@@ -56,7 +56,7 @@ def choose_endpoints(registry: ModelRegistry) -> tuple[Endpoint, ...]:
     found = dict.fromkeys(
         endpoint
         for task, endpoints in _BY_TASK.items()
-        if any(can(model, task) and task in model.manifest.tasks for model in registry.models)
+        if any(can(model, task) for model in registry.models)
         for endpoint in endpoints
     )
     scores = SCORE_ROUTES if any(can_score(model) for model in registry.models) else ()

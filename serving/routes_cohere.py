@@ -18,7 +18,7 @@ from poolgraph.serving.chat import join_parts
 from poolgraph.serving.encodings import LITTLE_FLOAT32, Floats, encode_bits, encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import build_params, check_size, plan_tokenization, plan_urgency
-from poolgraph.serving.routing import find_model
+from poolgraph.serving.routing import choose_runner, find_model
 from poolgraph.serving.schema_cohere import (
     ApiVersion,
     BilledUnits,
@@ -56,7 +56,6 @@ _SIDES: Final = MappingProxyType({"END": "right", "START": "left", "NONE": None}
 async def create_cohere_embeddings(call: Call, body: CohereEmbedRequest) -> Answer:
     """Embed texts."""
     model = find_model(call.context.registry, body.model, "embed", "Embeddings")
-    model.runner.check_task("embed")
     texts = _read_texts(body, model)
     prompts: list[ParsedPrompt] = list(texts)
     num_chars = check_size(prompts, call.context.settings, "texts")
@@ -66,8 +65,9 @@ async def create_cohere_embeddings(call: Call, body: CohereEmbedRequest) -> Answ
         prefix=choose_prompt(body.input_type, model.manifest.prompts),
         tokenization=plan_tokenization(_plan_limit(body), _SIDES[body.truncate], model),
     )
+    runner = choose_runner(model, refuses_long=body.truncate == "NONE")
     outputs = await model.answer(
-        lambda: _limit(model.runner.answer_prompts(prompts, "embed", options, count()), body),
+        lambda: _limit(runner.answer_prompts(prompts, "embed", options, count()), body),
         plan_urgency(body, call.context.settings),
         num_chars=num_chars,
     )

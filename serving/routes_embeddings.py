@@ -41,7 +41,7 @@ _BYTES: Final = ("application/octet-stream",)
 
 async def create_embeddings(call: Call, body: EmbeddingsRequest) -> Answer:
     """Embed texts; of models that embed each token, a matrix a text."""
-    model = find_model(call.context.registry, body.model, "embed", "Embeddings")
+    model = find_model(call.context.registry, body.model, "embeddings", "Embeddings")
     refuse_normalize(body.normalize)
     wire = read_wire(body)
     task = model.runner.embed_task

@@ -24,7 +24,7 @@ from poolgraph.serving.encodings import encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import TextRequest, build_params, check_size, plan_tokenization, read_prompts
 from poolgraph.serving.routes_scores import Pairs, answer_pairs
-from poolgraph.serving.routing import find_model, show_name
+from poolgraph.serving.routing import choose_runner, find_model, show_name
 from poolgraph.serving.schema_tei import (
     TeiEmbedAllRequest,
     TeiEmbedRequest,
@@ -75,7 +75,14 @@ async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: 
     prefix = find_prompt(body.prompt_name, model)
     if prefix and not all(isinstance(text, str) for text in request.prompts):
         raise InputError("prompt_name is for texts, not for token ids", parameter="prompt_name")
-    return await answer_texts(model, request, task, _options(body, model, params, prefix), _urgency(call))
+    return await answer_texts(
+        model,
+        request,
+        task,
+        _options(body, model, params, prefix),
+        _urgency(call),
+        refuses_long=body.truncate is False,
+    )
 
 
 def _options(body: Any, model: ServedModel, params: PoolingParams, prefix: str = "") -> RequestOptions:
@@ -115,22 +122,23 @@ async def predict(call: Call, body: TeiPredictRequest) -> Answer:
     pairs = [row for row in rows if len(row) == 2]
     if pairs and len(pairs) < len(rows):
         raise InputError("texts and pairs of texts cannot be mixed in one request", parameter="inputs")
-    scores = await (_predict_pairs if pairs else _predict_texts)(call, model, rows, options)
+    strict = body.truncate is False
+    scores = await (_predict_pairs if pairs else _predict_texts)(call, model, rows, options, refuses_long=strict)
     answers = [_rank(row, model.manifest.labels) for row in scores]
     return answer_json(answers if is_batch else answers[0])
 
 
 async def _predict_texts(
-    call: Call, model: ServedModel, rows: Sequence[Sequence[str]], options: RequestOptions
+    call: Call, model: ServedModel, rows: Sequence[Sequence[str]], options: RequestOptions, *, refuses_long: bool
 ) -> list[list[float]]:
     texts: list[ParsedPrompt] = [row[0] for row in rows]
     request = TextRequest(prompts=texts, num_chars=check_size(texts, call.context.settings, "inputs"))
-    outputs = await answer_texts(model, request, "classify", options, _urgency(call))
+    outputs = await answer_texts(model, request, "classify", options, _urgency(call), refuses_long=refuses_long)
     return [_shorten(output.outputs.data) for output in outputs]
 
 
 async def _predict_pairs(
-    call: Call, model: ServedModel, rows: Sequence[Sequence[str]], options: RequestOptions
+    call: Call, model: ServedModel, rows: Sequence[Sequence[str]], options: RequestOptions, *, refuses_long: bool
 ) -> list[list[float]]:
     sides: list[list[ParsedPrompt]] = [[row[side] for row in rows] for side in range(2)]
     num_chars = sum(check_size(side, call.context.settings, "inputs") for side in sides)
@@ -165,7 +173,6 @@ def _rank(scores: Sequence[float], labels: Sequence[str]) -> list[TeiPrediction]
 async def similarity(call: Call, body: TeiSimilarityRequest) -> Answer:
     """Compare a sentence with others by the cosine of their embeddings."""
     model = find_model(call.context.registry, body.model, "embed", "Similarity")
-    model.runner.check_task("embed")
     asked = body.parameters or TeiSimilarityParameters()
     queries: list[ParsedPrompt] = [body.inputs.source_sentence]
     documents: list[ParsedPrompt] = list(body.inputs.sentences)
@@ -180,8 +187,9 @@ async def similarity(call: Call, body: TeiSimilarityRequest) -> Answer:
         options=options,
     )
     num_chars = sum(check_size(side, call.context.settings, "inputs") for side in (queries, documents))
+    runner = choose_runner(model, refuses_long=asked.truncate is False)
     outputs: list[ScoringRequestOutput] = await model.answer(
-        lambda: answer_scores(model.runner, request, count()), _urgency(call), num_chars=num_chars
+        lambda: answer_scores(runner, request, count()), _urgency(call), num_chars=num_chars
     )
     return answer_json([output.outputs.score for output in outputs], headers=use_headers(outputs))
 

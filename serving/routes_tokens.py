@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from poolgraph.errors import InputError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _INLINE_CHARS: Final = 4096
 """Longer texts are tokenized in a thread."""
+
+_INLINE_TOKENS: Final = 1024
+"""More tokens are turned into text in a thread."""
 
 
 async def tokenize(call: Call, body: TokenizeRequest) -> Answer:
@@ -45,7 +49,7 @@ def _tokenize(body: TokenizeRequest, request: TextRequest, model: ServedModel) -
             count=len(ids),
             max_model_len=tokenizer.max_model_len,
             tokens=ids,
-            token_strs=[tokenizer.backend.id_to_token(one) for one in ids] if body.return_token_strs else None,
+            token_strs=[str(tokenizer.backend.id_to_token(one)) for one in ids] if body.return_token_strs else None,
         )
     )
 
@@ -62,7 +66,8 @@ async def detokenize(call: Call, body: DetokenizeRequest) -> Answer:
                 parameter="tokens",
                 value=token,
             )
-    text = model.runner.tokenizer.backend.decode(body.tokens, skip_special_tokens=False)
+    decode = partial(model.runner.tokenizer.backend.decode, body.tokens, skip_special_tokens=False)
+    text = decode() if len(body.tokens) <= _INLINE_TOKENS else await asyncio.to_thread(decode)
     return answer_json(DetokenizeResponse(prompt=text))
 
 

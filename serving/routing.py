@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from poolgraph.errors import TaskNotSupported
+from poolgraph.runtime.long_texts import LongTexts
 from poolgraph.runtime.score_request import choose_scoring
 from poolgraph.serving.http_errors import TaskNotServed
 
 if TYPE_CHECKING:
+    from poolgraph.runtime.requests import RequestRunner
     from poolgraph.serving.registry import ModelRegistry
     from poolgraph.serving.served_model import ServedModel
 
@@ -20,8 +23,7 @@ def find_model(registry: ModelRegistry, name: str | None, task: str | None, api:
     Args:
         registry: The models.
         name: As the request has it.
-        task: What it must be able to do: ``embed`` (also each token), ``classify``, ``token_embed``, ``score``; None
-            for whatever it does.
+        task: What it must be able to do, as for ``can``; None for whatever it does.
         api: The route's name, for the message.
 
     Raises:
@@ -53,12 +55,17 @@ def show_name(model: ServedModel) -> str:
 
 
 def can(model: ServedModel, task: str) -> bool:
-    """Return whether a model does a task; ``score`` is one here, and ``embed`` may be of each token."""
+    """Return whether a model does a task; ``score`` is one here, and ``embeddings``, of texts or of each token."""
     if task == "score":
         return can_score(model)
-    if task == "embed":
+    if task == "embeddings":
         return bool({"embed", "token_embed"} & {*model.manifest.tasks})
     return task in model.manifest.tasks
+
+
+def choose_runner(model: ServedModel, *, refuses_long: bool) -> RequestRunner:
+    """Return a model's runner; a request that wants long texts refused has its way, whatever the server's rule."""
+    return replace(model.runner, long_texts=LongTexts()) if refuses_long else model.runner
 
 
 def can_score(model: ServedModel) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -41,6 +41,17 @@ class Site:
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return self.ask("POST", path, json=body, **options)
+
+    def post_all(self, path: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
+        """Send JSON bodies one after another over one client."""
+
+        async def send() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(app=self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                headers = {"content-type": "application/json"}
+                return [await client.post(path, content=body, headers=headers) for body in bodies]
+
+        return asyncio.run(send())
 
 
 @pytest.fixture(scope="session")

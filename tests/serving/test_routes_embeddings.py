@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import sys
+import threading
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -133,6 +135,20 @@ def test_ids_of_requests(make_site):
     assert first != second
 
 
+def test_the_headers_id_comes_first(make_site):
+    site = make_site()
+
+    async def named(scope, receive, send):
+        # As the middleware that names requests does.
+        await site.app(scope | {"state": {"request_id": "theirs"}}, receive, send)
+
+    outer = replace(site, app=named)
+    request = {"input": "w1", "request_id": "mine"}
+    assert outer.post("/v1/embeddings", request, headers={"x-request-id": "theirs"}).json()["id"] == "embd-theirs"
+    assert outer.post("/v1/embeddings", request).json()["id"] == "embd-mine"
+    assert outer.post("/v1/embeddings", {"input": "w1"}).json()["id"] == "embd-theirs"
+
+
 def test_priority_and_deadline_reach_the_engine(make_site):
     site = make_site(request_timeout=9.0)
     site.post("/v1/embeddings", {"input": "w1", "priority": -3, "timeout": 2.5})
@@ -219,8 +235,6 @@ def test_late_chunking(make_site, find_model):
 
 
 def test_large_answers_are_encoded_off_the_event_loop(make_site, monkeypatch):
-    import threading
-
     threads = []
 
     class Watching:

@@ -181,6 +181,29 @@ def test_models_that_are_not_there_or_cannot(make_site):
 
 
 @pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v2/embed", {"texts": ["w1"]}),
+        ("/embed", {"inputs": "w1"}),
+        ("/similarity", {"inputs": {"source_sentence": "w1", "sentences": ["w2"]}}),
+        ("/classify", {"input": "w1"}),
+        ("/predict", {"inputs": "w1"}),
+    ],
+)
+def test_a_model_of_tokens_does_not_embed_texts(make_site, path, body):
+    site = make_site("embedder", "classifier", "tokens")
+    answer = site.post(path, body | {"model": "tokens"})
+    assert answer.status_code == 501
+    assert site.post("/v1/embeddings", {"input": "w1", "model": "tokens"}).status_code == 200
+
+
+def test_a_model_without_scores(make_site):
+    site = make_site("embedder", "classifier")
+    answer = site.post("/score", {"text_1": "w1", "text_2": "w2", "model": "classifier"})
+    assert answer.status_code == 501
+
+
+@pytest.mark.parametrize(
     ("path", "small", "large"),
     [
         ("/v1/embeddings", {"input": ["w1"] * 3}, {"input": ["w1"] * 4}),

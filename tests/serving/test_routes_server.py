@@ -131,6 +131,8 @@ def test_detokenize(make_site):
     site = make_site()
     tokens = site.post("/tokenize", {"prompt": "w1 w2"}).json()["tokens"]
     assert site.post("/detokenize", {"tokens": tokens}).json() == {"prompt": "[CLS] w1 w2 [SEP]"}
+    many = site.post("/detokenize", {"tokens": tokens[1:2] * 2000}).json()["prompt"]
+    assert many == " ".join(["w1"] * 2000)
     for wrong in (144, 10**9):
         answer = site.post("/detokenize", {"tokens": [wrong]})
         assert answer.status_code == 400
