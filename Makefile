@@ -21,7 +21,7 @@ setup: $(INSTALLED) .typing/poolgraph
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard runtime/kernel*)
 	@echo "Installing into $(VENV) (pinned by constraints.txt)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,files,export,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,files,export,serve,otel,dev]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)

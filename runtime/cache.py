@@ -36,6 +36,9 @@ OnLine: TypeAlias = Callable[[str], None]
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _ERROR_LINES: Final = 20
+_ERROR_PREFIX: Final = "poolgraph: error: "
+"""Begins what the command line says of an error; the caller says it again."""
+
 _VERIFICATION_FAILED: Final = 3
 _MISSING_EXTRA: Final = "No module named"
 _EXTRA: Final = "poolgraph[export]"
@@ -178,10 +181,13 @@ def run_export_process(request: ExportRequest, on_line: OnLine | None = None) ->
 def run_export_command(command: list[str], source: str, on_line: OnLine | None = None) -> None:
     """Run an export's command line, hand on its lines and turn its failure into an error with the last of them.
 
+    What it says of an error is in the exception alone, so that it is not told twice.
+
     Raises:
         ExportError: the exit code is not 0; VerificationError when it is the code for a failed verification.
     """
     errors: deque[str] = deque(maxlen=_ERROR_LINES)
+    has_failed = False
     with subprocess.Popen(  # noqa: S603 - the command is ours, and no shell reads it
         command,
         stdin=subprocess.DEVNULL,
@@ -194,8 +200,11 @@ def run_export_command(command: list[str], source: str, on_line: OnLine | None =
         assert child.stderr is not None
         try:
             for line in child.stderr:
-                errors.append(line.rstrip("\n"))
-                if on_line is not None:
+                if line.startswith(_ERROR_PREFIX):
+                    errors.clear()
+                    has_failed = True
+                errors.append(line.removeprefix(_ERROR_PREFIX).rstrip("\n"))
+                if on_line is not None and not has_failed:
                     on_line(errors[-1])
             code = child.wait()
         finally:

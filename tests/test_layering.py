@@ -48,6 +48,8 @@ HEAVY = {
     "fastapi": {"serving"},
     "starlette": {"serving"},
     "uvicorn": {"serving"},
+    "prometheus_client": {"serving"},
+    "opentelemetry": {"serving"},
     "orjson": {"serving"},
     "aiohttp": {"serving"},
 }

@@ -17,6 +17,7 @@ from poolgraph.cli_command import DONE, Command
 from poolgraph.cli_export import EXPORT_COMMAND
 from poolgraph.cli_inspect import INSPECT_COMMANDS
 from poolgraph.cli_plan import PLAN_COMMAND
+from poolgraph.cli_serve import SERVE_COMMAND
 from poolgraph.cli_tasks import TASK_COMMANDS
 from poolgraph.errors import PoolgraphError, VerificationError
 from poolgraph.progress import open_closed_streams, say
@@ -40,11 +41,22 @@ EXTRA_OF_MODULE: Final = {
     "matplotlib": "bench",
     "openvino": "bench",
     "sentence_transformers": "bench",
+    "httptools": "serve",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
+    "uvloop": "serve",
 }
 """The optional part of poolgraph that installs a module."""
 
 
-COMMANDS: Final[tuple[Command, ...]] = (EXPORT_COMMAND, *TASK_COMMANDS, *INSPECT_COMMANDS, BENCH_COMMAND, PLAN_COMMAND)
+COMMANDS: Final[tuple[Command, ...]] = (
+    EXPORT_COMMAND,
+    *TASK_COMMANDS,
+    SERVE_COMMAND,
+    *INSPECT_COMMANDS,
+    BENCH_COMMAND,
+    PLAN_COMMAND,
+)
 """Every sub-command, in the order of the help."""
 
 

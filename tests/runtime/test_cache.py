@@ -172,6 +172,14 @@ def test_failures_of_the_child(code, kind, message):
     assert type(caught.value) is kind
 
 
+def test_an_error_of_the_child_is_told_once():
+    lines = []
+    with pytest.raises(ExportError) as caught:
+        run_child("print('stage 1', file=sys.stderr); sys.exit('poolgraph: error: no such model\\nmore')", lines.append)
+    assert str(caught.value) == "exporting owner/name failed with exit code 1: no such model\nmore"
+    assert lines == ["stage 1"]
+
+
 def test_an_interrupted_caller_ends_its_child():
     pids = []
 

@@ -1,0 +1,209 @@
+"""uvicorn's HTTP protocol with limits: headers, slow clients, connections; and work that ends with its client."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from poolgraph.serving.refusals import BAD_REQUEST, HEADERS_TOO_LARGE, TOO_SLOW, UNAVAILABLE, Refusal
+
+_HEADER_OVERHEAD: Final = 4
+"""Bytes of ``": "`` and the end of the line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What one connection may take.
+
+    Attributes:
+        max_header_bytes: Of the URL and all headers of a request.
+        max_headers: Their number.
+        read_timeout_s: From a request's first byte (a connection's first request: from the connection) to its last.
+            Also how long a client may read nothing of its answer.
+        max_connections: Open at the same time.
+    """
+
+    max_header_bytes: int
+    max_headers: int
+    read_timeout_s: float
+    max_connections: int
+
+
+class HeadersTooLarge(Exception):
+    """The request's URL and headers pass a limit."""
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """A connection within ``limits``, which ``limit_protocol`` sets.
+
+    A client that goes away cancels its request's task, so that its texts leave the queue.
+    """
+
+    limits: ClassVar[ConnectionLimits]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._is_reading = True
+        self._is_in_headers = True
+        self._has_begun_here = False
+        self._num_header_bytes = 0
+        self._refusal: tuple[Refusal, str] | None = None
+        self._running: tuple[Any, asyncio.Task[None]] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse a connection above the limit; else wait for its first request, but not for ever."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse(UNAVAILABLE, f"The server has {self.limits.max_connections} connections, its limit.")
+        else:
+            self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the request under way: nobody waits for its answer."""
+        self._stop_timer()
+        super().connection_lost(exc)
+        if self._running is not None:
+            cycle, task = self._running
+            if not task.done():
+                cycle.disconnected = True
+                cycle.scope["state"]["is_disconnected"] = True
+                task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; run the timer while a request is incomplete."""
+        if self.transport.is_closing():
+            return
+        self._has_begun_here = False
+        super().data_received(data)
+        if self.parser is None or self.transport.is_closing():
+            return
+        if not self._is_reading:
+            self._stop_timer()
+            self._stay_idle()
+            return
+        self._start_timer()
+        # The parser hands a header on when it is complete: one without an end is seen here alone.
+        if self._is_in_headers and not self._has_begun_here:
+            self._num_header_bytes += len(data)
+            if self._num_header_bytes > self.limits.max_header_bytes:
+                self._refuse(HEADERS_TOO_LARGE, self._describe_limits())
+
+    def on_message_begin(self) -> None:
+        """Begin to count and to time the next request."""
+        self._stop_timer()
+        self._is_reading = self._is_in_headers = self._has_begun_here = True
+        self._num_header_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the URL with the headers."""
+        super().on_url(url)
+        self._count_header_bytes(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count the header."""
+        super().on_header(name, value)
+        self._count_header_bytes(len(name) + len(value) + _HEADER_OVERHEAD)
+
+    def on_headers_complete(self) -> None:
+        """Hand the request on."""
+        self._is_in_headers = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Stop the time: the client has said all."""
+        self._is_reading = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Watch that the client reads its answer."""
+        super().on_response_complete()
+        if size := self.transport.get_write_buffer_size():
+            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; one whose client still reads its answer is not idle."""
+        if not self.transport.get_write_buffer_size():
+            super().timeout_keep_alive_handler()
+        elif not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed, or passes a limit, with the API's error body."""
+        refusal, message = self._refusal or (BAD_REQUEST, "This is not a valid HTTP request.")
+        self._refuse(refusal, message)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """As uvicorn's, but the task is kept."""
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+        self._running = (cycle, task)
+
+    def _count_header_bytes(self, num_bytes: int) -> None:
+        self._num_header_bytes += num_bytes
+        limits = self.limits
+        if self._num_header_bytes > limits.max_header_bytes or len(self.headers) > limits.max_headers:
+            self._refusal = (HEADERS_TOO_LARGE, self._describe_limits())
+            raise HeadersTooLarge
+
+    def _describe_limits(self) -> str:
+        limits = self.limits
+        return (
+            f"The request's URL and headers are larger than {limits.max_header_bytes} bytes, "
+            f"or more than {limits.max_headers} headers."
+        )
+
+    def _start_timer(self) -> None:
+        if self._read_timer is None:
+            self._read_timer = self.loop.call_later(self.limits.read_timeout_s, self._cut_off)
+
+    def _stop_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _cut_off(self) -> None:
+        """End a connection whose client took too long to send its request."""
+        self._read_timer = None
+        if self.transport.is_closing():
+            return
+        if self.headers is None or (self.cycle is not None and self.cycle.response_started):
+            self.transport.close()
+            return
+        seconds = f"{self.limits.read_timeout_s:g}"
+        self._refuse(TOO_SLOW, f"The request did not arrive within {seconds} seconds of its first byte.")
+
+    def _stay_idle(self) -> None:
+        """Let an idle connection's time run on: uvicorn stops it for any byte, also one that begins no request."""
+        if self.cycle is not None and self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _check_progress(self, previous_size: int) -> None:
+        """Drop a connection whose client read nothing of its answer since the last look."""
+        if self.parser is None:
+            return
+        size = self.transport.get_write_buffer_size()
+        if size >= previous_size:
+            self.transport.abort()
+        elif size:
+            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size)
+
+    def _refuse(self, refusal: Refusal, message: str) -> None:
+        if self.transport.is_closing():
+            return
+        self.transport.write(refusal.encode_answer(message, self.server_state.default_headers))
+        self.transport.close()
+
+
+def limit_protocol(limits: ConnectionLimits) -> type[LimitedProtocol]:
+    """Return the protocol's class with these limits, as uvicorn makes its instances itself."""
+    return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits})
