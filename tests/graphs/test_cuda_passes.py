@@ -48,8 +48,9 @@ def test_split_projections_of_parts_along_an_axis() -> None:
     weights = {"backbone__w": random(SIZE, 3 * SIZE), "shape": np.array([0, 0, 3, 2, 4])}
     weights |= {f"c{number}": np.array([number]) for number in range(4)} | {"axis": np.array([2])}
     parts = "".join(f"s{i} = Slice(r, c{i}, c{i + 1}, axis)  p{i} = Squeeze(s{i}, axis)  " for i in range(3))
-    text = f"""g ({ROWS} x) => (float[batch_size,sequence_length,2,4] y)
-    <float[batch_size,sequence_length,3,2,4] r, {", ".join(f"float[batch_size,sequence_length,2,4] p{i}" for i in range(3))}>
+    one = "float[batch_size,sequence_length,2,4]"
+    text = f"""g ({ROWS} x) => ({one} y)
+    <float[batch_size,sequence_length,3,2,4] r, {", ".join(f"{one} p{i}" for i in range(3))}>
     {{ m = MatMul(x, backbone__w)  r = Reshape(m, shape)  {parts} a = Sub(p0, p1)  y = Mul(a, p2) }}"""
     model = build(text, **weights)
     expected = run(model, x=X)
@@ -151,8 +152,10 @@ ROTARY = """g (float[batch_size,sequence_length,2,4] x, int64[batch_size,sequenc
   h = Transpose<perm=[0,2,1,3]>(x)
   spread_int = Unsqueeze(positions, last)  spread = Cast<to=1>(spread_int)
   angles = Mul(spread, frequencies)  both = Concat<axis=-1>(angles, angles)
-  c = Cos(both)  c1 = Mul(c, scaling)  c2 = Unsqueeze(c1, one)  s = Sin(both)  s1 = Mul(s, scaling)  s2 = Unsqueeze(s1, one)
-  low = Slice(h, zero, two, last)  high = Slice(h, two, four, last)  minus = Neg(high)  turned = Concat<axis=-1>(minus, low)
+  c = Cos(both)  c1 = Mul(c, scaling)  c2 = Unsqueeze(c1, one)
+  s = Sin(both)  s1 = Mul(s, scaling)  s2 = Unsqueeze(s1, one)
+  low = Slice(h, zero, two, last)  high = Slice(h, two, four, last)
+  minus = Neg(high)  turned = Concat<axis=-1>(minus, low)
   a = Mul(h, c2)  b = Mul(turned, s2)  sum = Add(a, b)  t = Transpose<perm=[0,2,1,3]>(sum)  y1 = Reshape(t, flat)
   y = Neg(y1)
 }"""
