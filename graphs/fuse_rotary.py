@@ -171,7 +171,8 @@ def _table(graph: ir.Graph, angles: _Angles, function: str, max_length: int) -> 
 
     def load() -> np.ndarray:
         turns = np.arange(max_length, dtype=np.float64)[:, None] * inverse[None, :]
-        return (getattr(np, function)(turns) * angles.scaling).astype(np.float32)
+        waves: np.ndarray = getattr(np, function)(turns) * angles.scaling
+        return waves.astype(np.float32)
 
     name = f"rotary_{function}_{digest}_{max_length}"
     return add_lazy_weight(graph, name, ir.DataType.FLOAT, (max_length, inverse.size), load)

@@ -140,7 +140,7 @@ def _take_rotary(
         Query, key, and the inputs from cos_cache on.
     """
     rotations = [producer(value, "RotaryEmbedding", CONTRIB_DOMAIN) for value in (attention.query, attention.key)]
-    plain = (attention.query, attention.key, [])
+    plain: tuple[ir.Value, ir.Value, list[ir.Value | None]] = (attention.query, attention.key, [])
     if attention.head_dim % ROTARY_HEAD_MULTIPLE:
         return plain
     if any(node is None or not _counts_from_zero(node.inputs[1]) for node in rotations):

@@ -47,7 +47,12 @@ def _lower(graph: ir.Graph, node: ir.Node) -> None:
         None,
         tape.op("Reshape", [decay, flat]),
     ]
-    attributes = {"q_num_heads": 1, "kv_num_heads": channels, "update_rule": "gated", "scale": 1.0}
+    attributes: dict[str, int | float | str] = {
+        "q_num_heads": 1,
+        "kv_num_heads": channels,
+        "update_rule": "gated",
+        "scale": 1.0,
+    }
     result, _ = tape.op_multi_out("LinearAttention", inputs, attributes, domain=CONTRIB_DOMAIN, num_outputs=2)
     replace_node(graph, node, tape.nodes, result)
 
