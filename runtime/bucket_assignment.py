@@ -72,6 +72,10 @@ class _Choices:
         """Return which buckets can begin at a place."""
         return [index for index, begin in enumerate(self.begins) if begin <= place]
 
+    def is_filled(self, index: int) -> bool:
+        """Return whether all texts fill one batch of a bucket to its last token."""
+        return self.buckets[index].size == self.bounds[-1] and self.stop(index, 0) == self.num_texts
+
     def stop(self, index: int, place: int) -> int:
         """Return where a batch of a bucket that begins at ``place`` ends."""
         return int(_TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], np.array([place]))[0])
@@ -93,6 +97,9 @@ _Cuts: TypeAlias = list[tuple[int, int]]
 
 def _cut(choices: _Choices) -> list[tuple[Bucket, int]]:
     """Return the cheapest cuts found; those into a single bucket are among the candidates."""
+    full = [index for index in choices.fitting(0) if choices.is_filled(index)]
+    if full:  # no plan costs less than one run without padding
+        return [(choices.buckets[full[0]], choices.num_texts)]
     place, front = 0, []
     while choices.num_texts - place > EXACT_TEXTS:
         bucket, stop = _cheapest_next(choices, place)
