@@ -98,15 +98,15 @@ def test_the_same_content_gives_the_same_bytes_in_any_order() -> None:
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 999, 0, -1])
 def test_versions_that_this_package_does_not_read(version: int) -> None:
-    with pytest.raises(ManifestError, match=rf"format_version is {version}; this poolgraph reads 1\.\.3") as caught:
+    with pytest.raises(ManifestError, match=rf"format_version is {version}; this poolgraph reads 1\.\.4") as caught:
         parse_manifest(edited(format_version=version))
     assert "Export the checkpoint again" in str(caught.value)
     assert isinstance(caught.value, ArtifactError)
 
 
 def test_a_newer_version_is_named_before_its_unknown_keys() -> None:
-    with pytest.raises(ManifestError, match="format_version is 4"):
-        parse_manifest(edited(format_version=4, surprising_key=1))
+    with pytest.raises(ManifestError, match=f"format_version is {FORMAT_VERSION + 1}"):
+        parse_manifest(edited(format_version=FORMAT_VERSION + 1, surprising_key=1))
 
 
 def test_missing_version() -> None:

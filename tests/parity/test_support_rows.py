@@ -21,6 +21,7 @@ from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.runtime.score_template import ScoreTemplate
 
 MAX_SECONDS = 30.0
+"""Of an export, of this process's processor time: what else runs on the machine does not count."""
 LONGEST = 610
 """Tokens of the longest texts."""
 
@@ -30,9 +31,9 @@ LONGEST = 610
 def test_support_row(row: SupportRow, tmp_path: Path) -> None:
     checkpoint, artifact = tmp_path / "checkpoint", tmp_path / "artifact"
     oracle = row.make(checkpoint)
-    start = time.perf_counter()
+    start = time.process_time()
     export_model(checkpoint, artifact, **row.options)
-    assert time.perf_counter() - start < MAX_SECONDS
+    assert time.process_time() - start < MAX_SECONDS
     differences = {f"1 to {MAX_LENGTH} tokens, alone, batched, padded": check_graphs(artifact, oracle, row.family)}
     if row.packed:
         packed = check_packed(checkpoint, tmp_path / "packed", oracle, row.family, **row.options)
