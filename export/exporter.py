@@ -102,7 +102,8 @@ class Reduced:
     """What was decided of the reduced precisions asked for."""
 
     int8: Int8Plan | None = None
-    half: HalfPlan | None = None
+    half: Mapping[str, HalfPlan] = field(default_factory=dict)
+    """By layout."""
 
 
 @dataclass(slots=True)
@@ -256,7 +257,7 @@ def _compile(
     for layout in LAYOUT_ORDER:
         if not any(target.layout == layout for target in plan.targets):
             continue
-        if layout == "packed" and not fits_packed(semantic["padded"][0]):
+        if layout == "packed" and not _fits_packed(plan, semantic["padded"][0]):
             continue
         uniform = semantic["uniform"][0] if "uniform" in semantic else None
         with stages.stage(f"trace ({layout})"):
@@ -272,11 +273,18 @@ def _compile(
             reduced = replace(reduced, int8=plan_int8(plan, semantic["uniform"][0], texts))
     if "fp16" in precisions:
         with stages.stage("probe the range of fp16"):
-            reduced = replace(reduced, half=plan_half(plan, semantic["padded"][0], texts))
+            layouts = {target.layout for target in targets if target.precision == "fp16"}
+            half = {layout: plan_half(plan, semantic[layout][0], texts) for layout in sorted(layouts)}
+            reduced = replace(reduced, half=half)
     with stages.stage("lower"):
         lowered = [_lower(plan, *semantic[target.layout], target, reduced) for target in targets]
     _check_capturable(lowered)
     return lowered, {file: model for item in lowered for file, model in item.models.items()}, sizes
+
+
+def _fits_packed(plan: ExportPlan, padded: ir.Model) -> bool:
+    """Whether a packed graph is worth it: its maximum over tokens would hold every row once a text."""
+    return "max" not in (plan.head.pooling or ()) and fits_packed(padded)
 
 
 def _check_capturable(lowered: Sequence[LoweredVariant]) -> None:
@@ -292,7 +300,12 @@ def _check_capturable(lowered: Sequence[LoweredVariant]) -> None:
             findings = check_cuda(model)
             if findings:
                 named = "; ".join(str(finding) for finding in findings[:MOST_FINDINGS])
-                raise ExportError(f"{file} would leave the GPU at {len(findings)} nodes: {named}")
+                raise ExportError(f"{file} would leave the GPU at {len(findings)} nodes: {named}{_hint(item.variant)}")
+
+
+def _hint(variant: Variant) -> str:
+    kept = variant.float_range.float32 if variant.float_range is not None else ()
+    return f". In float32, beyond the range of fp16, are {', '.join(kept)}: export with --precision bf16" if kept else ""
 
 
 def _lower(
@@ -301,9 +314,10 @@ def _lower(
     if target.precision == "int8" and reduced.int8 is not None:
         target, quantization = reduced.int8.for_target(target)
         return lower_variant(semantic, reports, target, plan.head.kind, quantization=quantization)
-    if target.precision == "fp16" and reduced.half is not None:
-        target = replace(target, passes=cuda_passes("fp16", reduced.half.kept))
-        return lower_variant(semantic, reports, target, plan.head.kind, float_range=reduced.half.record)
+    if target.precision == "fp16" and target.layout in reduced.half:
+        half = reduced.half[target.layout]
+        target = replace(target, passes=cuda_passes("fp16", half.kept))
+        return lower_variant(semantic, reports, target, plan.head.kind, float_range=half.record)
     return lower_variant(semantic, reports, target, plan.head.kind)
 
 

@@ -117,6 +117,17 @@ def random_texts(lengths: Sequence[int] = LENGTHS) -> list[Inputs]:
     ]
 
 
+def hide_tokens(texts: Sequence[Inputs]) -> list[Inputs]:
+    """The same texts with tokens, here and there, that none attends to."""
+    source = np.random.default_rng(1)
+    hidden = []
+    for text in texts:
+        attended = source.integers(0, 2, len(text["input_ids"]))
+        attended[len(attended) // 2] = 1
+        hidden.append({**text, "attended_mask": attended})
+    return hidden
+
+
 def padded_feeds(texts: Sequence[Inputs]) -> Inputs:
     """One batch, padded on the right, with a row of one token behind the texts."""
     shape = (len(texts) + 1, max(len(text["input_ids"]) for text in texts))
@@ -127,8 +138,10 @@ def padded_feeds(texts: Sequence[Inputs]) -> Inputs:
         mask[row, : len(text["input_ids"])] = 1
         for name, values in text.items():
             feeds[name][row, : len(values)] = values
-    feeds |= {"attention_mask": mask, "attended_mask": mask, "prompt_length": np.zeros(shape[0], dtype=np.int64)}
-    return feeds | {"total_sequence_length": np.array(shape[1], dtype=np.int32)}
+    more = {"attention_mask": mask, "attended_mask": mask, "prompt_length": np.zeros(shape[0], dtype=np.int64)}
+    if "attended_mask" in feeds:
+        feeds["attended_mask"][-1, 0] = 1
+    return more | feeds | {"total_sequence_length": np.array(shape[1], dtype=np.int32)}
 
 
 def packed_feeds(texts: Sequence[Inputs]) -> Inputs:
