@@ -48,7 +48,7 @@ Reference: {reference}. Differences are shares of the largest absolute reference
 {unverified}{fidelity}"""
 
 UNVERIFIED = """
-Not verified: {names}, which nothing on the machine of the export could run. `poolgraph verify PATH` on a machine that has
+Not verified: {names}, which the machine of the export could not run. `poolgraph verify PATH` on a machine that has
 {providers} compares them with the stored answers; they load once it has passed.
 """
 

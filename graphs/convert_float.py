@@ -30,8 +30,8 @@ PRECISE: Final = frozenset(
 itself what it makes."""
 
 FEEDING: Final = frozenset({"Expand", "Mul", "Reshape", "Unsqueeze"})
-"""Operators that are computed in float32 too where nothing but float32 reads them: what a scan is fed with is the product
-of two rows, which no probe sees, and would be rounded for nothing."""
+"""Operators that are computed in float32 too where nothing but float32 reads them: what a scan is fed with is the
+product of two rows, which no probe sees, and would be rounded for nothing."""
 
 _BOOLEAN: Final = frozenset({"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not"})
 _TYPED_BY_SECOND: Final = frozenset({"Where"})

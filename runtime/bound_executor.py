@@ -66,8 +66,8 @@ class BoundExecutor:
         device: ``cuda``, or ``cpu`` for the same code in the processor's memory.
         pad_token_id: The token of padding.
         uses_graphs: Whether each planned bucket gets a CUDA graph.
-        max_model_len: Tokens of the longest text that the model takes, to which a bucket's length may be rounded up; None
-            for any.
+        max_model_len: Tokens of the longest text that the model takes, which a bucket's length may be rounded up from;
+            None for any.
     """
 
     sessions: SessionPool

@@ -125,5 +125,7 @@ class BoundSlot:
         return GATE.exclusive() if captures else GATE.shared()
 
     def _longest_text(self) -> EncodedText:
-        length = self.bucket.max_length if self.max_model_len is None else min(self.bucket.max_length, self.max_model_len)
+        length = (
+            self.bucket.max_length if self.max_model_len is None else min(self.bucket.max_length, self.max_model_len)
+        )
         return EncodedText(input_ids=np.full(length, self.pad_token_id, dtype=np.int64), token_type_ids=None)

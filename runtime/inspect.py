@@ -6,7 +6,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from poolgraph.graphs.manifest import Fidelity, FloatRange, Graph, Manifest, Pooler, Quantization, Report, Tensor, Variant
+from poolgraph.graphs.manifest import (
+    Fidelity,
+    FloatRange,
+    Graph,
+    Manifest,
+    Pooler,
+    Quantization,
+    Report,
+    Tensor,
+    Variant,
+)
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
 from poolgraph.runtime.providers import list_needs
 from poolgraph.runtime.tuning import TUNING_FILE, TuningEntry

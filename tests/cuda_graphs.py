@@ -49,12 +49,14 @@ class CudaGraphs:
         self.plan, self.family = _plan(checkpoint, options), family
         self._module = build_module(self.plan)
         self._padded, _ = trace_layout(self.plan, self._module, "padded")
+        self._traced = {"padded": self._padded}
         self.fits_packed = fits_packed(self._padded)
 
     def lowered(self, layout: str, precision: str | None = None) -> ir.Model:
         """Lower for CUDA, in float32 where no precision is named."""
-        semantic = self._padded if layout == "padded" else trace_layout(self.plan, self._module, layout)[0]
-        model = select_family(semantic, self.family, finished=False)
+        if layout not in self._traced:
+            self._traced[layout], _ = trace_layout(self.plan, self._module, layout)
+        model = select_family(self._traced[layout], self.family, finished=False)
         assert model is not None
         conversion = () if precision is None else (convert_floats(precision),)
         run_passes(model, (*CUDA_LOWERING, *conversion, remove_dead_nodes, clear_notes))

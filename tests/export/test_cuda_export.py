@@ -162,6 +162,15 @@ def test_values_beyond_the_range_are_named_and_computed_in_float32(
     assert torch.cosine_similarity(found, wanted).min() > 0.9995
 
 
+def test_a_value_beyond_the_range_that_a_kernel_reads_is_refused(calibration: Path, tmp_path: Path) -> None:
+    """The attention kernel of decoders has no float32."""
+    folder = save_decoder(tmp_path / "checkpoint", "Qwen3Model")
+    wide = overflowing(folder, tmp_path / "wide", "layers.1.self_attn.v_proj.weight", 1e6)
+    message = r"GroupQueryAttention .*In float32, beyond the range of fp16, are .*: export with --precision bf16"
+    with pytest.raises(ExportError, match=message):
+        export_model(wide, tmp_path / "artifact", targets=("cuda",), precisions=("fp16",), calibration=calibration)
+
+
 def test_a_model_beyond_the_range_is_refused_and_told_of_bf16(
     checkpoint: Path, calibration: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,5 @@
-"""Every row of the support table lowered for CUDA: in numpy's float32 the portable graph's answers, in both layouts; in 16
-bits close to them; and nothing that would leave the GPU."""
+"""Every row of the support table lowered for CUDA: in numpy's float32 the portable graph's answers, in both layouts; in
+16 bits close to them; and nothing that would leave the GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support_rows import SUPPORT_ROWS
 from tiny_models import tame
 
 from poolgraph.graphs.check_cuda import check_cuda
-from poolgraph.runtime.compare import THRESHOLDS, cosine_rows
+from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, cosine_rows
 
 TOLERANCE = 1e-5
 """Of the largest expected number."""
@@ -69,8 +69,9 @@ def test_the_answers_of_cuda_graphs_in_16_bits(name: str, tmp_path: Path) -> Non
         for precision in PRECISIONS[layout]:
             found = np.stack(graphs.answer(layout, texts, precision))
             lowest = cosine_rows(expected, found.astype(np.float64)).min()
-            print(name, layout, precision, lowest)
+            difference = np.abs(expected - found).max() / np.abs(expected).max()
             assert lowest >= THRESHOLDS[precision].min_cosine, (layout, precision, lowest)
+            assert difference <= ACTIVATED[precision].max_difference, (layout, precision, difference)
 
 
 @pytest.mark.slow
