@@ -16,13 +16,14 @@ import msgspec
 import onnx_ir as ir
 
 from poolgraph.config import PoolerConfig
-from poolgraph.errors import ExportError, InputError
-from poolgraph.export.build import LoweredVariant, build_module, lower_variant, trace_layout
+from poolgraph.errors import InputError
+from poolgraph.export.build import LoweredVariant, build_module, trace_layout
 from poolgraph.export.calibration_texts import CalibrationTexts, read_calibration
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.describe import build_manifest
-from poolgraph.export.half import HalfPlan, plan_half
-from poolgraph.export.int8 import Int8Plan, plan_int8
+from poolgraph.export.half import plan_half
+from poolgraph.export.int8 import plan_int8
+from poolgraph.export.lower_targets import Reduced, check_capturable, fits_packed_layout, lower_target
 from poolgraph.export.model_card import render_model_card
 from poolgraph.export.options import make_options
 from poolgraph.export.probes import PROBE_SENTENCES
@@ -42,11 +43,8 @@ from poolgraph.export.twin import (
 )
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
-from poolgraph.graphs.check_cuda import check_cuda
-from poolgraph.graphs.lower_attention_cuda import fits_packed
 from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Report, Variant
 from poolgraph.graphs.passes import PassReport
-from poolgraph.graphs.pipeline import Target, cuda_passes
 from poolgraph.graphs.probe_files import load_probes, save_probes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.cpu import read_cpu_info
@@ -64,9 +62,6 @@ WEIGHTS_FILE = "weights.data"
 
 LAYOUT_ORDER = ("uniform", "padded", "packed")
 """Order of the traces: the first decides which products are kept apart, the second whether there is a third."""
-
-MOST_FINDINGS = 3
-"""Nodes that a message names."""
 
 FIDELITY_TOPICS = 6
 """Topics of the shipped corpus on which an export compares its precisions; ``poolgraph verify`` takes all."""
@@ -95,14 +90,6 @@ class ExportResult:
     path: Path
     report: Report
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reduced:
-    """What was decided of the reduced precisions asked for."""
-
-    int8: Int8Plan | None = None
-    half: HalfPlan | None = None
 
 
 @dataclass(slots=True)
@@ -256,7 +243,7 @@ def _compile(
     for layout in LAYOUT_ORDER:
         if not any(target.layout == layout for target in plan.targets):
             continue
-        if layout == "packed" and not fits_packed(semantic["padded"][0]):
+        if layout == "packed" and not fits_packed_layout(plan, semantic["padded"][0]):
             continue
         uniform = semantic["uniform"][0] if "uniform" in semantic else None
         with stages.stage(f"trace ({layout})"):
@@ -272,39 +259,13 @@ def _compile(
             reduced = replace(reduced, int8=plan_int8(plan, semantic["uniform"][0], texts))
     if "fp16" in precisions:
         with stages.stage("probe the range of fp16"):
-            reduced = replace(reduced, half=plan_half(plan, semantic["padded"][0], texts))
+            layouts = {target.layout for target in targets if target.precision == "fp16"}
+            half = {layout: plan_half(plan, semantic[layout][0], texts) for layout in sorted(layouts)}
+            reduced = replace(reduced, half=half)
     with stages.stage("lower"):
-        lowered = [_lower(plan, *semantic[target.layout], target, reduced) for target in targets]
-    _check_capturable(lowered)
+        lowered = [lower_target(plan, *semantic[target.layout], target, reduced) for target in targets]
+    check_capturable(lowered)
     return lowered, {file: model for item in lowered for file, model in item.models.items()}, sizes
-
-
-def _check_capturable(lowered: Sequence[LoweredVariant]) -> None:
-    """Check that the graphs for CUDA run there from end to end, and can be captured.
-
-    Raises:
-        ExportError: naming the nodes that do not.
-    """
-    for item in lowered:
-        if "CUDAExecutionProvider" not in item.variant.providers:
-            continue
-        for file, model in item.models.items():
-            findings = check_cuda(model)
-            if findings:
-                named = "; ".join(str(finding) for finding in findings[:MOST_FINDINGS])
-                raise ExportError(f"{file} would leave the GPU at {len(findings)} nodes: {named}")
-
-
-def _lower(
-    plan: ExportPlan, semantic: ir.Model, reports: tuple[PassReport, ...], target: Target, reduced: Reduced
-) -> LoweredVariant:
-    if target.precision == "int8" and reduced.int8 is not None:
-        target, quantization = reduced.int8.for_target(target)
-        return lower_variant(semantic, reports, target, plan.head.kind, quantization=quantization)
-    if target.precision == "fp16" and reduced.half is not None:
-        target = replace(target, passes=cuda_passes("fp16", reduced.half.kept))
-        return lower_variant(semantic, reports, target, plan.head.kind, float_range=reduced.half.record)
-    return lower_variant(semantic, reports, target, plan.head.kind)
 
 
 def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from poolgraph.errors import ExportError
 from poolgraph.export.calibration_inputs import encode_calibration
 from poolgraph.export.calibration_texts import CalibrationTexts
 from poolgraph.export.resolve import ExportPlan
-from poolgraph.graphs.manifest import FloatRange, Graph, Tensor
+from poolgraph.graphs.manifest import FloatRange
 from poolgraph.graphs.passes import run_passes
-from poolgraph.graphs.pipeline import CUDA_PROBED
+from poolgraph.graphs.pipeline import CUDA_PROBED, CUDA_PROJECTIONS
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.graphs.watch import watch_ranges
-from poolgraph.runtime.runner_padded import PaddedRunner
+from poolgraph.runtime.runner_uniform import attended_tokens, token_types
+from poolgraph.runtime.tokenizer import EncodedText
 from poolgraph.runtime.watched import WatchedGraph
 
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
@@ -35,7 +37,7 @@ NUM_TEXTS = 48
 
 @dataclass(frozen=True, slots=True)
 class HalfPlan:
-    """What stays in float32 in float16's graphs: names of values, and the record for the manifest."""
+    """What stays in float32 in float16's graphs of one layout: names of values, and the record for the manifest."""
 
     kept: tuple[str, ...]
     record: FloatRange | None
@@ -44,9 +46,11 @@ class HalfPlan:
 def plan_half(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts | None) -> HalfPlan:
     """Find the values that would leave float16's range.
 
+    Values inside of attention are not among them: CUDA's kernels compute scores in float32.
+
     Args:
         plan: What is exported.
-        semantic: The traced graph of the padded layout, left as it is.
+        semantic: The traced graph of one layout, padded or packed, left as it is; each has its own names of values.
         calibration: None for a checkpoint too large to run here: then nothing is kept, and the gate judges.
 
     Raises:
@@ -71,21 +75,32 @@ def _measure(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts
     inputs = encode_calibration(plan, calibration.texts)
     texts = [*inputs.encoded[:: max(1, len(inputs.encoded) // NUM_TEXTS)], *inputs.edges]
     model = semantic.clone()
+    run_passes(model, CUDA_PROJECTIONS)
+    names = {str(value.name) for node in model.graph for value in node.outputs}
     run_passes(model, CUDA_PROBED)
-    watched = watch_ranges(model)
+    watched = watch_ranges(model, names)
     largest = dict.fromkeys(watched.values(), 0.0)
     if not watched:
         return largest
-    runner, graph = PaddedRunner(inputs.manifest.tokenization), _described(model)
+    given = {str(value.name) for value in model.graph.inputs}
     with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
         save_graphs({"watched.onnx": model}, Path(folder), "watched.bin")
         session = WatchedGraph(Path(folder) / "watched.onnx", tuple(watched))
         for text in texts:
-            for output, maximum in session.run(runner.feed([text], graph)).items():
+            for output, maximum in session.run(_feed(text, given)).items():
                 largest[watched[output]] = max(largest[watched[output]], float(maximum))
     return largest
 
 
-def _described(model: ir.Model) -> Graph:
-    inputs = tuple(Tensor(name=str(value.name), dtype="int64", shape=()) for value in model.graph.inputs)
-    return Graph(file="watched.onnx", inputs=inputs, outputs=(), raw_output="")
+def _feed(text: EncodedText, given: Collection[str]) -> dict[str, NDArray[np.int64]]:
+    """Return one text as a graph's inputs: a batch of one row, or packed on its own."""
+    rows = {
+        "input_ids": text.input_ids,
+        "attention_mask": np.ones_like(text.input_ids),
+        "attended_mask": attended_tokens(text),
+        "token_type_ids": token_types(text),
+    }
+    if "cu_seqlens" not in given:
+        rows = {name: values[None] for name, values in rows.items()}
+    more = {"cu_seqlens": np.array([0, text.num_tokens]), "prompt_length": np.array([text.prompt_length])}
+    return {name: values for name, values in {**rows, **more}.items() if name in given}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Tensor
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
-from poolgraph.runtime.inspect import describe_quantization
+from poolgraph.runtime.inspect import describe_float_range, describe_quantization
 
 TEMPLATE = """\
 # {model}
@@ -45,7 +45,12 @@ Reference: {reference}. Differences are shares of the largest absolute reference
 | variant | graph | check | texts | lowest cosine | largest difference | required | passed |
 |---|---|---|---|---|---|---|---|
 {rows}
-{fidelity}"""
+{unverified}{fidelity}"""
+
+UNVERIFIED = """
+Not verified: {names}, which the machine of the export could not run. `poolgraph verify PATH` on a machine that has
+{providers} compares them with the stored answers; they load once it has passed.
+"""
 
 FIDELITY = """
 ## fp32 against {precisions}
@@ -66,6 +71,13 @@ Products and tables that are named under float32 are not in 8 bits: they cost to
 calibration texts and probes by which this was decided; their answers are compared with those in float32.
 """
 """The section of an artifact with a quantized variant."""
+
+RANGES = """
+## Range of fp16
+
+{rows}
+"""
+"""The section of an artifact with variants in fp16."""
 
 USAGE: Mapping[str, str] = {
     "embed": 'vectors = model.embed(["a text", "another text"])  # numpy, (2, {size})',
@@ -95,9 +107,10 @@ def render_model_card(manifest: Manifest) -> str:
         limit=manifest.limits.max_model_len,
         prompts=", ".join(manifest.prompts) or "none",
         graphs="\n".join(_graph_rows(manifest)),
-        quantization=_describe_quantized(manifest),
+        quantization=_describe_quantized(manifest) + _describe_ranges(manifest),
         reference=manifest.report.reference,
         rows="\n".join(_check_row(row) for row in manifest.report.rows),
+        unverified=_describe_unverified(manifest),
         fidelity="" if manifest.report.fidelity is None else _render_fidelity(manifest, manifest.report.fidelity),
     )
 
@@ -131,6 +144,23 @@ def _describe_quantized(manifest: Manifest) -> str:
         for name, text in describe_quantization(variant.quantization).items()
     ]
     return QUANTIZATION.format(rows="\n".join(rows)) if rows else ""
+
+
+def _describe_ranges(manifest: Manifest) -> str:
+    rows = [
+        f"* {variant.name}: {describe_float_range(variant.float_range)}"
+        for variant in manifest.variants
+        if variant.float_range is not None
+    ]
+    return RANGES.format(rows="\n".join(rows)) if rows else ""
+
+
+def _describe_unverified(manifest: Manifest) -> str:
+    variants = [variant for variant in manifest.variants if not variant.verified]
+    if not variants:
+        return ""
+    providers = dict.fromkeys(provider for variant in variants for provider in variant.providers)
+    return UNVERIFIED.format(names=", ".join(it.name for it in variants), providers=" or ".join(providers))
 
 
 def _names(tensors: Sequence[Tensor]) -> str:

@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from poolgraph.errors import ExportError
+from poolgraph.graphs.cuda_kernels import CUDA_KERNELS
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.pattern import add_lazy_weight, dimensions
 
@@ -22,9 +24,14 @@ HALF_TYPES: Mapping[str, ir.DataType] = MappingProxyType({"fp16": ir.DataType.FL
 """The types of the backbone's rows by precision."""
 
 PRECISE: Final = frozenset(
-    {"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Exp", "Log", "Cos", "Sin", "LinearAttention"}
+    {"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Exp", "Log", "Cos", "Sin", "LinearAttention", "Cast"}
 )
-"""Operators that are computed in float32 wherever they stand: squares and sums soon leave float16's range."""
+"""Operators that are computed in float32 wherever they stand: squares and sums soon leave float16's range; a Cast says
+itself what it makes."""
+
+FEEDING: Final = frozenset({"Expand", "Mul", "Reshape", "Unsqueeze"})
+"""Operators that are computed in float32 too where nothing but float32 reads them: what a scan is fed with is the
+product of two rows, which no probe sees, and would be rounded for nothing."""
 
 _BOOLEAN: Final = frozenset({"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not"})
 _TYPED_BY_SECOND: Final = frozenset({"Where"})
@@ -37,18 +44,23 @@ def convert_floats(precision: str, kept: Collection[str] = ()) -> Pass:
     Result:  %h = LayerNormalization(%x', %w', %b') in float16;  %y = ReduceSum(Cast(%h, float32))
 
     The backbone is every node that a weight of it is read by, or still to come behind: all before the pooling. Masks
-    and rotary angles, which come from integers alone, are computed in float32 and cast where they meet rows.
+    and rotary angles, which come from integers alone, are computed in float32 and cast where they meet rows. So is what
+    CUDA has a kernel for in float32 alone: of bfloat16 there is no Pad, for one, and no TopK.
 
     Args:
         precision: ``fp16`` or ``bf16``.
-        kept: Names of values whose nodes stay in float32, because they leave the range of the type.
+        kept: Names of values that leave the range of the type: what computes and what reads them stays in float32.
+
+    Raises:
+        ExportError: when weights are read, one that is beyond the range of the type.
     """
+    dtype = HALF_TYPES[precision]
 
     def convert_to_half(model: ir.Model) -> int:
-        nodes = _half_nodes(model, kept)
-        if not nodes or any(value.dtype is HALF_TYPES[precision] for node in nodes for value in node.outputs):
+        nodes = _half_nodes(model, dtype, kept)
+        if not nodes or any(value.dtype is dtype for node in nodes for value in node.outputs):
             return 0
-        _Conversion(model.graph, HALF_TYPES[precision], nodes).apply()
+        _Conversion(model.graph, dtype, nodes).apply()
         return len(nodes)
 
     convert_to_half.__name__ = f"convert_to_{precision}"
@@ -56,11 +68,11 @@ def convert_floats(precision: str, kept: Collection[str] = ()) -> Pass:
 
 
 def row_values(model: ir.Model) -> list[ir.Value]:
-    """List the values that are computed in 16 bits, in order."""
+    """List the values that are computed in float16, in order."""
     types = _Types()
     for node in model.graph:
         types.infer(node)
-    nodes = _half_nodes(model, ())
+    nodes = _half_nodes(model, ir.DataType.FLOAT16)
     return [value for node in model.graph if node in nodes for value in node.outputs if types.is_float(value)]
 
 
@@ -78,7 +90,7 @@ def _is_backbone_weight(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and str(value.name).startswith(BACKBONE_PREFIX)
 
 
-def _half_nodes(model: ir.Model, kept: Collection[str]) -> set[ir.Node]:
+def _half_nodes(model: ir.Model, dtype: ir.DataType, kept: Collection[str] = ()) -> set[ir.Node]:
     """Return the nodes that compute with the backbone's rows, apart from those that stay in float32."""
     backbone = backbone_nodes(model.graph)
     types = _Types()
@@ -87,11 +99,29 @@ def _half_nodes(model: ir.Model, kept: Collection[str]) -> set[ir.Node]:
         types.infer(node)
         if node in backbone and _computes_rows(node, rows, types):
             rows.add(node)
-    return {
-        node
-        for node in rows
-        if node.op_type not in PRECISE and not any(str(value.name) in kept for value in node.outputs)
-    }
+    half = {node for node in rows if _has_half_kernel(node, dtype) and not _touches(node, kept)}
+    for node in reversed(list(model.graph)):
+        if node in half and node.op_type in FEEDING and _feeds_float32(node, half):
+            half.remove(node)
+    return half
+
+
+def _feeds_float32(node: ir.Node, half: Collection[ir.Node]) -> bool:
+    readers = [use.node for value in node.outputs for use in value.uses()]
+    is_returned = any(value.is_graph_output() for value in node.outputs)
+    return bool(readers) and not is_returned and not any(reader in half for reader in readers)
+
+
+def _has_half_kernel(node: ir.Node, dtype: ir.DataType) -> bool:
+    """Whether CUDA computes a node in ``dtype``; where it can in neither type, ``check_cuda`` says so."""
+    kernel = CUDA_KERNELS.get((node.domain, node.op_type))
+    is_lacking = kernel is not None and dtype not in kernel.types and FLOAT in kernel.types
+    return node.op_type not in PRECISE and not is_lacking
+
+
+def _touches(node: ir.Node, names: Collection[str]) -> bool:
+    """Whether a node makes or reads one of some values: read in 16 bits, what is beyond them would be infinite."""
+    return any(value is not None and str(value.name) in names for value in (*node.inputs, *node.outputs))
 
 
 def _computes_rows(node: ir.Node, rows: Collection[ir.Node], types: _Types) -> bool:
@@ -130,6 +160,26 @@ class _Types:
             return False
         first = node.inputs[1 if node.op_type in _TYPED_BY_SECOND else 0]
         return first is not None and self.is_float(first)
+
+
+def _narrow(numbers: np.ndarray, dtype: ir.DataType, name: str) -> np.ndarray:
+    """Return numbers in 16 bits; a constant of the graph such as the least of all floats becomes the least there is.
+
+    Raises:
+        ExportError: a weight of the model that the type has no finite number for.
+    """
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(dtype.numpy())
+    lost = np.isfinite(numbers) & ~np.isfinite(narrow.astype(np.float32))
+    if not lost.any():
+        return narrow
+    if not name.startswith(BACKBONE_PREFIX):
+        largest = dtype.max
+        return np.clip(numbers, -largest, largest, where=lost, out=numbers.copy()).astype(dtype.numpy())
+    raise ExportError(
+        f"the weight {name} has {int(lost.sum())} numbers beyond the range of {dtype.name.lower()} (up to "
+        f"{np.abs(numbers[lost]).max():,.0f}): export with --precision bf16, or fp32"
+    )
 
 
 class _Conversion:
@@ -182,10 +232,10 @@ class _Conversion:
     def _weight(self, value: ir.Value) -> ir.Value:
         tensor, dtype = value.const_value, self._dtype
         assert tensor is not None
-        shape = tuple(int(size) for size in dimensions(value) or ())
+        shape, name = tuple(int(size) for size in dimensions(value) or ()), str(value.name)
 
         def load() -> np.ndarray:
-            return tensor.numpy().astype(dtype.numpy())
+            return _narrow(tensor.numpy(), dtype, name)
 
         return add_lazy_weight(self._graph, f"{value.name}.{dtype.name.lower()}", dtype, shape, load)
 

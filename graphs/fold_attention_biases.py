@@ -88,4 +88,6 @@ def _folded(graph: ir.Graph, attention: AttentionNode, bias: ir.Value | None, ou
     assert before is not None
     assert before.dtype is not None
     shape = tuple(int(size) for size in dimensions(before) or ())
-    return add_lazy_weight(graph, f"{before.name}.with_value", before.dtype, shape, load)
+    # Of all three: layers may share one of them and not the others.
+    names = ".".join(str(value.name) for value in (bias, product.inputs[1]) if value is not None)
+    return add_lazy_weight(graph, f"{before.name}.with.{names}", before.dtype, shape, load)

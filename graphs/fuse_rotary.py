@@ -15,6 +15,10 @@ CONTRIB_DOMAIN = "com.microsoft"
 MAX_LENGTH_NOTE = "poolgraph.max_length"
 """Metadata of a traced model: the longest text in tokens, for which the tables have rows."""
 
+TABLE_STEP = 8
+"""Tables have a multiple of so many rows: GroupQueryAttention refuses those with fewer rows than a padded batch has
+columns, and lengths of batches are rounded up to it (``LENGTH_STEP`` of ``runtime/buckets.py``)."""
+
 HEADS_FIRST = (0, 2, 1, 3)
 
 
@@ -39,14 +43,15 @@ class _Rotation:
 def fuse_rotary(model: ir.Model) -> int:
     """Fuse rotary embeddings (arXiv 2104.09864) of whole heads, in the form that rotates halves.
 
-    Their tables hold the positions up to the model's longest text. What is computed otherwise stays as it is.
+    Their tables hold the positions up to the model's longest text, and those that padding adds to it. What is computed
+    otherwise stays as it is.
 
     Given:   %c, %s = Cos/Sin(Concat(%f, %f)) * scaling;  %f = positions * inverse_frequencies
              %y = flatten(%x * %c + Concat(-%x[half:], %x[:half]) * %s)
     Result:  %y = com.microsoft::RotaryEmbedding(flatten(%x), positions, %cos_table, %sin_table)
     """
     graph = model.graph
-    max_length = int(model.metadata_props.get(MAX_LENGTH_NOTE, 0))
+    max_length = -(-int(model.metadata_props.get(MAX_LENGTH_NOTE, 0)) // TABLE_STEP) * TABLE_STEP
     found = [rotation for node in graph if (rotation := _match(node)) is not None] if max_length else []
     for rotation in found:
         _fuse(graph, rotation, max_length)

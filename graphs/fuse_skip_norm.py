@@ -53,7 +53,8 @@ def fuse_skip_norms(model: ir.Model) -> int:
 
 
 def _match(norm: ir.Node) -> _Sum | None:
-    if norm.domain or norm.op_type not in FUSED:
+    # What is fused stands in the place of the sum, where weights that are computed may not yet be.
+    if norm.domain or norm.op_type not in FUSED or not all(is_initializer(value) for value in norm.inputs[1:] if value):
         return None
     add = producer(norm.inputs[0], "Add")
     shapes = [dimensions(value) for value in (norm.inputs[0], *(add.inputs if add is not None else ()))]
@@ -62,6 +63,7 @@ def _match(norm: ir.Node) -> _Sum | None:
         or shapes[0] is None
         or len(shapes[0]) != 3
         or any(shape not in (shapes[0], None) for shape in shapes)
+        or dimensions(norm.inputs[1]) != shapes[0][-1:]
     ):
         return None
     if any(is_initializer(value) for value in add.inputs) or add.outputs[0].is_graph_output():

@@ -30,6 +30,10 @@ OFFSET: Final = "token_offset"
 """Inputs that kernels need beside the traced ones: a scalar in CPU memory; an array that tells the longest text by its
 shape."""
 
+ATTENDED: Final = "attended_mask"
+"""Input of graphs whose texts have tokens that none attends to. They may be anywhere in a text, and what they attend to
+is an answer all the same, so that lengths cannot stand for the mask."""
+
 PADDED_AXES: Final = ("batch_size", "sequence_length")
 
 
@@ -46,7 +50,8 @@ def lower_attention_to_cuda(model: ir.Model) -> int:
        computes; shared heads are repeated
     5. Standard operators: a softcap on bidirectional attention, heads of other sizes.
 
-    Causal attention takes no mask: padding on the right is behind every token, and what it computes is dropped.
+    Causal attention takes no mask: padding on the right is behind every token, and what it computes is dropped. Where
+    some tokens are not attended to, attention is MultiHeadAttention with a bias that hides them.
     """
     nodes = attention_nodes(model)
     for node in nodes:
@@ -57,6 +62,8 @@ def lower_attention_to_cuda(model: ir.Model) -> int:
 
 def fits_packed(model: ir.Model) -> bool:
     """Whether every attention of a semantic graph, padded or packed, has a form without padding."""
+    if any(value.name == ATTENDED for value in model.graph.inputs):
+        return False
     return all(_has_packed_form(read_attention(node)) for node in attention_nodes(model))
 
 
@@ -72,17 +79,24 @@ def _has_packed_form(attention: AttentionNode) -> bool:
 
 
 def _is_packed(attention: AttentionNode) -> bool:
-    return attention.cu_seqlens is not None and _has_packed_form(attention)
+    return attention.cu_seqlens is not None and attention.mask is None and _has_packed_form(attention)
 
 
 def _is_group_query(attention: AttentionNode) -> bool:
     fits = attention.cu_seqlens is None and attention.bias is None and attention.head_dim % HEAD_MULTIPLE == 0
     shared = attention.group_size > 1 and not attention.has_window and not attention.softcap
-    return fits and (attention.is_causal or shared)
+    return fits and not _hides_tokens(attention) and (attention.is_causal or shared)
 
 
 def _is_multi_head(attention: AttentionNode) -> bool:
-    return attention.cu_seqlens is None and not attention.softcap and not attention.is_causal
+    is_plain = attention.cu_seqlens is None and not attention.softcap
+    return is_plain and (not attention.is_causal or _hides_tokens(attention))
+
+
+def _hides_tokens(attention: AttentionNode) -> bool:
+    """Whether the mask hides more than padding."""
+    graph = attention.node.graph
+    return isinstance(graph, ir.Graph) and any(value.name == ATTENDED for value in graph.inputs)
 
 
 def _lower_packed(graph: ir.Graph, attention: AttentionNode) -> None:
@@ -192,7 +206,8 @@ def _lower_multi_head(graph: ir.Graph, attention: AttentionNode) -> None:
     tape = Tape()
     graph.opset_imports[CONTRIB_DOMAIN] = 1
     key, value = (_repeat_heads(graph, tape, attention, rows) for rows in (attention.key, attention.value))
-    inputs = [attention.query, key, value, None, _lengths(graph, tape, attention), _bias(graph, tape, attention)]
+    lengths = None if _hides_tokens(attention) else _lengths(graph, tape, attention)
+    inputs = [attention.query, key, value, None, lengths, _bias(graph, tape, attention)]
     while inputs[-1] is None:
         inputs.pop()
     attributes = {"num_heads": attention.num_heads, "scale": attention.scale}
@@ -217,14 +232,32 @@ def _repeat_heads(graph: ir.Graph, tape: Tape, attention: AttentionNode, rows: i
 
 def _bias(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value | None:
     """Return what is added to the scores, (1 or batch_size, 1 or num_heads, sequence_length, sequence_length)."""
-    if not attention.has_window:
+    seen = _seen(graph, tape, attention)
+    if seen is None:
         return attention.bias
-    seen = visible_in_window(graph, tape, attention)
     hidden = [add_constant(graph, name, np.array(number, dtype=np.float32)) for name, number in _SEEN]
-    window = tape.op("Where", [seen, *hidden])
-    axes = add_constant(graph, "axes_0_1", np.array([0, 1], dtype=np.int64))
-    window = tape.op("Unsqueeze", [window, axes])
-    return window if attention.bias is None else tape.op("Add", [attention.bias, window])
+    added = tape.op("Where", [seen, *hidden])
+    return added if attention.bias is None else tape.op("Add", [attention.bias, added])
+
+
+def _seen(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value | None:
+    """Return which key a query sees by what the kernel is not told, in the shape of ``_bias``; None for all."""
+
+    def axes(*numbers: int) -> ir.Value:
+        return add_constant(graph, f"axes_{'_'.join(map(str, numbers))}", np.array(numbers, dtype=np.int64))
+
+    window = None
+    if attention.has_window:
+        window = tape.op("Unsqueeze", [visible_in_window(graph, tape, attention), axes(0, 1)])
+    if not _hides_tokens(attention):
+        return window
+    keys = tape.op("Unsqueeze", [attention.mask, axes(1, 2)])
+    if window is not None:
+        return tape.op("And", [keys, window])
+    # The kernel repeats a bias for heads and texts, not for queries.
+    one = add_constant(graph, "shape_1", np.array([1], dtype=np.int64))
+    length = tape.op("Shape", [next(it for it in graph.inputs if it.name == ATTENDED)], {"start": 1, "end": 2})
+    return tape.op("Expand", [keys, tape.op("Concat", [one, one, length, one], {"axis": 0})])
 
 
 _SEEN: Final = (("seen_0", 0.0), (f"unseen_{UNSEEN:.0f}".replace("-", "m"), UNSEEN))

@@ -170,7 +170,7 @@ PACKED_FP32 = Target(
 """The packed layout on standard operators, whose mask is blocks: what any machine can check packed graphs with. No
 artifact has it."""
 
-_CUDA_PROJECTIONS: tuple[Pass, ...] = (
+CUDA_PROJECTIONS: tuple[Pass, ...] = (
     split_projections,
     fold_reshapes,
     fuse_rms_norm,
@@ -180,6 +180,8 @@ _CUDA_PROJECTIONS: tuple[Pass, ...] = (
     fold_value_biases,
     remove_dead_nodes,
 )
+"""What a GPU's graphs go through before attention is lowered; values keep their names from here on."""
+
 _CUDA_FUSIONS: tuple[Pass, ...] = (
     remove_dead_nodes,
     fuse_causal_conv,
@@ -190,7 +192,7 @@ _CUDA_FUSIONS: tuple[Pass, ...] = (
 )
 
 CUDA_LOWERING: tuple[Pass, ...] = (
-    *_CUDA_PROJECTIONS,
+    *CUDA_PROJECTIONS,
     lower_attention_to_cuda,
     lower_scan_to_linear_attention,
     *_CUDA_FUSIONS,
@@ -198,12 +200,11 @@ CUDA_LOWERING: tuple[Pass, ...] = (
 """What a GPU's graphs of any precision go through."""
 
 CUDA_PROBED: tuple[Pass, ...] = (
-    *_CUDA_PROJECTIONS,
     lower_attention_to_standard,
     lower_scan_to_linear_attention,
     *_CUDA_FUSIONS,
 )
-"""The same with attention that a CPU runs, under the same names: for measuring the range of values."""
+"""The same behind CUDA_PROJECTIONS with attention that a CPU runs: for measuring the range of values."""
 
 
 def cuda_passes(precision: str, kept: Collection[str] = ()) -> tuple[Pass, ...]:

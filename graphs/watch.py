@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from poolgraph.graphs.convert_float import row_values
@@ -22,15 +24,20 @@ def watch_sources(model: ir.Model) -> dict[str, str]:
     return watched
 
 
-def watch_ranges(model: ir.Model) -> dict[str, str]:
-    """Return instead of the model's answers the largest absolute number of each value of the backbone's rows.
+def watch_ranges(model: ir.Model, names: Collection[str]) -> dict[str, str]:
+    """Return instead of the model's answers the largest absolute number of values of the backbone's rows.
+
+    Args:
+        model: A lowered graph, in float32.
+        names: The values that are of interest, where they are rows.
 
     Returns:
         The value's name by the output's name; outputs are scalars.
     """
     graph, watched = model.graph, {}
+    rows = [value for value in row_values(model) if str(value.name) in names]
     graph.outputs.clear()
-    for index, value in enumerate(row_values(model)):
+    for index, value in enumerate(rows):
         absolute = ir.node("Abs", [value])
         largest = ir.node("ReduceMax", [absolute.outputs[0]], {"keepdims": 0})
         output = largest.outputs[0]

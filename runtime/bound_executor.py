@@ -66,6 +66,8 @@ class BoundExecutor:
         device: ``cuda``, or ``cpu`` for the same code in the processor's memory.
         pad_token_id: The token of padding.
         uses_graphs: Whether each planned bucket gets a CUDA graph.
+        max_model_len: Tokens of the longest text that the model takes, which a bucket's length may be rounded up from;
+            None for any.
     """
 
     sessions: SessionPool
@@ -73,6 +75,7 @@ class BoundExecutor:
     device: str
     pad_token_id: int
     uses_graphs: bool
+    max_model_len: int | None = None
     _counter: PaddingCounter = field(default_factory=PaddingCounter, init=False)
     _refused: set[Bucket] = field(default_factory=set, init=False)
     _pools: dict[str, SlotPool] = field(default_factory=dict, init=False)
@@ -296,6 +299,7 @@ class BoundExecutor:
                         device=self.device,
                         graph_id=graph_id,
                         pad_token_id=self.pad_token_id,
+                        max_model_len=self.max_model_len,
                     ),
                     dispose=self._dispose,
                     planned=frozenset(self.buckets),
@@ -347,6 +351,7 @@ def build_bound_executor(sessions: SessionPool, manifest: Manifest) -> BoundExec
         device=BOUND_DEVICES[sessions.provider],
         pad_token_id=manifest.tokenization.pad_token_id,
         uses_graphs=sessions.settings.uses_graphs,
+        max_model_len=manifest.limits.max_model_len,
     )
 
 

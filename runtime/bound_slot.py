@@ -39,6 +39,7 @@ class BoundSlot:
         device: ``cuda``, or ``cpu`` for the same code in the processor's memory.
         graph_id: ``gpu_graph_id`` of its CUDA graph, ``NO_GRAPH`` for none.
         pad_token_id: The token of padding.
+        max_model_len: Tokens of the longest text that the model takes; None for any.
         captured: Whether the CUDA graph is there; the first run captures it.
     """
 
@@ -49,6 +50,7 @@ class BoundSlot:
     device: str
     graph_id: int
     pad_token_id: int
+    max_model_len: int | None = None
     captured: bool = False
     _arrays: dict[str, NDArray[Any]] = field(init=False)
     _inputs: dict[str, Any] = field(init=False)
@@ -123,6 +125,7 @@ class BoundSlot:
         return GATE.exclusive() if captures else GATE.shared()
 
     def _longest_text(self) -> EncodedText:
-        return EncodedText(
-            input_ids=np.full(self.bucket.max_length, self.pad_token_id, dtype=np.int64), token_type_ids=None
+        length = (
+            self.bucket.max_length if self.max_model_len is None else min(self.bucket.max_length, self.max_model_len)
         )
+        return EncodedText(input_ids=np.full(length, self.pad_token_id, dtype=np.int64), token_type_ids=None)

@@ -16,7 +16,7 @@ import msgspec
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import UNREADABLE
 from poolgraph.runtime.bucket_planner import BucketBudget, plan_buckets
-from poolgraph.runtime.buckets import Bucket, order_buckets
+from poolgraph.runtime.buckets import Bucket, order_buckets, trim_bucket
 
 BUCKETS_FILE: Final = "buckets.json"
 
@@ -78,7 +78,7 @@ def read_buckets(path: Path) -> tuple[Bucket, ...]:
 def load_buckets(
     given: str | Path | Sequence[Bucket] | None, *, directory: Path, layout: str, budget: BucketBudget
 ) -> tuple[Bucket, ...]:
-    """Return the buckets to run a variant in, largest first.
+    """Return the buckets to run a variant in, largest first; none is longer than the model's longest text.
 
     Args:
         given: A file, or the buckets themselves; None takes the file beside the artifact, else those planned for
@@ -92,7 +92,7 @@ def load_buckets(
     """
     if given is None:
         stored = _read_stored(directory / BUCKETS_FILE, layout)
-        return stored or plan_buckets(budget, layout)
+        return _trim(stored, budget) if stored else plan_buckets(budget, layout)
     buckets = read_buckets(Path(given)) if isinstance(given, str | Path) else tuple(given)
     own = tuple(bucket for bucket in buckets if bucket.layout == layout)
     if not own:
@@ -101,7 +101,11 @@ def load_buckets(
             f"{layout} one; plan them with `poolgraph plan FILE --layout {layout}`",
             parameter="buckets",
         )
-    return order_buckets(own)
+    return _trim(own, budget)
+
+
+def _trim(buckets: Sequence[Bucket], budget: BucketBudget) -> tuple[Bucket, ...]:
+    return order_buckets([trim_bucket(bucket, budget.max_model_len) for bucket in buckets])
 
 
 def _read_stored(path: Path, layout: str) -> tuple[Bucket, ...]:

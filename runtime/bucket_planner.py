@@ -101,7 +101,7 @@ def single_bucket(budget: BucketBudget, layout: str) -> Bucket:
     if layout == "padded":
         return Bucket(max_length=length, batch_size=max(1, budget.max_batch_tokens // length))
     num_tokens = max(length, budget.max_batch_tokens)
-    return packed_bucket(num_tokens, length, max(1, num_tokens // _SLOT_TOKENS))
+    return packed_bucket(num_tokens, budget.max_model_len, max(1, num_tokens // _SLOT_TOKENS))
 
 
 def batch_ladder(most: int) -> tuple[int, ...]:
@@ -186,7 +186,8 @@ def _plan_packed(budget: BucketBudget, histogram: NDArray[np.int64]) -> list[Buc
     lengths, weights = _gather_candidates(histogram, last, LENGTH_STEP)
     edges = choose_edges(lengths, weights, [1] * len(lengths), budget.max_graphs - len(above))
     sizes = [*(int(lengths[edge]) for edge in edges), *above]
-    return [packed_bucket(size, min(size, last), max(1, size // _SLOT_TOKENS)) for size in sizes]
+    # Not rounded: what fills a bucket up stands in texts of at most the length that the model has positions for.
+    return [packed_bucket(size, min(size, budget.max_model_len), max(1, size // _SLOT_TOKENS)) for size in sizes]
 
 
 def _doubled(last: int, largest: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from poolgraph.errors import InputError
@@ -138,6 +138,18 @@ def lone_bucket(length: int, layout: str) -> Bucket:
     """Return a bucket for one text of ``length`` tokens that no planned bucket is long enough for."""
     rounded = round_length(length)
     return Bucket(max_length=rounded, batch_size=1) if layout == "padded" else packed_bucket(rounded, rounded)
+
+
+def trim_bucket(bucket: Bucket, max_model_len: int) -> Bucket:
+    """Return a bucket whose texts are no longer than the model's, padding among them: it has positions for no more.
+
+    A padded one may still be longer by what its length is rounded up by; rotary tables reach so far.
+    """
+    if bucket.num_tokens is None:
+        return replace(bucket, max_length=min(bucket.max_length, round_length(max_model_len)))
+    length = min(bucket.max_length, max_model_len)
+    more = count_slots(bucket.num_tokens, length) - count_slots(bucket.num_tokens, bucket.max_length)
+    return replace(bucket, max_length=length, batch_size=bucket.batch_size + more)
 
 
 def packed_bucket(num_tokens: int, max_length: int, num_texts: int = 1) -> Bucket:

@@ -40,9 +40,15 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = MappingProxyType(
 """Thresholds by precision."""
 
 ACTIVATED: Final[Mapping[str, Threshold]] = MappingProxyType(
-    {**THRESHOLDS, "int8": Threshold(min_cosine=-1.0, max_difference=5e-2)}
+    {
+        **THRESHOLDS,
+        "fp16": Threshold(min_cosine=0.9995, max_difference=2e-2),
+        "bf16": Threshold(min_cosine=0.999, max_difference=5e-2),
+        "int8": Threshold(min_cosine=-1.0, max_difference=5e-2),
+    }
 )
-"""Thresholds of what classifiers answer; where they are others than the above, activated answers are compared."""
+"""Thresholds of what classifiers answer; where they are others than the above, activated answers are compared. The
+cosine of a single number, a reranker's, says no more than its sign."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from poolgraph.graphs.manifest import Fidelity, Graph, Manifest, Pooler, Quantization, Report, Tensor, Variant
+from poolgraph.graphs.manifest import (
+    Fidelity,
+    FloatRange,
+    Graph,
+    Manifest,
+    Pooler,
+    Quantization,
+    Report,
+    Tensor,
+    Variant,
+)
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
 from poolgraph.runtime.providers import list_needs
 from poolgraph.runtime.tuning import TUNING_FILE, TuningEntry
 
 REPORT_COLUMNS: Final = ("variant", "graph", "check", "texts", "min cosine", "max diff", "ok")
+
+FLOAT16_MAX: Final = 65504.0
 
 _LABEL_WIDTH: Final = 14
 
@@ -97,6 +109,12 @@ def _format_tuned(tuned: Sequence[TuningEntry]) -> str:
     return format_table(header, rows)
 
 
+def describe_float_range(record: FloatRange) -> str:
+    """Write what an export found of a variant's range."""
+    kept = f"in float32: {', '.join(record.float32)}" if record.float32 else "nothing stays in float32 for it"
+    return f"largest activation {record.largest:,.4g} of {FLOAT16_MAX:,.0f}, by {record.calibration}; {kept}"
+
+
 def format_size(size_bytes: int) -> str:
     """Write a size in the largest decimal unit that keeps it at least 1."""
     for unit, bytes_each in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
@@ -178,6 +196,8 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> list[str]:
     if variant.quantization is not None:
         lines.append("  quantized")
         lines += [f"    {name:<12}{text}" for name, text in describe_quantization(variant.quantization).items()]
+    if variant.float_range is not None:
+        lines.append(f"  range         {describe_float_range(variant.float_range)}")
     for family, graph in variant.graphs.items():
         lines += _describe_graph(family, graph, manifest)
     return lines

@@ -49,12 +49,14 @@ class CudaGraphs:
         self.plan, self.family = _plan(checkpoint, options), family
         self._module = build_module(self.plan)
         self._padded, _ = trace_layout(self.plan, self._module, "padded")
+        self._traced = {"padded": self._padded}
         self.fits_packed = fits_packed(self._padded)
 
     def lowered(self, layout: str, precision: str | None = None) -> ir.Model:
         """Lower for CUDA, in float32 where no precision is named."""
-        semantic = self._padded if layout == "padded" else trace_layout(self.plan, self._module, layout)[0]
-        model = select_family(semantic, self.family, finished=False)
+        if layout not in self._traced:
+            self._traced[layout], _ = trace_layout(self.plan, self._module, layout)
+        model = select_family(self._traced[layout], self.family, finished=False)
         assert model is not None
         conversion = () if precision is None else (convert_floats(precision),)
         run_passes(model, (*CUDA_LOWERING, *conversion, remove_dead_nodes, clear_notes))
@@ -117,6 +119,17 @@ def random_texts(lengths: Sequence[int] = LENGTHS) -> list[Inputs]:
     ]
 
 
+def hide_tokens(texts: Sequence[Inputs]) -> list[Inputs]:
+    """The same texts with tokens, here and there, that none attends to."""
+    source = np.random.default_rng(1)
+    hidden = []
+    for text in texts:
+        attended = source.integers(0, 2, len(text["input_ids"]))
+        attended[len(attended) // 2] = 1
+        hidden.append({**text, "attended_mask": attended})
+    return hidden
+
+
 def padded_feeds(texts: Sequence[Inputs]) -> Inputs:
     """One batch, padded on the right, with a row of one token behind the texts."""
     shape = (len(texts) + 1, max(len(text["input_ids"]) for text in texts))
@@ -127,8 +140,10 @@ def padded_feeds(texts: Sequence[Inputs]) -> Inputs:
         mask[row, : len(text["input_ids"])] = 1
         for name, values in text.items():
             feeds[name][row, : len(values)] = values
-    feeds |= {"attention_mask": mask, "attended_mask": mask, "prompt_length": np.zeros(shape[0], dtype=np.int64)}
-    return feeds | {"total_sequence_length": np.array(shape[1], dtype=np.int32)}
+    more = {"attention_mask": mask, "attended_mask": mask, "prompt_length": np.zeros(shape[0], dtype=np.int64)}
+    if "attended_mask" in feeds:
+        feeds["attended_mask"][-1, 0] = 1
+    return more | feeds | {"total_sequence_length": np.array(shape[1], dtype=np.int32)}
 
 
 def packed_feeds(texts: Sequence[Inputs]) -> Inputs:

@@ -20,15 +20,18 @@ from little_graphs import (
     run_semantic,
 )
 
+from poolgraph.errors import ExportError
+from poolgraph.graphs.check_cuda import check_cuda
 from poolgraph.graphs.cleanup import remove_dead_nodes
 from poolgraph.graphs.convert_float import convert_floats, row_values
 from poolgraph.graphs.fold_attention_biases import drop_key_biases, fold_value_biases
 from poolgraph.graphs.fuse_gelu import fuse_gelu
-from poolgraph.graphs.fuse_rotary import MAX_LENGTH_NOTE, fuse_rotary
+from poolgraph.graphs.fuse_rotary import MAX_LENGTH_NOTE, TABLE_STEP, fuse_rotary
 from poolgraph.graphs.fuse_skip_norm import fuse_skip_norms
 from poolgraph.graphs.lower_attention_cuda import fits_packed, lower_attention_to_cuda
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.split_projections import split_projections
+from poolgraph.runtime.buckets import LENGTH_STEP
 
 ROWS = "float[batch_size,sequence_length,8]"
 
@@ -78,6 +81,24 @@ def test_biases_of_key_and_value_need_no_pass_over_the_rows() -> None:
     assert ops(model).count("Add") == 2  # the query's, and the output's
     assert_close(expected, run_semantic(model, x=X))
     assert (drop_key_biases(model), fold_value_biases(model)) == (0, 0)
+
+
+def test_layers_that_share_an_output_bias_do_not_share_what_is_folded_into_it() -> None:
+    """Were it named after the output's bias alone, the second layer would get the first one's values."""
+    weights = {name: random(SIZE, SIZE, seed=seed) / 4 for seed, name in enumerate(("w1", "w2", "o"))}
+    weights |= {"b1": random(SIZE, seed=5), "b2": random(SIZE, seed=6), "bo": random(SIZE, seed=7)}
+    layers = "".join(
+        f"m{i} = MatMul({source}, w{i})  v{i} = Add(m{i}, b{i})  "
+        f"r{i} = poolgraph.Attention<num_heads=2, scale=0.7>({source}, {source}, v{i})  p{i} = MatMul(r{i}, o)  "
+        f"{result} = Add(p{i}, bo)  "
+        for i, source, result in ((1, "x", "h"), (2, "h", "y"))
+    )
+    names = ", ".join(f"{ROWS} {name}" for name in ("m1", "v1", "r1", "p1", "h", "m2", "v2", "r2", "p2"))
+    model = build(f"g ({ROWS} x) => ({ROWS} y) <{names}> {{ {layers} }}", **weights)
+    expected = run_semantic(model, x=X)
+    assert fold_value_biases(model) == 2
+    remove_dead_nodes(model)
+    assert_close(expected, run_semantic(model, x=X))
 
 
 def test_a_softcap_keeps_the_key_bias() -> None:
@@ -144,6 +165,16 @@ def test_residual_sums_become_a_part_of_norms(norm: str, fused: str, other: str)
     assert fuse_skip_norms(model) == 0
 
 
+def test_a_norm_whose_weight_is_computed_behind_the_sum_stays() -> None:
+    """What is fused stands where the sum was, before its weight is there."""
+    text = NORM.format(rows=ROWS, norm="LayerNormalization<axis=-1>(s, late)", other="Neg(s)")
+    text = text.replace("n = Layer", "late = Add(gamma, gamma)  n = Layer").replace(
+        f"{ROWS} n>", f"{ROWS} n, float[8] late>"
+    )
+    model = build(text, w=random(SIZE, SIZE, seed=1), b=random(SIZE), gamma=random(SIZE, seed=2))
+    assert fuse_skip_norms(model) == 0
+
+
 ROTARY = """g (float[batch_size,sequence_length,2,4] x, int64[batch_size,sequence_length] positions)
   => (float[batch_size,sequence_length,8] y)
 <float[batch_size,2,sequence_length,4] h, float[batch_size,2,sequence_length,2] low,
@@ -183,7 +214,8 @@ def test_rotary_embeddings_become_one_operator_with_tables() -> None:
     remove_dead_nodes(model)
     assert ops(model) == ["Reshape", "RotaryEmbedding", "Neg"]
     tables = [it for name, it in model.graph.initializers.items() if name.startswith("rotary_")]
-    assert [tuple(table.shape) for table in tables] == [(7, 2), (7, 2)]
+    assert [tuple(table.shape) for table in tables] == [(8, 2), (8, 2)]  # a batch of texts of 7 tokens has 8 columns
+    assert TABLE_STEP % LENGTH_STEP == 0
     assert_close(expected, list(run_reference(model, feeds).values()))
 
 
@@ -228,6 +260,67 @@ def test_values_that_leave_the_range_are_computed_in_float32() -> None:
     assert [value.name for value in row_values(model)] == ["e", "m", "h"]
     convert_floats("fp16", ["m"])(model)
     types = {str(node.outputs[0].name): node.outputs[0].dtype for node in model.graph}
+    assert (types["e"], types["m"], types["h"]) == (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.FLOAT)
+
+
+def test_what_reads_a_value_beyond_the_range_finds_it_whole() -> None:
+    axes = {"last": np.array([-1]), "middle": np.array([1])}
+    text = BACKBONE.replace("m = Mul(e, shown)", "big = Mul(shown, thousands)  m = Mul(e, big)").replace(
+        "> {", ", float[batch_size,sequence_length,1] big> {"
+    )
+    weights = {"backbone__table": random(11, SIZE), "backbone__w": random(SIZE, SIZE, seed=1) / 1e5}
+    model = build(
+        text.replace(">\n{", ", float[batch_size,sequence_length,1] big>\n{"),
+        **weights,
+        **axes,
+        thousands=np.array(100e3, np.float32),
+    )
+    feeds = {"ids": np.arange(10).reshape(2, 5), "mask": np.ones((2, 5), dtype=np.int64)}
+    (expected,) = run(model, **feeds)
+    plain = model.clone()
+    convert_floats("fp16")(plain)
+    assert not np.isfinite(next(iter(run_reference(plain, feeds).values()))).all()
+    convert_floats("fp16", ["m", "big"])(model)
+    (found,) = run_reference(model, feeds).values()
+    np.testing.assert_allclose(found, expected, rtol=0.01, atol=0.01 * np.abs(expected).max())
+
+
+def test_weights_beyond_the_range_are_refused_and_constants_cut() -> None:
+    model = backbone_model()
+    weight = model.graph.initializers["backbone.w"]
+    weight.const_value = ir.tensor(np.where(np.eye(SIZE) > 0, 70000.0, 1.0).astype(np.float32), name=weight.name)
+    convert_floats("fp16")(model)
+    with pytest.raises(ExportError, match=r"backbone\.w has 8 numbers beyond .* \(up to 70,000\): .*--precision bf16"):
+        model.graph.initializers["backbone.w.float16"].const_value.numpy()
+    least = np.array([np.finfo(np.float32).min, -np.inf], np.float32)
+    text = f"g (int64[batch_size,sequence_length] ids) => ({ROWS} y) <{ROWS} e, {ROWS} h>"
+    text += " { e = Gather(backbone__table, ids)  h = Max(e, least)  y = MatMul(h, backbone__w) }"
+    model = build(text, backbone__table=random(11, 2), backbone__w=random(2, SIZE), least=least)
+    convert_floats("fp16")(model)
+    assert model.graph.initializers["least.float16"].const_value.numpy().tolist() == [-65504.0, -np.inf]
+
+
+def test_what_bfloat16_has_no_kernel_for_is_in_float32() -> None:
+    text = """g (int64[batch_size,sequence_length] ids) => (float[batch_size,sequence_length,8] y)
+    <float[batch_size,sequence_length,8] e, float[batch_size,sequence_length,8] p> {
+      e = Gather(backbone__table, ids)  p = Pad(e, pads)  y = MatMul(p, backbone__w) }"""
+    weights = {"backbone__table": random(11, SIZE), "backbone__w": random(SIZE, SIZE)}
+    for precision, expected in (("fp16", ir.DataType.FLOAT16), ("bf16", ir.DataType.FLOAT)):
+        model = build(text, **weights, pads=np.array([0, 1, 0, 0, 0, 0]))
+        convert_floats(precision)(model)
+        assert next(node for node in model.graph if node.op_type == "Pad").outputs[0].dtype is expected
+        assert check_cuda(model) == []
+
+
+def test_what_feeds_a_scan_alone_is_in_float32() -> None:
+    text = BACKBONE.replace(
+        "h = MatMul(m, backbone__w)", "s = ReduceSum<keepdims=1>(m, last)  h = MatMul(s, backbone__w)"
+    )
+    model = build(
+        text, backbone__table=random(11, SIZE), backbone__w=random(1, SIZE), last=np.array([-1]), middle=np.array([1])
+    )
+    convert_floats("fp16")(model)
+    types = {str(node.outputs[0].name): node.outputs[0].dtype for node in model.graph}
     assert (types["e"], types["m"], types["h"]) == (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -255,6 +348,37 @@ def test_what_fits_packed_graphs() -> None:
     assert not fits(inputs=("bias",))
     assert not fits(num_kv_heads=1)
     assert not fits(head_dim=4)
+
+
+def test_tokens_that_none_attends_to_do_not_fit_packed_graphs() -> None:
+    model = bare_attention("", num_heads=2, num_kv_heads=2, head_dim=8, inputs=("mask",))
+    assert fits_packed(model)
+    with_hidden_tokens(model)
+    assert not fits_packed(model)
+
+
+def with_hidden_tokens(model: ir.Model) -> None:
+    axes = ir.Shape(["batch_size", "sequence_length"])
+    model.graph.inputs.append(ir.Value(name="attended_mask", shape=axes, type=ir.TensorType(ir.DataType.INT64)))
+
+
+@pytest.mark.parametrize("attributes", ["", ", causal=1", ", left_window=3, right_window=3"])
+@pytest.mark.parametrize("num_kv_heads", [4, 2])
+def test_tokens_that_none_attends_to_are_hidden_by_a_bias(attributes: str, num_kv_heads: int) -> None:
+    """Lengths would hide the last ones instead, and leave what these attend to undefined."""
+    model = bare_attention(attributes, num_heads=4, num_kv_heads=num_kv_heads, head_dim=8, inputs=("mask",))
+    rows = [random(2, 6, heads * 8, seed=heads) for heads in (4, num_kv_heads, num_kv_heads)]
+    names = [str(value.name) for value in model.graph.inputs]
+    mask = np.array([[True, False, True, True, False, False], [True] * 6])
+    feeds = dict(zip(names, [*rows, mask], strict=True))
+    expected = run_semantic(model, **feeds)
+    with_hidden_tokens(model)
+    lower_attention_to_cuda(model)
+    kernels = [node for node in model.graph if node.domain == "com.microsoft"]
+    assert [node.op_type for node in kernels] == ["MultiHeadAttention"]
+    assert kernels[0].inputs[4] is None
+    found = list(run_reference(model, {**feeds, "attended_mask": mask.astype(np.int64)}).values())
+    assert_close(expected, found)
 
 
 def test_the_forms_of_attention() -> None:

@@ -1,17 +1,39 @@
-"""Every row of the support table lowered for CUDA: in numpy's float32 the portable graph's answers, in both layouts."""
+"""Every row of the support table lowered for CUDA: in numpy's float32 the portable graph's answers, in both layouts; in
+16 bits close to them; and nothing that would leave the GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_graphs import CudaGraphs, random_texts
+from cuda_graphs import CudaGraphs, hide_tokens, random_texts
 from support_row import SupportRow
 from support_rows import SUPPORT_ROWS
+from tiny_models import tame
+
+from poolgraph.graphs.check_cuda import check_cuda
+from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, cosine_rows
 
 TOLERANCE = 1e-5
 """Of the largest expected number."""
+
+PRECISIONS = {"padded": ("fp16", "bf16"), "packed": ("fp16",)}
+"""What is offered by layout."""
+
+IN_HALF = (
+    "embed BertModel",
+    "embed ModernBertModel",
+    "embed Qwen3Model",
+    "embed NomicBertModel remote-code layout",
+    "embed Gemma3TextModel",
+    "classify JambaForSequenceClassification",
+    "score DebertaV2ForSequenceClassification",
+)
+"""Rows whose graphs in 16 bits are evaluated, a form of attention or of layer each."""
+
+HALF_LENGTHS = (19, 1, 40)
 
 
 @pytest.mark.slow
@@ -22,7 +44,46 @@ def test_the_answers_of_cuda_graphs(row: SupportRow, tmp_path: Path) -> None:
     texts = random_texts()
     expected = graphs.expected(texts, tmp_path / "portable")
     scale = max(np.abs(rows).max() for rows in expected)
-    for layout in ("padded", "packed") if graphs.fits_packed else ("padded",):
+    for layout in layouts(graphs):
         found = graphs.answer(layout, texts)
         difference = max(np.abs(one - other).max() for one, other in zip(expected, found, strict=True))
         assert difference <= TOLERANCE * scale, (layout, difference / scale)
+        for precision in PRECISIONS[layout]:
+            assert check_cuda(graphs.lowered(layout, precision)) == [], (layout, precision)
+
+
+def layouts(graphs: CudaGraphs) -> Sequence[str]:
+    return ("padded", "packed") if graphs.fits_packed else ("padded",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_HALF)
+def test_the_answers_of_cuda_graphs_in_16_bits(name: str, tmp_path: Path) -> None:
+    row = next(row for row in SUPPORT_ROWS if row.name == name)
+    row.make(tmp_path / "checkpoint")
+    tame(tmp_path / "checkpoint" / "model.safetensors")
+    graphs = CudaGraphs(tmp_path / "checkpoint", row.family, **row.options)
+    texts = random_texts(HALF_LENGTHS)
+    expected = np.stack(graphs.expected(texts, tmp_path / "portable")).astype(np.float64)
+    for layout in layouts(graphs):
+        for precision in PRECISIONS[layout]:
+            found = np.stack(graphs.answer(layout, texts, precision))
+            lowest = cosine_rows(expected, found.astype(np.float64)).min()
+            difference = np.abs(expected - found).max() / np.abs(expected).max()
+            assert lowest >= THRESHOLDS[precision].min_cosine, (layout, precision, lowest)
+            assert difference <= ACTIVATED[precision].max_difference, (layout, precision, difference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["colbert HF_ColBERT", "colbert ColBERTModernBertModel"])
+def test_tokens_that_none_attends_to(name: str, tmp_path: Path) -> None:
+    """Those of a ColBERT query's expansion, in front of it or behind; their own rows are answers."""
+    row = next(row for row in SUPPORT_ROWS if row.name == name)
+    row.make(tmp_path / "checkpoint")
+    graphs = CudaGraphs(tmp_path / "checkpoint", row.family, **row.options)
+    assert not graphs.fits_packed
+    texts = hide_tokens(random_texts())
+    expected = graphs.expected(texts, tmp_path / "portable")
+    found = graphs.answer("padded", texts)
+    difference = max(np.abs(one - other).max() for one, other in zip(expected, found, strict=True))
+    assert difference <= TOLERANCE * max(np.abs(rows).max() for rows in expected)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from parity_table import make_texts, record
-from safetensors.torch import load_file, save_file
 from support_row import SupportRow
 from support_rows import SUPPORT_ROWS
+from tiny_models import tame
 
 from poolgraph import PoolingModel, export_model
 from poolgraph.graphs import quantize_embeddings
@@ -35,17 +34,7 @@ ALL_ROWS = "POOLGRAPH_ALL_ROWS"
 
 FASTEST = "native_int8" if can_run(NATIVE_INT8) else "cpu_int8"
 
-SHRINK = 0.3
-"""What the layers' weights are multiplied by."""
-
 ROWS = [row for row in SUPPORT_ROWS if os.environ.get(ALL_ROWS) or row.name in IN_CI]
-
-
-def tame(file: Path) -> None:
-    """Shrink the layers' weights, which are drawn wide, so that a percent of error in a layer stays a percent."""
-    tensors = load_file(file)
-    layers = {name: it * SHRINK for name, it in tensors.items() if it.dim() > 1 and re.search(r"\.\d+\.", name)}
-    save_file({**tensors, **layers}, file, metadata={"format": "pt"})
 
 
 @pytest.mark.slow

@@ -342,3 +342,15 @@ def test_a_closed_executor_refuses(make_executor):
     executor.close()
     with pytest.raises(SessionError, match="the model is closed"):
         executor.run_sequence(random_texts([3]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_warming_up_runs_no_text_that_the_model_would_refuse(make_executor, monkeypatch, layout, device):
+    """A bucket's length is rounded up; the tables of positions are not."""
+    staged = []
+    stage = BoundSlot.stage
+    monkeypatch.setattr(BoundSlot, "stage", lambda slot, texts: (staged.extend(texts), stage(slot, texts)))
+    executor = make_executor(layout, device, max_model_len=29)
+    executor.warm_up("sequence")
+    assert max(text.num_tokens for text in staged) == 29

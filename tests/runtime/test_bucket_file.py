@@ -85,3 +85,14 @@ def test_a_stored_file_that_is_broken_is_passed_over_with_a_warning(tmp_path):
     (tmp_path / "buckets.json").write_text("{")
     with pytest.warns(UserWarning, match="Buckets are planned without it"):
         assert load(None, tmp_path) == plan_buckets(BUDGET, "padded")
+
+
+def test_no_bucket_is_longer_than_the_models_texts(tmp_path):
+    """A text that fills a packed bucket up would have positions that the model has not."""
+    budget = BucketBudget(max_model_len=50, max_graphs=4, max_batch_tokens=256)
+    for layout, longest in (("padded", 56), ("packed", 50)):
+        given = [*PADDED, *PACKED]
+        for buckets in (given, None):
+            found = load_buckets(buckets, directory=tmp_path, layout=layout, budget=budget)
+            assert max(bucket.max_length for bucket in found) == longest
+    assert load_buckets(PACKED, directory=tmp_path, layout="packed", budget=budget) == (packed_bucket(256, 50, 8),)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from poolgraph.runtime.compare import THRESHOLDS, Threshold, compare_answers, cosine_rows
+from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, Threshold, compare_answers, cosine_rows
 
 FP32 = THRESHOLDS["fp32"]
 
@@ -10,6 +10,15 @@ def test_thresholds():
     assert THRESHOLDS["fp32"] == Threshold(min_cosine=0.99999, max_difference=1e-4)
     assert (THRESHOLDS["fp16"].min_cosine, THRESHOLDS["bf16"].min_cosine) == (0.9995, 0.999)
     assert (THRESHOLDS["int8"].min_cosine, THRESHOLDS["int8"].mean_cosine) == (0.98, 0.995)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp16", 0.02), ("bf16", 0.05), ("int8", 0.05)])
+def test_a_single_number_is_held_to_more_than_its_sign(precision, allowed):
+    """A reranker's answer has no direction, so its cosine is 1 whatever it is."""
+    reference = [np.array([0.8], np.float32), np.array([0.1], np.float32)]
+    for error, passes in ((0.9 * allowed, True), (1.1 * allowed, False)):
+        answers = [reference[0], reference[1] + np.float32(0.8 * error)]
+        assert compare_answers(reference, answers, ACTIVATED[precision]).passed is passes
 
 
 def test_equal_answers_pass():

@@ -1,0 +1,73 @@
+"""Each target's variant from its layout's semantic graph, with what was decided of reduced precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from poolgraph.errors import ExportError
+from poolgraph.export.build import LoweredVariant, lower_variant
+from poolgraph.export.half import HalfPlan
+from poolgraph.export.int8 import Int8Plan
+from poolgraph.export.resolve import ExportPlan
+from poolgraph.graphs.check_cuda import check_cuda
+from poolgraph.graphs.lower_attention_cuda import fits_packed
+from poolgraph.graphs.manifest import Variant
+from poolgraph.graphs.passes import PassReport
+from poolgraph.graphs.pipeline import Target, cuda_passes
+
+MOST_FINDINGS = 3
+"""Nodes that a message names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """What was decided of the reduced precisions asked for."""
+
+    int8: Int8Plan | None = None
+    half: Mapping[str, HalfPlan] = field(default_factory=dict)
+    """By layout."""
+
+
+def fits_packed_layout(plan: ExportPlan, padded: ir.Model) -> bool:
+    """Whether a packed graph can be lowered and is worth it: a maximum over tokens would hold every row once a text."""
+    return "max" not in (plan.head.pooling or ()) and fits_packed(padded)
+
+
+def lower_target(
+    plan: ExportPlan, semantic: ir.Model, reports: tuple[PassReport, ...], target: Target, reduced: Reduced
+) -> LoweredVariant:
+    """Lower one target, with the scales that int8 was given, or the values that stay in float32 of fp16."""
+    if target.precision == "int8" and reduced.int8 is not None:
+        target, quantization = reduced.int8.for_target(target)
+        return lower_variant(semantic, reports, target, plan.head.kind, quantization=quantization)
+    if target.precision == "fp16" and target.layout in reduced.half:
+        half = reduced.half[target.layout]
+        target = replace(target, passes=cuda_passes("fp16", half.kept))
+        return lower_variant(semantic, reports, target, plan.head.kind, float_range=half.record)
+    return lower_variant(semantic, reports, target, plan.head.kind)
+
+
+def check_capturable(lowered: Sequence[LoweredVariant]) -> None:
+    """Check that the graphs for CUDA run there from end to end, and can be captured.
+
+    Raises:
+        ExportError: naming the nodes that do not.
+    """
+    for item in lowered:
+        if "CUDAExecutionProvider" not in item.variant.providers:
+            continue
+        for file, model in item.models.items():
+            findings = check_cuda(model)
+            if findings:
+                named = "; ".join(str(finding) for finding in findings[:MOST_FINDINGS])
+                raise ExportError(f"{file} would leave the GPU at {len(findings)} nodes: {named}{_hint(item.variant)}")
+
+
+def _hint(variant: Variant) -> str:
+    kept = variant.float_range.float32 if variant.float_range is not None else ()
+    return (
+        f". In float32, beyond the range of fp16, are {', '.join(kept)}: export with --precision bf16" if kept else ""
+    )

@@ -1,0 +1,205 @@
+"""Exports for CUDA on a machine without it: variants and files, what is verified and what is not, the range of fp16."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from cuda_graphs import padded_feeds, random_texts
+from cuda_operators import run_reference
+from safetensors.torch import load_file, save_file
+from tiny_decoders import save_decoder
+from tiny_models import HeadSpec, save_checkpoint
+
+from poolgraph import PoolingModel
+from poolgraph.errors import ArtifactError, ExportError, ProviderError
+from poolgraph.export.exporter import export_model
+from poolgraph.graphs.artifact import open_artifact
+from poolgraph.graphs.manifest import Manifest
+from poolgraph.runtime.inspect import describe
+from poolgraph.runtime.providers import CUDA_PROVIDER, Machine, Wish, check_verified, choose_variant
+from poolgraph.runtime.session import available_providers
+from poolgraph.runtime.verify import verify_artifact
+
+pytestmark = pytest.mark.skipif(CUDA_PROVIDER in available_providers(), reason="these exports are of a machine without")
+
+CALIBRATION = ["one text", "another text about a quick brown fox", "a third one"]
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("calibration") / "texts.txt"
+    file.write_text("\n".join(CALIBRATION))
+    return file
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    artifact = tmp_path_factory.mktemp("encoder") / "artifact"
+    options = {"targets": ("cpu", "cuda"), "precisions": ("fp32", "fp16"), "calibration": calibration}
+    return export_model(checkpoint, artifact, **options).path
+
+
+@pytest.fixture(scope="module")
+def decoder(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_decoder(tmp_path_factory.mktemp("decoder") / "checkpoint", "Qwen3Model")
+    options = {"targets": ("cuda",), "precisions": ("fp16", "bf16"), "calibration": calibration}
+    return export_model(folder, folder.parent / "artifact", **options).path
+
+
+def flags(manifest: Manifest) -> dict[str, bool]:
+    return {variant.name: variant.verified for variant in manifest.variants}
+
+
+def test_an_encoder_has_graphs_of_both_layouts_that_are_not_verified(encoder: Path) -> None:
+    manifest = open_artifact(encoder, check_hashes="all")
+    assert flags(manifest) == {"portable_fp32": True, "cpu_fp32": True, "cuda_packed_fp16": False, "cuda_fp16": False}
+    for name, layout in (("cuda_packed_fp16", "packed"), ("cuda_fp16", "padded")):
+        variant = manifest.variant(name)
+        assert (variant.layout, variant.precision, variant.providers) == (layout, "fp16", (CUDA_PROVIDER,))
+        assert variant.graphs.keys() == {"sequence", "token"}
+        assert all((encoder / graph.file).is_file() for graph in variant.graphs.values())
+        assert variant.float_range is not None
+        assert 0 < variant.float_range.largest < 100
+        assert (variant.float_range.float32, variant.float_range.calibration) == ((), "3 texts of texts.txt")
+    assert {row.variant for row in manifest.report.rows} == {"tokenizer", "portable_fp32", "cpu_fp32"}
+
+
+def test_inputs_of_the_kernels_are_in_the_manifest(encoder: Path, decoder: Path) -> None:
+    packed = open_artifact(encoder).variant("cuda_packed_fp16").graphs["sequence"]
+    inputs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in packed.inputs}
+    assert inputs["token_offset"] == ("int32", ("batch_size", "sequence_length"))
+    assert inputs["cu_seqlens"] == ("int64", ("batch_size + 1",))
+    padded = open_artifact(decoder).variant("cuda_fp16").graphs["sequence"]
+    assert {tensor.name: (tensor.dtype, tensor.shape) for tensor in padded.inputs}["total_sequence_length"] == (
+        "int32",
+        (),
+    )
+    assert {tensor.dtype for tensor in (*packed.outputs, *padded.outputs)} == {"float32"}
+
+
+def test_a_decoder_has_padded_graphs_in_both_types(decoder: Path) -> None:
+    manifest = open_artifact(decoder)
+    assert flags(manifest) == {"portable_fp32": True, "cuda_fp16": False, "cuda_bf16": False}
+    assert manifest.variant("cuda_bf16").float_range is None
+    half = onnx.load(decoder / manifest.variant("cuda_bf16").graphs["sequence"].file, load_external_data=False)
+    types = {tensor.data_type for tensor in half.graph.initializer}
+    assert onnx.TensorProto.BFLOAT16 in types
+    assert onnx.TensorProto.FLOAT16 not in types
+    assert "GroupQueryAttention" in {node.op_type for node in half.graph.node}
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_without_cuda_the_float32_runs_and_the_others_do_not_load(name: str, request: pytest.FixtureRequest) -> None:
+    artifact = request.getfixturevalue(name)
+    with PoolingModel.load(artifact) as model:
+        assert model.variant.precision == "fp32"
+    with pytest.raises(ProviderError, match=r"cuda_fp16 .*CUDAExecutionProvider.* does not run on this machine"):
+        PoolingModel.load(artifact, variant="cuda_fp16")
+
+
+def test_with_cuda_the_packed_graph_is_chosen_and_refused_until_it_is_verified(encoder: Path) -> None:
+    manifest = open_artifact(encoder)
+    machine = Machine(providers=(CUDA_PROVIDER, "CPUExecutionProvider"))
+    choice = choose_variant(manifest, Wish(), machine)
+    assert (choice.variant.name, choice.provider) == ("cuda_packed_fp16", CUDA_PROVIDER)
+    with pytest.raises(ArtifactError, match=r"'cuda_packed_fp16' was never verified: run `poolgraph verify .*CUDAExec"):
+        check_verified(choice.variant, encoder)
+
+
+def test_verifying_again_marks_only_what_ran(encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoder, tmp_path / "copy")
+    verify_artifact(tmp_path / "copy")
+    assert flags(open_artifact(tmp_path / "copy")) == flags(open_artifact(encoder))
+
+
+def test_card_and_inspect_say_what_is_not_verified(encoder: Path) -> None:
+    card = (encoder / "README.md").read_text(encoding="utf-8")
+    assert "Not verified: cuda_packed_fp16, cuda_fp16, which" in card
+    assert "* cuda_fp16: largest activation " in card
+    assert "model_cuda_fp16.onnx" in card
+    shown = describe(open_artifact(encoder), encoder)
+    assert shown.count("NOT verified") == 2
+    assert shown.count("of 65,504, by 3 texts of texts.txt; nothing stays in float32 for it") == 2
+
+
+def overflowing(checkpoint: Path, folder: Path, pattern: str, factor: float) -> Path:
+    """A copy whose weights that end with ``pattern`` are that many times as large."""
+    shutil.copytree(checkpoint, folder)
+    file = folder / "model.safetensors"
+    tensors = {name: tensor * factor if name.endswith(pattern) else tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_values_beyond_the_range_are_named_and_computed_in_float32(
+    checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """The last feed-forward layer of one layer answers in hundreds of thousands, and the norm behind it takes them."""
+    wide = overflowing(checkpoint, tmp_path / "wide", "layer.1.output.dense.weight", 1e6)
+    options = {"targets": ("cuda",), "precisions": ("fp16",), "calibration": calibration}
+    artifact = export_model(wide, tmp_path / "artifact", **options).path
+    manifest = open_artifact(artifact)
+    texts = random_texts((9, 1, 12))
+    with PoolingModel.load(artifact) as model:
+        assert model.variant.name == "portable_fp32"
+    for name in ("cuda_fp16", "cuda_packed_fp16"):
+        variant = manifest.variant(name)
+        assert variant.float_range is not None
+        assert variant.float_range.largest > 65504
+        assert len(variant.float_range.float32) == 2  # the product, and its sum with the bias
+    graph = manifest.variant("cuda_fp16").graphs["sequence"]
+    feeds = padded_feeds(texts)
+    answer = run_reference(artifact / graph.file, {tensor.name: feeds[tensor.name] for tensor in graph.inputs})
+    expected = run_reference(
+        artifact / "onnx/model.onnx",
+        {tensor.name: feeds[tensor.name] for tensor in manifest.variants[0].graphs["sequence"].inputs},
+    )
+    found, wanted = (torch.from_numpy(it["pooled"][: len(texts)].copy()) for it in (answer, expected))
+    assert torch.cosine_similarity(found, wanted).min() > 0.9995
+
+
+def test_a_value_beyond_the_range_that_a_kernel_reads_is_refused(calibration: Path, tmp_path: Path) -> None:
+    """The attention kernel of decoders has no float32."""
+    folder = save_decoder(tmp_path / "checkpoint", "Qwen3Model")
+    wide = overflowing(folder, tmp_path / "wide", "layers.1.self_attn.v_proj.weight", 1e6)
+    message = r"GroupQueryAttention .*In float32, beyond the range of fp16, are .*: export with --precision bf16"
+    with pytest.raises(ExportError, match=message):
+        export_model(wide, tmp_path / "artifact", targets=("cuda",), precisions=("fp16",), calibration=calibration)
+
+
+def test_a_model_beyond_the_range_is_refused_and_told_of_bf16(
+    checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    wide = overflowing(checkpoint, tmp_path / "wide", "dense.weight", 1e6)
+    with pytest.raises(
+        ExportError, match=r"\d+ of \d+ values go beyond .* 65,504: .* and more; export with --precision bf16"
+    ):
+        export_model(wide, tmp_path / "artifact", targets=("cuda",), precisions=("fp16",), calibration=calibration)
+    assert not (tmp_path / "artifact").exists()
+    artifact = export_model(wide, tmp_path / "artifact", targets=("cuda",), precisions=("bf16",)).path
+    assert flags(open_artifact(artifact)) == {"portable_fp32": True, "cuda_bf16": False}
+
+
+def test_int8_for_processors_and_fp16_for_gpus_share_an_artifact(
+    checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    options = {"targets": ("cpu", "cuda"), "precisions": ("int8", "fp16"), "calibration": calibration}
+    manifest = open_artifact(export_model(checkpoint, tmp_path / "artifact", **options).path)
+    precisions = [(variant.target, variant.precision, variant.verified) for variant in manifest.variants]
+    assert precisions[0] == ("portable", "fp32", True)
+    assert precisions[-2:] == [("cuda_packed", "fp16", False), ("cuda", "fp16", False)]
+    assert manifest.report.fidelity is not None
+    assert not any("cuda" in row.variant for row in manifest.report.fidelity.rows)
+
+
+def test_a_maximum_over_tokens_has_no_packed_graph(calibration: Path, tmp_path: Path) -> None:
+    """Packed, it would hold every row once a text."""
+    head = HeadSpec(pooling={"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True})
+    folder = save_checkpoint(tmp_path / "checkpoint", "BertModel", head)
+    options = {"targets": ("cuda",), "precisions": ("fp16",), "calibration": calibration}
+    artifact = export_model(folder, tmp_path / "artifact", **options).path
+    assert list(flags(open_artifact(artifact))) == ["portable_fp32", "cuda_fp16"]
