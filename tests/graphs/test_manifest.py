@@ -13,6 +13,7 @@ from poolgraph.graphs.manifest import (
     FORMAT_VERSION,
     CheckRow,
     FileRecord,
+    FloatRange,
     Graph,
     Limits,
     Manifest,
@@ -98,15 +99,26 @@ def test_the_same_content_gives_the_same_bytes_in_any_order() -> None:
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 999, 0, -1])
 def test_versions_that_this_package_does_not_read(version: int) -> None:
-    with pytest.raises(ManifestError, match=rf"format_version is {version}; this poolgraph reads 1\.\.4") as caught:
+    with pytest.raises(
+        ManifestError, match=rf"format_version is {version}; this poolgraph reads 1\.\.{FORMAT_VERSION}"
+    ) as caught:
         parse_manifest(edited(format_version=version))
     assert "Export the checkpoint again" in str(caught.value)
     assert isinstance(caught.value, ArtifactError)
 
 
 def test_a_newer_version_is_named_before_its_unknown_keys() -> None:
-    with pytest.raises(ManifestError, match=f"format_version is {FORMAT_VERSION + 1}"):
-        parse_manifest(edited(format_version=FORMAT_VERSION + 1, surprising_key=1))
+    newer = FORMAT_VERSION + 1
+    with pytest.raises(ManifestError, match=f"format_version is {newer}"):
+        parse_manifest(edited(format_version=newer, surprising_key=1))
+
+
+def test_the_range_of_fp16_is_kept_and_older_manifests_have_none() -> None:
+    record = FloatRange(largest=70000.0, float32=("linear_3",), calibration="3 texts")
+    variant = msgspec.structs.replace(manifest().variants[0], float_range=record)
+    kept = parse_manifest(encode_manifest(manifest(variants=(variant,))))
+    assert kept.variants[0].float_range == record
+    assert parse_manifest(edited(format_version=3)).variants[0].float_range is None
 
 
 def test_missing_version() -> None:
