@@ -142,6 +142,9 @@ async def _read_json(scope: Scope, receive: Receive) -> bytes:
     if kind not in _JSON_TYPES and not kind.endswith(b"+json"):
         shown = kind.decode("latin-1")
         raise UnsupportedContent(f"Unsupported Media Type: Only 'application/json' is allowed, not {shown!r}")
+    coding = (find_header(scope, b"content-encoding") or b"identity").strip().lower()
+    if coding != b"identity":
+        raise UnsupportedContent(f"Bodies are taken uncompressed, not as {coding.decode('latin-1')!r}")
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         whole: bytes = message.get("body", b"")

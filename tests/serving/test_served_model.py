@@ -154,7 +154,7 @@ async def test_a_cancelled_request_leaves_the_queue(artifact, monkeypatch):
     async with Server(artifact) as server:
         gate = server.hold(monkeypatch)
         running = asyncio.create_task(server.ask("w1"))
-        await asyncio.sleep(0.02)
+        await until(lambda: len(server.batches) == 1)
         waiting = asyncio.create_task(server.ask(["w1 w2"] * 3))
         await until(lambda: server.observer.last_queue == (3, 12))
         waiting.cancel()
@@ -342,6 +342,23 @@ async def test_the_cache_on_disk_outlives_the_process(artifact, tmp_path):
             hits.append(server.observer.of("cache"))
     assert answers[0].tobytes() == answers[1].tobytes()
     assert hits == [[(0, 20)], [(20, 0)]]
+
+
+@in_loop
+async def test_both_levels_of_the_cache_and_the_model_answer_one_request(artifact, tmp_path):
+    """Some texts in memory, some in the file alone, some nowhere; also all of them in memory, with a file behind."""
+    texts, file = make_texts(9, seed=12), tmp_path / "answers.sqlite"
+    async with Server(artifact, cache_bytes=1 << 20, cache_path=file) as server:
+        fresh = vectors(await server.ask(texts))
+        assert vectors(await server.ask(texts)).tobytes() == fresh.tobytes()
+        (alone,) = await server.ask(texts[4])
+        assert alone.outputs.data.tobytes() == fresh[4].tobytes()
+    async with Server(artifact, cache_bytes=1 << 20, cache_path=file) as server:
+        await server.ask(texts[:3])
+        mixed = [texts[1], "w9 w9 w9", *texts[2:]]
+        with PoolingModel.load(artifact) as model:
+            assert vectors(await server.ask(mixed)).tobytes() == model.embed(mixed, prompt="").tobytes()
+        assert server.observer.of("cache") == [(3, 0), (len(mixed) - 1, 1)]
 
 
 def test_a_model_of_another_limit(artifact):
