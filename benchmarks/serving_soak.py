@@ -127,7 +127,11 @@ class Client:
 
 
 def _encode(ask: Ask) -> bytes:
-    lines = [f"{ask.method} {ask.path} HTTP/1.1", "host: 127.0.0.1", *(f"{name}: {value}" for name, value in ask.headers)]
+    lines = [
+        f"{ask.method} {ask.path} HTTP/1.1",
+        "host: 127.0.0.1",
+        *(f"{name}: {value}" for name, value in ask.headers),
+    ]
     body = ask.body or b""
     if ask.body is not None:
         lines.append(f"content-length: {len(body)}")
@@ -208,7 +212,16 @@ def judge_memory(memory: Sequence[tuple[float, float]], warm_up: float) -> tuple
 
 def serve_and_load(models: dict[str, Path], table: Table, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-c", SERVE, "serve", *map(str, models.values())]
-    command += ["--served-model-name", *models, "--port", "0", "--cache", "256K", "--cache-path", str(folder / "cache.db")]
+    command += [
+        "--served-model-name",
+        *models,
+        "--port",
+        "0",
+        "--cache",
+        "256K",
+        "--cache-path",
+        str(folder / "cache.db"),
+    ]
     command += ["--cache-disk", "512K", "--log-format", "json"]
     log = folder / "log"
     with log.open("w") as stream:

@@ -14,8 +14,41 @@ from numpy.typing import NDArray
 from poolgraph import PoolingModel
 
 WORDS = (
-    *("one two three people time water house year before after great small river mountain because never always").split(),
-    *("green bread letter answer question window machine country garden winter music paper number world").split(),
+    *[
+        "one",
+        "two",
+        "three",
+        "people",
+        "time",
+        "water",
+        "house",
+        "year",
+        "before",
+        "after",
+        "great",
+        "small",
+        "river",
+        "mountain",
+        "because",
+        "never",
+        "always",
+    ],
+    *[
+        "green",
+        "bread",
+        "letter",
+        "answer",
+        "question",
+        "window",
+        "machine",
+        "country",
+        "garden",
+        "winter",
+        "music",
+        "paper",
+        "number",
+        "world",
+    ],
 )
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 

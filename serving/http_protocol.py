@@ -125,12 +125,8 @@ class LimitedProtocol(HttpToolsProtocol):
         method, version = self.parser.get_method(), self.parser.get_http_version()
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-        lines = [b"%b %b HTTP/%b" % (method, self.url, version.encode())]
-        for name, value in self.headers:
-            if name == b"connection":
-                value = b", ".join(one for one in value.split(b",") if one.strip().lower() not in _UPGRADES)
-            if name not in _UPGRADES:
-                lines.append(name + b": " + value)
+        kept = [(name, _drop_upgrades(name, value)) for name, value in self.headers if name not in _UPGRADES]
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version.encode()), *(b"%b: %b" % header for header in kept)]
         return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
@@ -261,6 +257,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_in_headers or not self._is_reading:
             return self.cycle
         return None if self._running[0] is self.cycle else self._running[0]
+
+
+def _drop_upgrades(name: bytes, value: bytes) -> bytes:
+    """Return a header's value; of ``Connection``, what has nothing to do with another protocol."""
+    if name != b"connection":
+        return value
+    return b", ".join(one for one in value.split(b",") if one.strip().lower() not in _UPGRADES)
 
 
 def limit_protocol(limits: ConnectionLimits) -> type[LimitedProtocol]:

@@ -15,6 +15,7 @@ from poolgraph.runtime.score_request import plan_score_request
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.serving.answers import count_usage, describe_use, now
 from poolgraph.serving.chat import join_parts
+from poolgraph.serving.encodings import check_finite
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import check_common, check_size, plan_tokenization, plan_urgency
 from poolgraph.serving.routing import find_model, show_name
@@ -55,6 +56,7 @@ async def create_scores(call: Call, body: ScoreBody) -> Answer:
     outputs = await _score(call, body, model, pairs)
 
     def build() -> Answer:
+        check_finite([output.outputs.score for output in outputs])
         items = [
             ScoreAnswerItem(index=index, score=output.outputs.score, **describe_use(output))
             for index, output in enumerate(outputs)
@@ -81,6 +83,7 @@ async def create_ranking(call: Call, body: RerankRequest) -> Answer:
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n or None]
 
     def build() -> Answer:
+        check_finite(scores)
         total = count_usage(outputs).total_tokens
         items = [
             RerankItem(

@@ -20,7 +20,7 @@ from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.runtime.tokenization import TruncationSide
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
-from poolgraph.serving.encodings import encode_floats
+from poolgraph.serving.encodings import check_finite, encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import TextRequest, build_params, check_size, plan_tokenization, read_prompts
 from poolgraph.serving.routes_scores import Pairs, answer_pairs
@@ -165,6 +165,7 @@ def _shorten(values: Any) -> list[float]:
 
 
 def _rank(scores: Sequence[float], labels: Sequence[str]) -> list[TeiPrediction]:
+    check_finite(scores)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     names = labels or [str(index) for index in range(len(scores))]
     return [TeiPrediction(score=scores[index], label=names[index]) for index in order]
@@ -191,7 +192,9 @@ async def similarity(call: Call, body: TeiSimilarityRequest) -> Answer:
     outputs: list[ScoringRequestOutput] = await model.answer(
         lambda: answer_scores(runner, request, count()), _urgency(call), num_chars=num_chars
     )
-    return answer_json([output.outputs.score for output in outputs], headers=use_headers(outputs))
+    scores = [output.outputs.score for output in outputs]
+    check_finite(scores)
+    return answer_json(scores, headers=use_headers(outputs))
 
 
 async def show_info(call: Call, body: None) -> Answer:
