@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,42 +14,10 @@ from numpy.typing import NDArray
 
 from poolgraph import PoolingModel
 
-WORDS = (
-    *[
-        "one",
-        "two",
-        "three",
-        "people",
-        "time",
-        "water",
-        "house",
-        "year",
-        "before",
-        "after",
-        "great",
-        "small",
-        "river",
-        "mountain",
-        "because",
-        "never",
-        "always",
-    ],
-    *[
-        "green",
-        "bread",
-        "letter",
-        "answer",
-        "question",
-        "window",
-        "machine",
-        "country",
-        "garden",
-        "winter",
-        "music",
-        "paper",
-        "number",
-        "world",
-    ],
+WORDS = re.findall(
+    r"\w+",
+    """one two three people time water house year before after great small river mountain because never always green
+    bread letter answer question window machine country garden winter music paper number world""",
 )
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 

@@ -101,7 +101,9 @@ def answer_error(error: Exception, hidden: Mapping[str, str] | None = None) -> A
     if row.describe is None:
         _log.error("a request failed", exc_info=error)
     message = _FAILED if row.describe is None else row.describe(error)
-    for path, name in (hidden or {}).items():
+    # A name that the client made up is told as it is: replaced, it would tell that it is a path of this machine.
+    is_own = isinstance(error, ModelNotFound) and error.name is not None
+    for path, name in () if is_own else (hidden or {}).items():
         message = message.replace(path, name)
     parameter = getattr(error, "parameter", None) or row.parameter
     detail = ErrorDetail(message=message, type=row.kind, param=parameter, code=row.status)

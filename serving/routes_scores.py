@@ -17,7 +17,7 @@ from poolgraph.serving.answers import count_usage, describe_use, now
 from poolgraph.serving.chat import join_parts
 from poolgraph.serving.encodings import check_finite
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
-from poolgraph.serving.request_fields import check_common, check_size, plan_tokenization, plan_urgency
+from poolgraph.serving.request_fields import check_common, check_number, check_size, plan_tokenization, plan_urgency
 from poolgraph.serving.routing import find_model, show_name
 from poolgraph.serving.schema_scores import (
     RankedText,
@@ -113,6 +113,8 @@ def read_pairs(queries: Any, documents: Any, model: ServedModel, call: Call) -> 
         InputError: something that is no text.
         RequestTooLarge: too many texts, or too long a text.
     """
+    for side in (queries, documents):
+        check_number(side, call.context.settings, "documents")
     sides = [_read_side(side, model.manifest.architecture) for side in (queries, documents)]
     sizes = [check_size(side, call.context.settings, "documents") for side in sides]
     return Pairs(queries=sides[0], documents=sides[1], num_chars=sum(sizes))

@@ -22,7 +22,14 @@ from poolgraph.runtime.tokenization import TruncationSide
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.encodings import check_finite, encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
-from poolgraph.serving.request_fields import TextRequest, build_params, check_size, plan_tokenization, read_prompts
+from poolgraph.serving.request_fields import (
+    TextRequest,
+    build_params,
+    check_number,
+    check_size,
+    plan_tokenization,
+    read_prompts,
+)
 from poolgraph.serving.routes_scores import Pairs, answer_pairs
 from poolgraph.serving.routing import choose_runner, find_model, show_name
 from poolgraph.serving.schema_tei import (
@@ -116,6 +123,7 @@ def find_prompt(name: str | None, model: ServedModel) -> str:
 async def predict(call: Call, body: TeiPredictRequest) -> Answer:
     """Classify texts, or pairs of texts: for each the classes, the likeliest first."""
     model = find_model(call.context.registry, body.model, "classify", "Predict")
+    check_number(body.inputs, call.context.settings, "inputs")
     rows, is_batch = _read_rows(body.inputs)
     params = PoolingParams(use_activation=False) if body.raw_scores else build_params(None)
     options = _options(body, model, params)

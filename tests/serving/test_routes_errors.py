@@ -269,3 +269,34 @@ def test_what_becomes_nan_after_the_model_does_not_leave_either(make_site, monke
         answer = site.post(path, body)
         assert answer.status_code == 500, path
     assert seen.of("failed") == [("nan",)] * len(asked)
+
+
+def test_a_guessed_path_is_not_confirmed(make_site):
+    site = make_site()
+    path = str(site.model.runner.model.path)
+    answer = site.post("/v1/embeddings", {"input": "w1", "model": path})
+    assert answer.json()["error"]["message"] == f"The model `{path}` does not exist."
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": [[]] * 9}),
+        ("/v1/embeddings", {"input": [["w1"]] * 9}),
+        ("/v1/embeddings", {"messages": [{"role": "user"}] * 9}),
+        ("/v1/embeddings", {"messages": [[{"role": "user"}] * 9]}),
+        ("/tokenize", {"messages": [{"role": "user"}] * 9}),
+        ("/v2/embed", {"inputs": [{"content": [{"type": "image"}]}] * 9}),
+        ("/embed", {"inputs": [[]] * 9}),
+        ("/score", {"text_1": [[]] * 9, "text_2": "w1"}),
+        ("/rerank", {"query": "w1", "documents": [{"content": []}] * 9}),
+    ],
+)
+def test_too_many_are_refused_before_any_is_looked_at(make_site, path, body):
+    """Millions of empty lists fit into a body: parsing each before counting them took half a minute."""
+    answer = make_site("chatty", max_texts=8).post(path, body)
+    if body.get("input") == [["w1"]] * 9:
+        assert answer.status_code == 400  # no shape that there is
+    else:
+        assert answer.status_code == 413, answer.text
+        assert "--max-texts" in answer.json()["error"]["message"]
