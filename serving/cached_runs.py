@@ -72,4 +72,4 @@ class CachedRuns:
         if self._disk_works():
             assert self.disk is not None
             copies = [(key, np.array(row, dtype=np.float32)) for key, row in zip(keys, fresh, strict=True)]
-            self.disk.executor.submit(self.disk.keep, copies)
+            self.disk.offer(copies)

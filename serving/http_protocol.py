@@ -11,6 +11,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from poolgraph.serving.refusals import BAD_REQUEST, HEADERS_TOO_LARGE, TOO_SLOW, UNAVAILABLE, Refusal
 
+_SLOWEST: Final = 64
+"""Looks, one each ``read_timeout_s``, within which a client must have read its answer: it would fill memory."""
+
 _UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
 """The headers of a request to change the protocol, and what ``Connection`` calls them."""
 
@@ -26,7 +29,7 @@ class ConnectionLimits:
         max_header_bytes: Of the URL and all headers of a request.
         max_headers: Their number.
         read_timeout_s: From a request's first byte (a connection's first request: from the connection) to its last.
-            Also how long a client may read nothing of its answer.
+            Also in how long a client must read a 64th of its answer.
         max_connections: Open at the same time.
     """
 
@@ -164,7 +167,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Watch that the client reads its answer."""
         super().on_response_complete()
         if size := self.transport.get_write_buffer_size():
-            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size)
+            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size, size // _SLOWEST)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; one whose client still reads its answer is not idle."""
@@ -228,15 +231,15 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def _check_progress(self, previous_size: int) -> None:
-        """Drop a connection whose client read nothing of its answer since the last look."""
+    def _check_progress(self, previous_size: int, least: int) -> None:
+        """Drop a connection whose client read less than ``least`` bytes of its answer since the last look."""
         if self.parser is None:
             return
         size = self.transport.get_write_buffer_size()
-        if size >= previous_size:
+        if size and previous_size - size < max(1, least):
             self.transport.abort()
         elif size:
-            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size)
+            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size, least)
 
     def _refuse(self, refusal: Refusal, message: str) -> None:
         """Answer and close; where an earlier request is still unanswered, let its answer be the connection's last."""

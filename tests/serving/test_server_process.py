@@ -153,6 +153,25 @@ def test_a_client_that_reads_nothing_is_dropped(server):
         assert len(read_all(connection)) < 20_000_000  # the kernel still hands on what it had
 
 
+def test_a_client_that_reads_a_byte_now_and_then_is_dropped_too(server):
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", server.port))
+    connection.settimeout(TIMEOUT_S)
+    connection.sendall(b"GET /big?60000000 HTTP/1.1\r\nhost: a\r\n\r\n")
+    num_bytes = 0
+    for _ in range(25):
+        time.sleep(0.1)
+        num_bytes += len(connection.recv(512))
+    with connection:
+        try:
+            while found := connection.recv(1 << 20):
+                num_bytes += len(found)
+        except ConnectionResetError:
+            pass
+    assert num_bytes < 60_000_000
+
+
 def test_pipelined_requests_are_answered_in_order(server):
     request = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n%d"
     with server.open_socket() as connection:
