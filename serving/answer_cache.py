@@ -26,6 +26,8 @@ Row: TypeAlias = NDArray[np.float32]
 _ENTRY_BYTES: Final = 256
 """Roughly what Python takes for an entry beside its numbers."""
 
+_VALUE_BYTES: Final = 4
+
 _LARGEST_SHARE: Final = 8
 """An answer larger than this part of the cache is not kept: it would push out too many others."""
 
@@ -77,8 +79,7 @@ class AnswerCache:
 
     def keep(self, key: Key, row: Row) -> None:
         """Keep a copy of an answer, unless it is too large."""
-        cost = row.nbytes + _ENTRY_BYTES
-        if cost > self._capacity // _LARGEST_SHARE:
+        if row.size * _VALUE_BYTES + _ENTRY_BYTES > self._capacity // _LARGEST_SHARE:
             return
         kept = np.array(row, dtype=np.float32)
         kept.flags.writeable = False
@@ -86,7 +87,7 @@ class AnswerCache:
             if key in self._rows:
                 return
             self._rows[key] = kept
-            self._size += cost
+            self._size += kept.nbytes + _ENTRY_BYTES
             while self._size > self._capacity:
                 _, old = self._rows.popitem(last=False)
                 self._size -= old.nbytes + _ENTRY_BYTES

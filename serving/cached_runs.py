@@ -39,7 +39,7 @@ class CachedRuns:
         """Return raw answers of a run, from the caches where they have them, else from ``execute``."""
         keys = [make_key(self.salt, run.family, text) for text in run.encoded]
         rows = self.memory.find(keys)
-        if self._disk_works() and None in rows:
+        if self._disk_works() and any(row is None for row in rows):
             await self._find_on_disk(keys, rows)
         missing = [place for place, row in enumerate(rows) if row is None]
         self.observer.cache(self.name, len(rows) - len(missing), len(missing), self.memory.size)
@@ -72,4 +72,4 @@ class CachedRuns:
         if self._disk_works():
             assert self.disk is not None
             copies = [(key, np.array(row, dtype=np.float32)) for key, row in zip(keys, fresh, strict=True)]
-            self.disk.executor.submit(self.disk.keep, copies)
+            self.disk.offer(copies)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import sqlite3
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,12 +35,15 @@ _DTYPE: Final = "<f4"
 _MOST_KEYS: Final = 500
 """Keys looked up by one statement; SQLite takes 999 variables in old versions."""
 
+_MOST_WAITING: Final = 1 << 26
+"""Bytes of answers that wait to be written: a disk that is slower than the model must not fill the memory."""
+
 _CHECK_EVERY: Final = 64
 """Writes after which the file's size is looked at."""
 
 
 class DiskCache:
-    """Raw answers in a file; every method but ``close`` belongs into ``executor``, which has one thread.
+    """Raw answers in a file; every method but ``offer`` and ``close`` belongs into ``executor``, which has one thread.
 
     Args:
         path: The file; made where there is none.
@@ -57,6 +61,8 @@ class DiskCache:
         self._capacity = capacity
         self._connection: sqlite3.Connection | None = None
         self._num_writes = 0
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
         self._closed = False
         self.executor.submit(self._open).result()
 
@@ -78,6 +84,23 @@ class DiskCache:
             self._switch_off(error)
             return {}
         return found
+
+    def offer(self, answers: Sequence[tuple[Key, Row]]) -> bool:
+        """Let answers be written soon; return False where too many wait already, and these are passed over."""
+        size = sum(row.nbytes for _, row in answers)
+        with self._lock:
+            if not self.is_on or self._waiting_bytes + size > _MOST_WAITING:
+                return False
+            self._waiting_bytes += size
+            self.executor.submit(self._keep_offered, answers, size)
+        return True
+
+    def _keep_offered(self, answers: Sequence[tuple[Key, Row]], size: int) -> None:
+        try:
+            self.keep(answers)
+        finally:
+            with self._lock:
+                self._waiting_bytes -= size
 
     def keep(self, answers: Sequence[tuple[Key, Row]]) -> None:
         """Write answers; those of a key that is there already change nothing."""
@@ -102,7 +125,8 @@ class DiskCache:
         """Write what is still to be written and let go of the file; a second time nothing happens."""
         if self._closed:
             return
-        self._closed, self.is_on = True, False
+        with self._lock:  # so that nothing is offered to an executor that is shut down
+            self._closed, self.is_on = True, False
         self.executor.submit(self._disconnect).result()
         self.executor.shutdown()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
@@ -19,6 +20,11 @@ _WATCH_AFTER: Final = 0.05
 """Seconds before a request is watched for its client hanging up; most are answered by then."""
 
 _JSON_TYPES: Final = frozenset({b"", b"application/json"})
+
+
+_LARGE_BODY: Final = 1 << 20
+"""Bytes of a body while which is decoded the garbage collector rests: millions of small lists would start it over and
+over (measured: 8.4 s for 32 MiB of empty lists, 0.9 s without), and nothing else runs until they are read."""
 
 
 class ClientGone(Exception):
@@ -142,6 +148,9 @@ async def _read_json(scope: Scope, receive: Receive) -> bytes:
     if kind not in _JSON_TYPES and not kind.endswith(b"+json"):
         shown = kind.decode("latin-1")
         raise UnsupportedContent(f"Unsupported Media Type: Only 'application/json' is allowed, not {shown!r}")
+    coding = (find_header(scope, b"content-encoding") or b"identity").strip().lower()
+    if coding != b"identity":
+        raise UnsupportedContent(f"Bodies are taken uncompressed, not as {coding.decode('latin-1')!r}")
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         whole: bytes = message.get("body", b"")
@@ -161,10 +170,16 @@ def _decode(decode: Callable[[bytes], Any], data: bytes) -> Any:
     Raises:
         InvalidBody: it is no JSON, or of another shape.
     """
+    rests = len(data) > _LARGE_BODY and gc.isenabled()
+    if rests:
+        gc.disable()
     try:
         return decode(data)
     except UNREADABLE as error:
         raise InvalidBody(_describe_invalid(error)) from error
+    finally:
+        if rests:
+            gc.enable()
 
 
 def _make_call(context: Context, scope: Scope) -> Call:

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from poolgraph.errors import InputError
+from poolgraph.errors import InputError, SessionError
 
 Floats = NDArray[np.float32]
 
@@ -78,7 +78,9 @@ class WireFormat:
 
         Raises:
             InputError: a number is too large for the type.
+            SessionError: a number is not finite.
         """
+        check_finite(values)
         cast_values = _CASTS[self.embed_dtype](np.ascontiguousarray(values))
         self._check_range(cast_values)
         if self.endianness not in ("native", sys.byteorder):
@@ -95,11 +97,25 @@ class WireFormat:
             )
 
 
+def check_finite(values: Any) -> None:
+    """Check what is about to leave: raw answers are checked when they come in, what is made of them here.
+
+    Raises:
+        SessionError: NaN or infinity, which JSON has no numbers for and no client expects.
+    """
+    if not np.isfinite(values).all():
+        raise SessionError("a finished answer holds NaN or infinity")
+
+
 def encode_floats(values: Floats) -> Any:
     """Return an array as JSON that is put into an answer as it is: the shortest numbers that read as the same float32.
 
     Without a Python object a number it takes a third of the time, and the text is half as long.
+
+    Raises:
+        SessionError: a number is not finite.
     """
+    check_finite(values)
     return cast("list[Any]", msgspec.Raw(orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)))
 
 
@@ -120,7 +136,9 @@ def encode_bits(values: Floats, *, signed: bool) -> list[int]:
 
     Raises:
         InputError: a size that is no multiple of 8.
+        SessionError: a number is not finite.
     """
+    check_finite(values)
     if len(values) % 8:
         raise InputError(
             f"Embedding dimension must be a multiple of 8 for binary embedding types, but got {len(values)}.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from poolgraph.errors import SessionError
 from poolgraph.serving.asgi_types import Header
 
 if TYPE_CHECKING:
@@ -62,14 +63,22 @@ class Call:
         return f"{prefix}-{self.request_id or given or self.fallback_id}"
 
     async def encode(self, model: ServedModel, build: Callable[[], Answer], num_values: int) -> Answer:
-        """Build an answer, in a thread where it holds many numbers, and report the time it takes."""
+        """Build an answer, in a thread where it holds many numbers, and report the time it takes.
+
+        Raises:
+            SessionError: it holds a number that is not finite.
+        """
         if num_values <= _INLINE_VALUES:
             return self._encode(model, build)
         return await asyncio.to_thread(self._encode, model, build)
 
     def _encode(self, model: ServedModel, build: Callable[[], Answer]) -> Answer:
         start = time.perf_counter()
-        answer = build()
+        try:
+            answer = build()
+        except SessionError:
+            self.context.observer.failed(model.names[0], "nan")
+            raise
         self.context.observer.encoded(model.names[0], time.perf_counter() - start)
         return answer
 

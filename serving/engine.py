@@ -59,6 +59,7 @@ class Engine:
         self._backlog = Backlog()
         self._speed = Speed(rules.slots.runs)
         self._running: list[NextBatch] = []
+        self._started: dict[int, float] = {}
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._alive = True
@@ -75,8 +76,13 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether work is taken: False once a model thread died, until it is back, and after the end."""
-        return self._alive and not self._stopping.is_set()
+        """Whether work is taken: False once a model thread died, until it is back, while one hangs, after the end."""
+        return self._alive and not self._stopping.is_set() and not self._hangs()
+
+    def _hangs(self) -> bool:
+        """Return whether a batch runs for longer than one can."""
+        started = list(self._started.values())
+        return bool(started) and time.monotonic() - min(started) > self._settings.stuck_seconds
 
     @property
     def is_idle(self) -> bool:
@@ -183,6 +189,7 @@ class Engine:
                 elif not self._expire(chosen.texts):
                     self._backlog.take(chosen.texts)
                     self._running.append(chosen)
+                    self._started[id(chosen)] = time.monotonic()
                     if self._backlog.num_texts:
                         self._changed.notify()
                     return chosen
@@ -232,6 +239,7 @@ class Engine:
             if batch not in self._running:
                 return
             self._running.remove(batch)
+            del self._started[id(batch)]
             ended = self._collect(batch, outcome) if isinstance(outcome, BatchAnswer) else self._fail(batch, outcome)
             for run in ended:
                 if run.error is not None and run.num_waiting:

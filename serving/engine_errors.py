@@ -19,6 +19,21 @@ class QueueFull(Overloaded):
         self.retry_after = retry_after
 
 
+class AnswerTooLarge(PoolgraphError):
+    """The answers of a request, a row a token, would take more memory than one may.
+
+    Args:
+        num_bytes: What they would take.
+        limit: What they may.
+    """
+
+    def __init__(self, num_bytes: int, limit: int) -> None:
+        super().__init__(
+            f"the answers of this request, a row a token, would take {num_bytes} bytes; this server allows {limit} "
+            "(--max-answer). Send fewer or shorter texts a request."
+        )
+
+
 class DeadlineExceeded(Overloaded):
     """The request's time was over before all of its texts had run."""
 

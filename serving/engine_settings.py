@@ -17,6 +17,8 @@ _AT_LEAST: Final = {
     "restart_delay": 0.0,
     "max_restart_delay": 0.0,
     "chunk_overlap": 0,
+    "max_answer_bytes": 1,
+    "stuck_seconds": 0.0,
     "cache_bytes": 0,
     "cache_disk_bytes": 0,
     "warm_up_seconds": 0.0,
@@ -37,6 +39,9 @@ class EngineSettings:
         inline_chars: Characters up to which a request is tokenized in the event loop itself: a thread costs more.
         restart_delay: Seconds until a model thread that died is started again; doubled each time it dies again.
         max_restart_delay: Largest such delay.
+        stuck_seconds: Seconds after which a batch that has not ended means that its thread hangs, and the engine is not
+            alive.
+        max_answer_bytes: Memory that the raw answers of one request may take where there is a row a token.
         long_text: What is done with texts longer than the model's limit: ``error``, ``truncate`` or ``chunk``.
         chunk_overlap: Tokens that neighbouring chunks share.
         cache_bytes: Memory for raw answers, of all models together; 0 for no cache.
@@ -56,6 +61,8 @@ class EngineSettings:
     inline_chars: int = 4096
     restart_delay: float = 0.5
     max_restart_delay: float = 30.0
+    stuck_seconds: float = 600.0
+    max_answer_bytes: int = 1 << 29
     long_text: LongTextKind = "error"
     chunk_overlap: int = 32
     cache_bytes: int = 0

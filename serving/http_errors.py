@@ -11,7 +11,14 @@ import msgspec
 
 from poolgraph.errors import InputError, PoolgraphError, SessionError, TaskNotSupported
 from poolgraph.serving.endpoint import Answer, answer_json
-from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, ModelNotFound, NotReady, QueueFull
+from poolgraph.serving.engine_errors import (
+    AnswerTooLarge,
+    DeadlineExceeded,
+    EngineStopped,
+    ModelNotFound,
+    NotReady,
+    QueueFull,
+)
 from poolgraph.serving.schema_common import ErrorBody, ErrorDetail
 
 _log: Final = logging.getLogger("poolgraph.serving")
@@ -70,6 +77,7 @@ ERROR_ROWS: Final[tuple[tuple[type[Exception], ErrorRow], ...]] = (
     (TaskNotSupported, ErrorRow(status=400, kind="BadRequestError")),
     (ModelNotFound, ErrorRow(status=404, kind="NotFoundError", parameter="model")),
     (RequestTooLarge, ErrorRow(status=413, kind="RequestTooLarge")),
+    (AnswerTooLarge, ErrorRow(status=413, kind="RequestTooLarge")),
     (UnsupportedContent, ErrorRow(status=415, kind="UnsupportedMediaType")),
     (QueueFull, ErrorRow(status=429, kind="TooManyRequests")),
     (TaskNotServed, ErrorRow(status=501, kind="NotImplementedError")),
@@ -93,7 +101,9 @@ def answer_error(error: Exception, hidden: Mapping[str, str] | None = None) -> A
     if row.describe is None:
         _log.error("a request failed", exc_info=error)
     message = _FAILED if row.describe is None else row.describe(error)
-    for path, name in (hidden or {}).items():
+    # A name that the client made up is told as it is: replaced, it would tell that it is a path of this machine.
+    is_own = isinstance(error, ModelNotFound) and error.name is not None
+    for path, name in () if is_own else (hidden or {}).items():
         message = message.replace(path, name)
     parameter = getattr(error, "parameter", None) or row.parameter
     detail = ErrorDetail(message=message, type=row.kind, param=parameter, code=row.status)

@@ -6,9 +6,16 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from poolgraph.serving.refusals import BAD_REQUEST, HEADERS_TOO_LARGE, TOO_SLOW, UNAVAILABLE, Refusal
+
+_SLOWEST: Final = 64
+"""Looks, one each ``read_timeout_s``, within which a client must have read its answer: it would fill memory."""
+
+_UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
+"""The headers of a request to change the protocol, and what ``Connection`` calls them."""
 
 _HEADER_OVERHEAD: Final = 4
 """Bytes of ``": "`` and the end of the line."""
@@ -22,7 +29,7 @@ class ConnectionLimits:
         max_header_bytes: Of the URL and all headers of a request.
         max_headers: Their number.
         read_timeout_s: From a request's first byte (a connection's first request: from the connection) to its last.
-            Also how long a client may read nothing of its answer.
+            Also in how long a client must read a 64th of its answer.
         max_connections: Open at the same time.
     """
 
@@ -53,6 +60,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_header_bytes = 0
         self._refusal: tuple[Refusal, str] | None = None
         self._running: tuple[Any, asyncio.Task[None]] | None = None
+        self._is_over = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse a connection above the limit; else wait for its first request, but not for ever."""
@@ -75,11 +83,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; run the timer while a request is incomplete."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_over:
             return
         self._has_begun_here = False
-        super().data_received(data)
-        if self.parser is None or self.transport.is_closing():
+        self._parse(data)
+        if self.parser is None or self.transport.is_closing() or self._is_over:
             return
         if not self._is_reading:
             self._stop_timer()
@@ -91,6 +99,38 @@ class LimitedProtocol(HttpToolsProtocol):
             self._num_header_bytes += len(data)
             if self._num_header_bytes > self.limits.max_header_bytes:
                 self._refuse(HEADERS_TOO_LARGE, self._describe_limits())
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn's, but a request to upgrade is one like others, and what follows a refused one is not read."""
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._begin_again() + data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                self.logger.debug("not a valid HTTP request")
+                self.send_400_response("")
+                return
+            else:
+                return
+
+    def _wants_upgrade(self) -> bool:
+        """Return whether the parser leaves the request's body unread; CONNECT, which has none, is not served at all."""
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def _begin_again(self) -> bytes:
+        """Return the head of a request without its wish for another protocol, for a new parser.
+
+        The old one has not read its body: it takes what follows for the other protocol. HTTP lets a server ignore the
+        wish (RFC 9110, section 7.8), and clients such as Java's send it with every first request.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        kept = [(name, _drop_upgrades(name, value)) for name, value in self.headers if name not in _UPGRADES]
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version.encode()), *(b"%b: %b" % header for header in kept)]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         """Begin to count and to time the next request."""
@@ -110,12 +150,16 @@ class LimitedProtocol(HttpToolsProtocol):
         self._count_header_bytes(len(name) + len(value) + _HEADER_OVERHEAD)
 
     def on_headers_complete(self) -> None:
-        """Hand the request on."""
+        """Hand the request on; one that wishes for another protocol comes again, see ``_begin_again``."""
+        if self._wants_upgrade():
+            return
         self._is_in_headers = False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Stop the time: the client has said all."""
+        if self._wants_upgrade():
+            return
         self._is_reading = False
         super().on_message_complete()
 
@@ -123,7 +167,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Watch that the client reads its answer."""
         super().on_response_complete()
         if size := self.transport.get_write_buffer_size():
-            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size)
+            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size, size // _SLOWEST)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; one whose client still reads its answer is not idle."""
@@ -187,21 +231,42 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def _check_progress(self, previous_size: int) -> None:
-        """Drop a connection whose client read nothing of its answer since the last look."""
+    def _check_progress(self, previous_size: int, least: int) -> None:
+        """Drop a connection whose client read less than ``least`` bytes of its answer since the last look."""
         if self.parser is None:
             return
         size = self.transport.get_write_buffer_size()
-        if size >= previous_size:
+        if size and previous_size - size < max(1, least):
             self.transport.abort()
         elif size:
-            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size)
+            self.loop.call_later(self.limits.read_timeout_s, self._check_progress, size, least)
 
     def _refuse(self, refusal: Refusal, message: str) -> None:
+        """Answer and close; where an earlier request is still unanswered, let its answer be the connection's last."""
         if self.transport.is_closing():
+            return
+        if (last := self._find_unanswered()) is not None:
+            self._is_over = True
+            self._stop_timer()
+            last.keep_alive = False
             return
         self.transport.write(refusal.encode_answer(message, self.server_state.default_headers))
         self.transport.close()
+
+    def _find_unanswered(self) -> Any:
+        """Return the last whole request that waits for its answer while a later one comes in; None without one."""
+        if self._running is None or self._running[0].response_complete:
+            return None
+        if self._is_in_headers or not self._is_reading:
+            return self.cycle
+        return None if self._running[0] is self.cycle else self._running[0]
+
+
+def _drop_upgrades(name: bytes, value: bytes) -> bytes:
+    """Return a header's value; of ``Connection``, what has nothing to do with another protocol."""
+    if name != b"connection":
+        return value
+    return b", ".join(one for one in value.split(b",") if one.strip().lower() not in _UPGRADES)
 
 
 def limit_protocol(limits: ConnectionLimits) -> type[LimitedProtocol]:

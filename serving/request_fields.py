@@ -75,10 +75,26 @@ def read_prompts(value: Any, model: ServedModel, settings: ServeSettings) -> Tex
         InputError: something that is no prompt.
         RequestTooLarge: too many texts, or too long a text.
     """
+    check_number(value, settings)
     prompts: list[ParsedPrompt] = (
         [value] if isinstance(value, str) else parse_prompts(value, architecture=model.manifest.architecture)
     )
     return TextRequest(prompts=prompts, num_chars=check_size(prompts, settings))
+
+
+def check_number(values: Any, settings: ServeSettings, parameter: str = "input") -> None:
+    """Check the length of a list of texts or messages before anything is made of it; token ids of one text pass.
+
+    Raises:
+        RequestTooLarge: too many.
+    """
+    if isinstance(values, list) and len(values) > settings.max_texts and not isinstance(values[0], int):
+        kind = "messages in a conversation" if isinstance(values[0], ChatMessage) else "texts"
+        raise RequestTooLarge(
+            f"the request has {len(values)} {kind}; this server takes at most {settings.max_texts} in one request "
+            "(--max-texts). Send several requests.",
+            parameter=parameter,
+        )
 
 
 def check_size(prompts: Sequence[ParsedPrompt], settings: ServeSettings, parameter: str = "input") -> int:
@@ -87,12 +103,7 @@ def check_size(prompts: Sequence[ParsedPrompt], settings: ServeSettings, paramet
     Raises:
         RequestTooLarge: too many texts, or too long a text.
     """
-    if len(prompts) > settings.max_texts:
-        raise RequestTooLarge(
-            f"the request has {len(prompts)} texts; this server takes at most {settings.max_texts} in one request "
-            "(--max-texts). Send several requests.",
-            parameter=parameter,
-        )
+    check_number(prompts, settings, parameter)
     total = 0
     for index, prompt in enumerate(prompts):
         size = len(prompt) if isinstance(prompt, str) else len(prompt) * _CHARS_PER_TOKEN
@@ -116,7 +127,9 @@ def _read_chat(
     if not value:
         raise InputError("messages must hold at least one message", parameter="messages")
     conversations = value if isinstance(value[0], list) else [value]
+    check_number(conversations, settings, "messages")
     for index, messages in enumerate(conversations):
+        check_number(messages, settings, "messages")
         if not isinstance(messages, list) or not messages or not all(isinstance(one, ChatMessage) for one in messages):
             raise InputError(f"conversation {index} must be a list of messages, at least one", parameter="messages")
     written = [_written_text(messages) for messages in conversations]

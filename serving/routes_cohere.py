@@ -17,7 +17,7 @@ from poolgraph.serving.answers import Outputs, count_usage, count_values, list_u
 from poolgraph.serving.chat import join_parts
 from poolgraph.serving.encodings import LITTLE_FLOAT32, Floats, encode_bits, encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
-from poolgraph.serving.request_fields import build_params, check_size, plan_tokenization, plan_urgency
+from poolgraph.serving.request_fields import build_params, check_number, check_size, plan_tokenization, plan_urgency
 from poolgraph.serving.routing import choose_runner, find_model
 from poolgraph.serving.schema_cohere import (
     ApiVersion,
@@ -56,6 +56,8 @@ _SIDES: Final = MappingProxyType({"END": "right", "START": "left", "NONE": None}
 async def create_cohere_embeddings(call: Call, body: CohereEmbedRequest) -> Answer:
     """Embed texts."""
     model = find_model(call.context.registry, body.model, "embed", "Embeddings")
+    for given in (body.texts, body.inputs):
+        check_number(given, call.context.settings, "texts")
     texts = _read_texts(body, model)
     prompts: list[ParsedPrompt] = list(texts)
     num_chars = check_size(prompts, call.context.settings, "texts")

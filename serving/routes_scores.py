@@ -15,8 +15,9 @@ from poolgraph.runtime.score_request import plan_score_request
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.serving.answers import count_usage, describe_use, now
 from poolgraph.serving.chat import join_parts
+from poolgraph.serving.encodings import check_finite
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
-from poolgraph.serving.request_fields import check_common, check_size, plan_tokenization, plan_urgency
+from poolgraph.serving.request_fields import check_common, check_number, check_size, plan_tokenization, plan_urgency
 from poolgraph.serving.routing import find_model, show_name
 from poolgraph.serving.schema_scores import (
     RankedText,
@@ -55,6 +56,7 @@ async def create_scores(call: Call, body: ScoreBody) -> Answer:
     outputs = await _score(call, body, model, pairs)
 
     def build() -> Answer:
+        check_finite([output.outputs.score for output in outputs])
         items = [
             ScoreAnswerItem(index=index, score=output.outputs.score, **describe_use(output))
             for index, output in enumerate(outputs)
@@ -81,6 +83,7 @@ async def create_ranking(call: Call, body: RerankRequest) -> Answer:
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n or None]
 
     def build() -> Answer:
+        check_finite(scores)
         total = count_usage(outputs).total_tokens
         items = [
             RerankItem(
@@ -110,6 +113,8 @@ def read_pairs(queries: Any, documents: Any, model: ServedModel, call: Call) -> 
         InputError: something that is no text.
         RequestTooLarge: too many texts, or too long a text.
     """
+    for side in (queries, documents):
+        check_number(side, call.context.settings, "documents")
     sides = [_read_side(side, model.manifest.architecture) for side in (queries, documents)]
     sizes = [check_size(side, call.context.settings, "documents") for side in sides]
     return Pairs(queries=sides[0], documents=sides[1], num_chars=sum(sizes))

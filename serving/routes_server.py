@@ -76,7 +76,7 @@ SERVER_ROUTES: Final = (
         function=show_ready,
         summary="Whether every model answers as it should",
         answer_type=ReadyResponse,
-        statuses=(500, 503),
+        statuses=(500, 503, 504),
         tag="Server",
     ),
     Endpoint(

@@ -20,9 +20,16 @@ from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.runtime.tokenization import TruncationSide
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
-from poolgraph.serving.encodings import encode_floats
+from poolgraph.serving.encodings import check_finite, encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
-from poolgraph.serving.request_fields import TextRequest, build_params, check_size, plan_tokenization, read_prompts
+from poolgraph.serving.request_fields import (
+    TextRequest,
+    build_params,
+    check_number,
+    check_size,
+    plan_tokenization,
+    read_prompts,
+)
 from poolgraph.serving.routes_scores import Pairs, answer_pairs
 from poolgraph.serving.routing import choose_runner, find_model, show_name
 from poolgraph.serving.schema_tei import (
@@ -116,6 +123,7 @@ def find_prompt(name: str | None, model: ServedModel) -> str:
 async def predict(call: Call, body: TeiPredictRequest) -> Answer:
     """Classify texts, or pairs of texts: for each the classes, the likeliest first."""
     model = find_model(call.context.registry, body.model, "classify", "Predict")
+    check_number(body.inputs, call.context.settings, "inputs")
     rows, is_batch = _read_rows(body.inputs)
     params = PoolingParams(use_activation=False) if body.raw_scores else build_params(None)
     options = _options(body, model, params)
@@ -165,6 +173,7 @@ def _shorten(values: Any) -> list[float]:
 
 
 def _rank(scores: Sequence[float], labels: Sequence[str]) -> list[TeiPrediction]:
+    check_finite(scores)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     names = labels or [str(index) for index in range(len(scores))]
     return [TeiPrediction(score=scores[index], label=names[index]) for index in order]
@@ -191,7 +200,9 @@ async def similarity(call: Call, body: TeiSimilarityRequest) -> Answer:
     outputs: list[ScoringRequestOutput] = await model.answer(
         lambda: answer_scores(runner, request, count()), _urgency(call), num_chars=num_chars
     )
-    return answer_json([output.outputs.score for output in outputs], headers=use_headers(outputs))
+    scores = [output.outputs.score for output in outputs]
+    check_finite(scores)
+    return answer_json(scores, headers=use_headers(outputs))
 
 
 async def show_info(call: Call, body: None) -> Answer:

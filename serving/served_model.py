@@ -17,7 +17,7 @@ from poolgraph.runtime.requests import RequestRunner
 from poolgraph.runtime.work import Answers, Finished, Run, Work, advance
 from poolgraph.serving.cached_runs import CachedRuns
 from poolgraph.serving.engine import Engine
-from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, NotReady
+from poolgraph.serving.engine_errors import AnswerTooLarge, DeadlineExceeded, EngineStopped, NotReady
 from poolgraph.serving.engine_settings import EngineSettings
 from poolgraph.serving.observer import Observer
 from poolgraph.serving.pending import PendingRun
@@ -26,7 +26,9 @@ from poolgraph.serving.urgency import NO_HURRY, Urgency
 
 T = TypeVar("T")
 
-_PROBE_PRIORITY: Final = -(1 << 31)
+_PROBE_PRIORITY: Final = -(1 << 31) - 1
+"""Before the most urgent request that there can be, so that no client keeps readiness waiting."""
+
 _POLL_SECONDS: Final = 0.01
 _JOIN_SECONDS: Final = 1.0
 """What a batch under way gets to end once the grace is over."""
@@ -60,6 +62,7 @@ class ServedModel:
     _closing: bool = False
     _num_requests: int = 0
     _tokenizers: ThreadPoolExecutor | None = None
+    _check: asyncio.Task[None] | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -103,10 +106,23 @@ class ServedModel:
         step = advance(work, None) if inline else await self._advance(work, None)
         while isinstance(step, Run):
             self._tell_tokenized(step, time.perf_counter() - started)
+            self._check_size(step)
             answers = await self._run(step, urgency, deadline)
             started = time.perf_counter()
             step = advance(work, answers) if inline else await self._advance(work, answers)
         return step.result
+
+    def _check_size(self, run: Run) -> None:
+        """Refuse a run whose raw answers would not fit; those of sequences are small beside their texts.
+
+        Raises:
+            AnswerTooLarge: a row a token, of too many tokens.
+        """
+        pooler = self.manifest.pooler
+        width = pooler.token_embedding_size or pooler.embedding_size
+        num_bytes = 0 if run.family == "sequence" else 4 * width * sum(len(text.input_ids) for text in run.encoded)
+        if num_bytes > self.settings.max_answer_bytes:
+            raise AnswerTooLarge(num_bytes, self.settings.max_answer_bytes)
 
     async def _advance(self, work: Work[T], answers: Answers | None) -> Run | Finished[T]:
         if self._tokenizers is None:
@@ -148,10 +164,19 @@ class ServedModel:
     async def check_ready(self) -> None:
         """Run the stored probe, before all that waits, and compare its answer.
 
+        Whoever asks while a check is under way gets that one's outcome: the probe goes before all requests, and however
+        many ask for it, it must not keep them waiting.
+
         Raises:
             NotReady: it is not what it should be, or the shapes of the start have not run yet.
             PoolgraphError: it did not run.
         """
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self._run_probe())
+            self._check.add_done_callback(_look_at)
+        await asyncio.shield(self._check)
+
+    async def _run_probe(self) -> None:
         try:
             if not self.is_warm:
                 raise NotReady(f"{self.names[0]!r} is still warming up")
@@ -176,3 +201,9 @@ class ServedModel:
         if self._tokenizers is not None:
             self._tokenizers.shutdown(wait=False, cancel_futures=True)
         self.runner.model.close()
+
+
+def _look_at(check: asyncio.Task[None]) -> None:
+    """Look at the outcome of a check that everyone who asked for it may have left."""
+    if not check.cancelled():
+        check.exception()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def serve(models: Sequence[ModelArguments], settings: ServeSettings) -> int:
         check_artifacts({model.runner.model.path for model in registry.models} - given)
         app = build_app(registry, settings, observer)
         traced = app if tracer is None else trace_requests(app, tracer)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector need not look at it again
         return run_server(traced, registry, settings, counting, listener)
 
 

@@ -88,6 +88,13 @@ ENGINE_OPTIONS: Final = (
     ),
     Argument("--max-batch-tokens", metavar="N", type=parse_count, help="tokens of a batch (default: the tuned budget)"),
     Argument(
+        "--max-answer",
+        dest="max_answer_bytes",
+        metavar="SIZE",
+        type=parse_size,
+        help="memory for the answers of one request that has a row a token (default: 512M)",
+    ),
+    Argument(
         "--max-wait-ms",
         metavar="MS",
         type=parse_seconds,

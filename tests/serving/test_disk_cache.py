@@ -1,10 +1,12 @@
 import logging
 import os
 import sqlite3
+import threading
 
 import numpy as np
 import pytest
 
+from poolgraph.serving import disk_cache
 from poolgraph.serving.disk_cache import DiskCache
 
 ROWS = [
@@ -122,3 +124,16 @@ def test_rows_that_are_not_what_was_written_are_not_believed(tmp_path, opened, c
     call(cache, cache._connection.execute, "UPDATE answers SET {} = {}".format(*column))
     assert call(cache, cache.find, [b"a"]) == {}
     assert not cache.is_on
+
+
+def test_a_slow_disk_does_not_fill_the_memory(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(disk_cache, "_MOST_WAITING", sum(row.nbytes for _, row in ROWS) * 3)
+    cache, gate = opened(tmp_path / "cache.sqlite"), threading.Event()
+    held = cache.executor.submit(gate.wait, 10)
+    assert [cache.offer(ROWS) for _ in range(5)] == [True, True, True, False, False]
+    gate.set()
+    assert held.result()
+    assert set(call(cache, cache.find, [b"a", b"b"])) == {b"a", b"b"}
+    assert cache.offer(ROWS)
+    cache.close()
+    assert not cache.offer(ROWS)

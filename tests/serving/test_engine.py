@@ -127,6 +127,19 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
         assert len(await bench.submit(make_text(10)).future) == 1
 
 
+@in_loop
+async def test_an_engine_that_hangs_is_not_alive_until_it_goes_on():
+    async with Bench(runs=2, stuck_seconds=0.05) as bench:
+        held = await bench.hold()
+        await until(lambda: not bench.engine.is_alive)
+        with pytest.raises(EngineStopped, match="takes no work now"):
+            bench.submit(make_text(3))
+        bench.model.gate.set()
+        await held.future
+        assert bench.engine.is_alive
+        assert len(await bench.submit(make_text(3)).future) == 1
+
+
 def test_speed():
     speed = Speed(2)
     assert speed.seconds_for(1000, most=60) == 1

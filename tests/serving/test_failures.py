@@ -103,6 +103,14 @@ def test_the_faults_are_words_of_the_tiny_model():
     assert (VOCABULARY[SLOW_ID], VOCABULARY[FATAL_ID]) == (SLOW_WORD, FATAL_WORD)
 
 
+@pytest.mark.parametrize("seconds", [0.1, 0.4, 0.8])
+def test_a_signal_while_it_starts_ends_it(artifact, seconds):
+    process = subprocess.Popen(command(artifact, "--port", "0"), stderr=subprocess.DEVNULL)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(TIMEOUT_S) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+
+
 # --- what keeps it from starting
 
 

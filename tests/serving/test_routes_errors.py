@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 
+import msgspec
+import numpy as np
 import pytest
+from fake_batches import Recorder
 
 from poolgraph.errors import InputError, SessionError, TaskNotSupported
-from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, QueueFull
+from poolgraph.runtime import finish
+from poolgraph.serving import dispatcher
+from poolgraph.serving.engine_errors import AnswerTooLarge, DeadlineExceeded, EngineStopped, QueueFull
 from poolgraph.serving.http_errors import ERROR_ROWS
 
 LONG = " ".join(["w1"] * 50)
@@ -26,6 +32,7 @@ def fail(site, error):
         (TaskNotSupported("not this"), 400, "BadRequestError", "not this"),
         (QueueFull(7, num_tokens=9, limit=8), 429, "TooManyRequests", "the queue is full"),
         (DeadlineExceeded(2.0), 504, "DeadlineExceeded", "the request was not answered within its 2 s"),
+        (AnswerTooLarge(9, 8), 413, "RequestTooLarge", "the answers of this request"),
         (EngineStopped("it is closing"), 503, "ServiceUnavailable", "it is closing"),
         (SessionError("/srv/secret/model.onnx: NaN"), 500, "InternalServerError", "The model could not answer"),
         (KeyError("/srv/secret"), 500, "InternalServerError", "The model could not answer"),
@@ -53,6 +60,7 @@ def test_what_is_hidden_is_logged(make_site, caplog):
 def test_every_row_is_met():
     met = {"InvalidBody", "InputError", "TaskNotSupported", "ModelNotFound", "RequestTooLarge", "UnsupportedContent"}
     met |= {"QueueFull", "TaskNotServed", "EngineStopped", "NotReady", "DeadlineExceeded", "SessionError", "Exception"}
+    met |= {"AnswerTooLarge"}
     assert {kind.__name__ for kind, _ in ERROR_ROWS} == met
 
 
@@ -224,3 +232,71 @@ def test_limits_of_the_server(make_site, path, small, large):
     assert answer.status_code == 413
     assert answer.json()["error"]["type"] == "RequestTooLarge"
     assert "--max-text" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("br", 415), ("identity", 200), ("Identity", 200)])
+def test_a_compressed_body_is_refused_as_one(make_site, coding, status):
+    answer = make_site().post("/v1/embeddings", {"input": "w1"}, headers={"content-encoding": coding})
+    assert answer.status_code == status
+    if status != 200:
+        assert answer.json()["error"]["message"] == f"Bodies are taken uncompressed, not as {coding!r}"
+
+
+def test_the_collector_rests_while_a_large_body_is_decoded_and_no_longer(make_site, monkeypatch):
+    enabled = []
+
+    def decode(data):
+        enabled.append(gc.isenabled())
+        raise msgspec.DecodeError("bad")
+
+    monkeypatch.setattr(dispatcher, "_build_decoder", lambda endpoint: endpoint.body_type and decode)
+    site = make_site()
+    (answer,) = site.post_all("/v1/embeddings", [b"x" * (1 << 20) + b"x"])
+    site.post_all("/v1/embeddings", [b"x"])
+    assert answer.status_code == 400
+    assert enabled == [False, True]
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_becomes_nan_after_the_model_does_not_leave_either(make_site, monkeypatch, number):
+    site = make_site("embedder", observer=(seen := Recorder()))
+    embed = {"input": "w1"}
+    asked = [("/v1/embeddings", embed | {"encoding_format": form}) for form in ("float", "base64", "bytes")]
+    asked += [("/v2/embed", {"texts": ["w1"], "embedding_types": ["ubinary"]}), ("/embed", {"inputs": "w1"})]
+    monkeypatch.setattr(finish, "finish_embeddings", lambda raw, **_: np.full_like(raw, number))
+    for path, body in asked:
+        answer = site.post(path, body)
+        assert answer.status_code == 500, path
+    assert seen.of("failed") == [("nan",)] * len(asked)
+
+
+def test_a_guessed_path_is_not_confirmed(make_site):
+    site = make_site()
+    path = str(site.model.runner.model.path)
+    answer = site.post("/v1/embeddings", {"input": "w1", "model": path})
+    assert answer.json()["error"]["message"] == f"The model `{path}` does not exist."
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": [[]] * 9}),
+        ("/v1/embeddings", {"input": [["w1"]] * 9}),
+        ("/v1/embeddings", {"messages": [{"role": "user"}] * 9}),
+        ("/v1/embeddings", {"messages": [[{"role": "user"}] * 9]}),
+        ("/tokenize", {"messages": [{"role": "user"}] * 9}),
+        ("/v2/embed", {"inputs": [{"content": [{"type": "image"}]}] * 9}),
+        ("/embed", {"inputs": [[]] * 9}),
+        ("/score", {"text_1": [[]] * 9, "text_2": "w1"}),
+        ("/rerank", {"query": "w1", "documents": [{"content": []}] * 9}),
+    ],
+)
+def test_too_many_are_refused_before_any_is_looked_at(make_site, path, body):
+    """Millions of empty lists fit into a body: parsing each before counting them took half a minute."""
+    answer = make_site("chatty", max_texts=8).post(path, body)
+    if body.get("input") == [["w1"]] * 9:
+        assert answer.status_code == 400  # no shape that there is
+    else:
+        assert answer.status_code == 413, answer.text
+        assert "--max-texts" in answer.json()["error"]["message"]

@@ -6,7 +6,7 @@ from itertools import count
 import numpy as np
 import pytest
 from fake_batches import Recorder, in_loop, until
-from tiny_artifact import write_artifact
+from tiny_artifact import SIZE, write_artifact
 
 from poolgraph import PoolingModel, PoolingParams
 from poolgraph.errors import InputError, SessionError
@@ -16,7 +16,7 @@ from poolgraph.runtime.prompts import parse_prompts
 from poolgraph.runtime.requests import read_options
 from poolgraph.runtime.score_request import plan_score_request
 from poolgraph.runtime.score_requests import answer_scores
-from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, NotReady, QueueFull
+from poolgraph.serving.engine_errors import AnswerTooLarge, DeadlineExceeded, EngineStopped, NotReady, QueueFull
 from poolgraph.serving.engine_settings import EngineSettings
 from poolgraph.serving.registry import open_registry
 from poolgraph.serving.urgency import Urgency
@@ -154,7 +154,7 @@ async def test_a_cancelled_request_leaves_the_queue(artifact, monkeypatch):
     async with Server(artifact) as server:
         gate = server.hold(monkeypatch)
         running = asyncio.create_task(server.ask("w1"))
-        await asyncio.sleep(0.02)
+        await until(lambda: len(server.batches) == 1)
         waiting = asyncio.create_task(server.ask(["w1 w2"] * 3))
         await until(lambda: server.observer.last_queue == (3, 12))
         waiting.cancel()
@@ -312,6 +312,52 @@ async def test_readiness_does_not_wait_behind_the_queue(artifact, monkeypatch):
 
 
 @in_loop
+async def test_no_client_is_more_urgent_than_readiness(artifact, monkeypatch):
+    async with Server(artifact) as server:
+        gate = server.hold(monkeypatch)
+        urgent = Urgency(priority=-(1 << 31))
+        flood = asyncio.create_task(server.ask(make_texts(500), urgency=urgent))
+        await until(lambda: len(server.batches) == server.model.engine._rules.slots.runs)
+        waiting = server.observer.last_queue[0]
+        check = asyncio.create_task(server.model.check_ready())
+        await until(lambda: server.observer.last_queue[0] == waiting + 1)
+        held = len(server.batches)
+        gate.set()
+        await asyncio.gather(check, flood)
+        assert [server.model.probe.text.input_ids.tolist()] in server.batches[held : held + 2]
+
+
+@in_loop
+async def test_many_who_ask_for_readiness_share_one_probe(artifact, monkeypatch):
+    async with Server(artifact) as server:
+        gate = server.hold(monkeypatch)
+        checks = [asyncio.create_task(server.model.check_ready()) for _ in range(50)]
+        await until(lambda: len(server.batches) == 1)
+        checks[0].cancel()
+        gate.set()
+        results = await asyncio.gather(*checks, return_exceptions=True)
+        assert isinstance(results[0], asyncio.CancelledError)
+        assert results[1:] == [None] * 49
+        assert len(server.batches) == 1
+        await server.model.check_ready()
+        assert len(server.batches) == 2
+
+
+@in_loop
+async def test_answers_that_would_not_fit_are_refused_before_they_are_computed(artifact):
+    most, limit = 10, 10 * 4 * SIZE
+    async with Server(artifact, max_answer_bytes=limit) as server:
+        assert len(await server.ask(["w1"] * 100)) == 100
+        (rows,) = await server.ask(" ".join(["w1"] * (most - 2)), "token_embed")
+        assert rows.outputs.data.shape == (most, SIZE)
+        await until(lambda: server.num_ran == 101)
+        with pytest.raises(AnswerTooLarge, match=f"would take {limit + 4 * SIZE} bytes; this server allows {limit}"):
+            await server.ask(" ".join(["w1"] * (most - 1)), "token_embed")
+        await server.ask("w2")
+        await until(lambda: server.num_ran == 102)
+
+
+@in_loop
 async def test_the_cache_answers_with_the_same_bits(artifact):
     async with Server(artifact, cache_bytes=1 << 20) as server:
         texts = make_texts(20, seed=9)
@@ -342,6 +388,23 @@ async def test_the_cache_on_disk_outlives_the_process(artifact, tmp_path):
             hits.append(server.observer.of("cache"))
     assert answers[0].tobytes() == answers[1].tobytes()
     assert hits == [[(0, 20)], [(20, 0)]]
+
+
+@in_loop
+async def test_both_levels_of_the_cache_and_the_model_answer_one_request(artifact, tmp_path):
+    """Some texts in memory, some in the file alone, some nowhere; also all of them in memory, with a file behind."""
+    texts, file = make_texts(9, seed=12), tmp_path / "answers.sqlite"
+    async with Server(artifact, cache_bytes=1 << 20, cache_path=file) as server:
+        fresh = vectors(await server.ask(texts))
+        assert vectors(await server.ask(texts)).tobytes() == fresh.tobytes()
+        (alone,) = await server.ask(texts[4])
+        assert alone.outputs.data.tobytes() == fresh[4].tobytes()
+    async with Server(artifact, cache_bytes=1 << 20, cache_path=file) as server:
+        await server.ask(texts[:3])
+        mixed = [texts[1], "w9 w9 w9", *texts[2:]]
+        with PoolingModel.load(artifact) as model:
+            assert vectors(await server.ask(mixed)).tobytes() == model.embed(mixed, prompt="").tobytes()
+        assert server.observer.of("cache") == [(3, 0), (len(mixed) - 1, 1)]
 
 
 def test_a_model_of_another_limit(artifact):

@@ -5,9 +5,12 @@ import signal
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from fake_app import TIMEOUT_S, fake_server
+
+from poolgraph.serving.http_protocol import _SLOWEST, LimitedProtocol
 
 SHORT = {"read_timeout": 0.5, "max_body_bytes": 100_000, "max_header_bytes": 2048, "max_headers": 20}
 
@@ -151,6 +154,23 @@ def test_a_client_that_reads_nothing_is_dropped(server):
     time.sleep(2.0)
     with connection:
         assert len(read_all(connection)) < 20_000_000  # the kernel still hands on what it had
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "outcome"),
+    [(6400, 6400, "dropped"), (6400, 6301, "dropped"), (6400, 6300, "watched"), (50, 49, "dropped"), (6400, 0, "done")],
+)
+def test_a_client_that_reads_less_than_a_64th_of_its_answer_is_dropped(before, now, outcome):
+    happened = ["done"]
+    connection = SimpleNamespace(
+        parser=object(),
+        transport=SimpleNamespace(get_write_buffer_size=lambda: now, abort=lambda: happened.append("dropped")),
+        loop=SimpleNamespace(call_later=lambda *_: happened.append("watched")),
+        limits=SimpleNamespace(read_timeout_s=30.0),
+        _check_progress=None,
+    )
+    LimitedProtocol._check_progress(connection, before, 6400 // _SLOWEST)
+    assert happened[-1] == outcome
 
 
 def test_pipelined_requests_are_answered_in_order(server):

@@ -1,0 +1,57 @@
+"""Requests that schemathesis makes of the OpenAPI document: no 5xx beside the documented ones, answers as described."""
+
+from __future__ import annotations
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+)
+EXPECTED = frozenset({501, 503, 504})
+"""The server errors that a request can meet by its own doing: a task of another model, a time that is too short."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [("embedder",), ("reranker",), ("embedder", "reranker")], ids=" and ".join)
+def test_no_request_breaks_it(make_site, kinds):
+    site = make_site(*kinds, max_texts=50, max_text_chars=400)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", site.app)
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) > 15
+    statuses = set()
+    for operation in operations:
+        statuses |= ask_all(operation, GenerationMode.POSITIVE)
+        if operation.method == "post":
+            statuses |= ask_all(operation, GenerationMode.NEGATIVE)
+    assert statuses >= {200, 400}
+    assert not {status for status in statuses if status >= 500} - EXPECTED
+
+
+def ask_all(operation, mode: GenerationMode) -> set[int]:
+    """Ask an operation for what fits its schema, or does not, check every answer, return the statuses."""
+    statuses = set()
+
+    @settings(max_examples=25, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case):
+        response = case.call()
+        statuses.add(response.status_code)
+        expected = response.status_code in EXPECTED
+        case.validate_response(response, checks=[check for check in CHECKS if not (expected and check is CHECKS[0])])
+
+    ask()
+    return statuses
