@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from poolgraph.serving.asgi_types import ENDS_WITH_CLIENT
 from poolgraph.serving.refusals import BAD_REQUEST, HEADERS_TOO_LARGE, TOO_SLOW, UNAVAILABLE, Refusal
 
 _HEADER_OVERHEAD: Final = 4
@@ -140,7 +141,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(refusal, message)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """As uvicorn's, but the task is kept."""
+        """As uvicorn's, but the task is kept, and the application is told that it need not watch for the client."""
+        cycle.scope["state"][ENDS_WITH_CLIENT] = True
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
