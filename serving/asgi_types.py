@@ -13,7 +13,7 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header: TypeAlias = tuple[bytes, bytes]
 
 ENDS_WITH_CLIENT: Final = "ends_with_client"
-"""The key of a request's state under which a server says that it cancels the request's task when its client hangs up."""
+"""The key of a request's state by which a server says that it cancels the request's task when its client hangs up."""
 
 
 def find_header(scope: Scope, name: bytes) -> bytes | None:
