@@ -37,6 +37,9 @@ RESULTS = HERE / "results"
 PACKAGES = ("poolgraph", "onnxruntime", "tokenizers", "numpy", "uvicorn", "uvloop", "httptools", "msgspec", "orjson")
 SUBJECT = "poolgraph"
 WARM_UP_S = 0.5
+DEFAULT_SERVERS = ("poolgraph", "infinity_torch", "infinity_onnx_int8")
+"""infinity_onnx is slower than both of infinity's others."""
+
 MOST_PER_SECOND = 1600
 """Texts kept ready for a second of load; a server that answers more ends the run with a message."""
 
@@ -173,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="online")
     parser.add_argument("--model", choices=MODELS, default="minilm")
     parser.add_argument("--precision", default="int8")
-    parser.add_argument("--servers", type=lambda text: tuple(text.split(",")), default=tuple(SERVERS))
+    parser.add_argument("--servers", type=lambda text: tuple(text.split(",")), default=DEFAULT_SERVERS)
     parser.add_argument("--clients", type=lambda text: tuple(map(int, text.split(","))), default=(1, 16, 64))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0)
