@@ -11,7 +11,7 @@ from uuid import uuid4
 import msgspec
 
 from poolgraph.graphs.manifest import UNREADABLE
-from poolgraph.serving.asgi_types import Message, Receive, Scope, Send, find_header
+from poolgraph.serving.asgi_types import ENDS_WITH_CLIENT, Message, Receive, Scope, Send, find_header
 from poolgraph.serving.endpoint import Answer, Call, Context, Endpoint
 from poolgraph.serving.http_errors import InvalidBody, UnsupportedContent, answer_detail, answer_error
 from poolgraph.serving.routing import list_paths
@@ -80,7 +80,8 @@ class Dispatcher:
     ) -> Answer:
         try:
             body = None if decode is None else _decode(decode, await _read_json(scope, receive))
-            watch.start()
+            if not scope.get("state", {}).get(ENDS_WITH_CLIENT):
+                watch.start()
             return await endpoint.function(_make_call(self._context, scope), body)
         except ClientGone:
             raise

@@ -108,11 +108,11 @@ class Engine:
             if not is_full:
                 self._backlog.add(run)
                 self._changed.notify()
+                self._tell_queue()
         if is_full:
             self._observer.dropped(self._name, "full", len(run.run.encoded))
             excess = waiting + run.num_tokens - limit
             raise QueueFull(self._speed.seconds_for(excess, most=_LONGEST_RETRY), num_tokens=waiting, limit=limit)
-        self._tell_queue()
 
     def drop(self, run: PendingRun, reason: DropReason, error: BaseException | None = None) -> bool:
         """Give up the texts of a run that still wait; return whether there were any.
@@ -166,7 +166,6 @@ class Engine:
                 raise
 
     def _run(self, batch: NextBatch) -> None:
-        self._tell_queue()
         started = time.monotonic()
         try:
             answer = self._model.run_batch([text.encoded for text in batch.texts], batch.family, threads=batch.threads)
@@ -190,6 +189,7 @@ class Engine:
                     self._backlog.take(chosen.texts)
                     self._running.append(chosen)
                     self._started[id(chosen)] = time.monotonic()
+                    self._tell_queue()
                     if self._backlog.num_texts:
                         self._changed.notify()
                     return chosen

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from poolgraph.serving.asgi_types import ENDS_WITH_CLIENT
 from poolgraph.serving.refusals import BAD_REQUEST, HEADERS_TOO_LARGE, TOO_SLOW, UNAVAILABLE, Refusal
 
 _SLOWEST: Final = 64
@@ -19,6 +20,8 @@ _UPGRADES: Final = frozenset({b"upgrade", b"http2-settings"})
 
 _HEADER_OVERHEAD: Final = 4
 """Bytes of ``": "`` and the end of the line."""
+
+_INTERIM: Final = b"HTTP/1.1 100"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,39 @@ class ConnectionLimits:
 
 class HeadersTooLarge(Exception):
     """The request's URL and headers pass a limit."""
+
+
+class WholeAnswers:
+    """A request's side of a transport: an answer's head waits for the body that follows it, so that both are one write.
+
+    Two would be two system calls, two packets, and twice a client that wakes up.
+    """
+
+    __slots__ = ("_has_body", "_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, *, has_body: bool) -> None:
+        self._transport = transport
+        self._has_body = has_body
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Write, or keep what begins an answer with a body; an interim answer has none."""
+        if self._has_body and not data.startswith(_INTERIM):
+            self._has_body = False
+            self._head = data
+            return
+        self._transport.write(self._head + data)
+        self._head = b""
+
+    def is_closing(self) -> bool:
+        """Return whether the connection is closed or about to be."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Write what is left and close."""
+        if self._head:
+            self.write(b"")
+        self._transport.close()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -184,7 +220,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(refusal, message)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """As uvicorn's, but the task is kept."""
+        """As uvicorn's, but the task is kept, and the application is told that it need not watch for the client."""
+        cycle.transport = WholeAnswers(cycle.transport, has_body=cycle.scope["method"] != "HEAD")
+        cycle.scope["state"][ENDS_WITH_CLIENT] = True
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)

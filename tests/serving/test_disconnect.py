@@ -6,13 +6,16 @@ import asyncio
 
 import pytest
 
+from poolgraph.serving.asgi_types import ENDS_WITH_CLIENT
 
-async def send_request(site, receive, sent, *, body=b'{"input": "w1"}'):
+
+async def send_request(site, receive, sent, *, body=b'{"input": "w1"}', state=None):
     scope = {
         "type": "http",
         "method": "POST",
         "path": "/v1/embeddings",
         "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
+        "state": state or {},
     }
 
     async def send(message):
@@ -123,3 +126,17 @@ def test_lifespan(make_site):
     events = play([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     asyncio.run(site.app({"type": "lifespan"}, events, send))
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_a_server_that_cancels_requests_itself_is_not_asked_again(make_site):
+    site = make_site()
+    site.model.delay = 0.2
+    sent, asked = [], []
+
+    async def receive():
+        asked.append(WHOLE)
+        return WHOLE if len(asked) == 1 else await asyncio.sleep(30, GONE)
+
+    asyncio.run(send_request(site, receive, sent, state={ENDS_WITH_CLIENT: True}))
+    assert sent[0]["status"] == 200
+    assert len(asked) == 1
