@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import msgspec
 import pytest
+from good_bodies import GOOD
 
-GOOD: dict[str, dict[str, Any]] = {
-    "/v1/embeddings": {"input": "w1"},
-    "/v2/embed": {"texts": ["w1"]},
-    "/pooling": {"input": "w1"},
-    "/classify": {"input": "w1"},
-    "/score": {"text_1": "w1", "text_2": ["w2"]},
-    "/rerank": {"query": "w1", "documents": ["w2"]},
-    "/tokenize": {"prompt": "w1"},
-    "/detokenize": {"tokens": [5]},
-    "/embed": {"inputs": "w1"},
-    "/embed_all": {"inputs": "w1"},
-    "/predict": {"inputs": "w1"},
-    "/similarity": {"inputs": {"source_sentence": "w1", "sentences": ["w2"]}},
-}
 ODD = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 0.5, 1e308, -0.0),
     *("", " ", "w1", "\x00", "é" * 3, "../../etc/passwd", "http://example.org/x", "{{ 1 }}{% for i in x %}", "w" * 500),

@@ -1,87 +1,25 @@
 import asyncio
 import random
-import threading
-from itertools import count
 
 import numpy as np
 import pytest
-from fake_batches import Recorder, in_loop, until
+from fake_batches import in_loop, until
+from live_model import IDS, Server, make_texts, vectors
 from tiny_artifact import SIZE, write_artifact
 
 from poolgraph import PoolingModel, PoolingParams
 from poolgraph.errors import InputError, SessionError
 from poolgraph.graphs.probe_files import save_probes
-from poolgraph.runtime.model_arguments import ModelArguments
-from poolgraph.runtime.prompts import parse_prompts
 from poolgraph.runtime.requests import read_options
 from poolgraph.runtime.score_request import plan_score_request
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.serving.engine_errors import AnswerTooLarge, DeadlineExceeded, EngineStopped, NotReady, QueueFull
-from poolgraph.serving.engine_settings import EngineSettings
-from poolgraph.serving.registry import open_registry
 from poolgraph.serving.urgency import Urgency
-
-IDS = count()
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     return write_artifact(tmp_path_factory.mktemp("served") / "artifact")
-
-
-class Server:
-    """One served model, closed with the test."""
-
-    def __init__(self, artifact, *, grace=5.0, arguments=(), **settings):
-        self.observer, self.grace, self.batches = Recorder(), grace, []
-        settings = EngineSettings(**{"warm_up_seconds": 0.2} | settings)
-        self.registry = open_registry([ModelArguments(model=artifact, **dict(arguments))], settings, self.observer)
-        self.model = self.registry.find(None)
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *_):
-        await self.registry.close(self.grace)
-
-    @property
-    def num_ran(self):
-        """Texts that ran; told after their answers were handed over."""
-        return sum(event[0] for event in self.observer.of("ran"))
-
-    def work(self, prompts, task="embed", params=None, **kwargs):
-        options = read_options(
-            pooling_params=params,
-            use_tqdm=False,
-            lora_request=None,
-            tokenization_kwargs=kwargs or None,
-            truncate_prompt_tokens=None,
-        )
-        return lambda: self.model.runner.answer_prompts(parse_prompts(prompts), task, options, IDS)
-
-    async def ask(self, prompts, *args, urgency=Urgency(), num_chars=10, **kwargs):  # noqa: B008 - frozen
-        return await self.model.answer(self.work(prompts, *args, **kwargs), urgency, num_chars=num_chars)
-
-    def hold(self, monkeypatch):
-        """Keep batches from ending until the event that is returned is set, and list them in ``batches``."""
-        gate, real = threading.Event(), self.model.runner.model.run_batch
-
-        def run_batch(texts, *args, **kwargs):
-            self.batches.append([text.input_ids.tolist() for text in texts])
-            assert gate.wait(10)
-            return real(texts, *args, **kwargs)
-
-        monkeypatch.setattr(self.model.runner.model, "run_batch", run_batch)
-        return gate
-
-
-def vectors(outputs):
-    return np.stack([output.outputs.data for output in outputs])
-
-
-def make_texts(number, seed=0, longest=14):
-    rng = random.Random(seed)
-    return [" ".join(f"w{rng.randrange(60)}" for _ in range(rng.randint(1, longest))) for _ in range(number)]
 
 
 @in_loop
@@ -355,56 +293,6 @@ async def test_answers_that_would_not_fit_are_refused_before_they_are_computed(a
             await server.ask(" ".join(["w1"] * (most - 1)), "token_embed")
         await server.ask("w2")
         await until(lambda: server.num_ran == 102)
-
-
-@in_loop
-async def test_the_cache_answers_with_the_same_bits(artifact):
-    async with Server(artifact, cache_bytes=1 << 20) as server:
-        texts = make_texts(20, seed=9)
-        fresh = vectors(await server.ask(texts))
-        await until(lambda: server.num_ran == 20)
-        assert vectors(await server.ask(texts[:7])).tobytes() == fresh[:7].tobytes()
-        await asyncio.sleep(0.02)
-        assert server.num_ran == 20
-        raw = vectors(await server.ask(texts[0], params=PoolingParams(use_activation=False)))
-        assert abs(np.linalg.norm(raw) - 1) > 0.01
-        mixed = [texts[3], "w9 w9 w9", texts[5], "w8 w1"]
-        with PoolingModel.load(artifact) as model:
-            assert vectors(await server.ask(mixed)).tobytes() == model.embed(mixed, prompt="").tobytes()
-        (tokens,) = await server.ask(texts[0], "token_embed")
-        assert tokens.outputs.data.ndim == 2
-        assert server.observer.of("cache") == [(0, 20), (7, 0), (1, 0), (2, 2), (0, 1)]
-        (again,) = await server.ask(texts[0], "token_embed")
-        assert again.outputs == tokens.outputs
-
-
-@in_loop
-async def test_the_cache_on_disk_outlives_the_process(artifact, tmp_path):
-    texts, file = make_texts(20, seed=11), tmp_path / "cache" / "answers.sqlite"
-    answers, hits = [], []
-    for _ in range(2):
-        async with Server(artifact, cache_bytes=1 << 20, cache_path=file) as server:
-            answers.append(vectors(await server.ask(texts)))
-            hits.append(server.observer.of("cache"))
-    assert answers[0].tobytes() == answers[1].tobytes()
-    assert hits == [[(0, 20)], [(20, 0)]]
-
-
-@in_loop
-async def test_both_levels_of_the_cache_and_the_model_answer_one_request(artifact, tmp_path):
-    """Some texts in memory, some in the file alone, some nowhere; also all of them in memory, with a file behind."""
-    texts, file = make_texts(9, seed=12), tmp_path / "answers.sqlite"
-    async with Server(artifact, cache_bytes=1 << 20, cache_path=file) as server:
-        fresh = vectors(await server.ask(texts))
-        assert vectors(await server.ask(texts)).tobytes() == fresh.tobytes()
-        (alone,) = await server.ask(texts[4])
-        assert alone.outputs.data.tobytes() == fresh[4].tobytes()
-    async with Server(artifact, cache_bytes=1 << 20, cache_path=file) as server:
-        await server.ask(texts[:3])
-        mixed = [texts[1], "w9 w9 w9", *texts[2:]]
-        with PoolingModel.load(artifact) as model:
-            assert vectors(await server.ask(mixed)).tobytes() == model.embed(mixed, prompt="").tobytes()
-        assert server.observer.of("cache") == [(3, 0), (len(mixed) - 1, 1)]
 
 
 def test_a_model_of_another_limit(artifact):
