@@ -105,6 +105,15 @@ def _render_lines(results: Mapping[str, Any]) -> Iterator[str]:
         "poolgraph's have the same bits."
     )
     yield ""
+    levels = summary["servers"]["poolgraph"]
+    most = levels[max(levels, key=int)]
+    share = offline["cpu_ms"] / (most["server_cpu_ms"] + most["client_cpu_ms"])
+    yield (
+        f"Load average before: {machine['load_average_before']}. On a machine that does other things, rates of "
+        f"different moments do not compare; by processor time, the load's included, the server has {share:.2f} of the "
+        "offline rate."
+    )
+    yield ""
     yield "| goal | wanted | measured |"
     yield "|---|---:|---:|"
     for key, figure in goals.items():
