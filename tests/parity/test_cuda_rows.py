@@ -1,8 +1,9 @@
-"""Every row of the support table lowered for CUDA: in numpy's float32 the portable graph's answers, in both layouts; in
-16 bits close to them; and nothing that would leave the GPU."""
+"""Rows of the support table lowered for CUDA: in numpy's float32 the portable graph's answers, in both layouts; in 16
+bits close to them; and nothing that would leave the GPU."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,35 @@ TOLERANCE = 1e-5
 PRECISIONS = {"padded": ("fp16", "bf16"), "packed": ("fp16",)}
 """What is offered by layout."""
 
+IN_CI = (
+    "embed BertModel",
+    "embed Gemma2Model",
+    "embed LlamaModel",
+    "embed Qwen2Model is_causal: false",
+    "embed Qwen3Model",
+    "embed NomicBertModel remote-code layout",
+    "embed NomicBertModel dynamic NTK",
+    "embed NomicBertModel experts",
+    "embed ModernBertModel",
+    "embed NewModel fixed NTK",
+    "embed XLMRobertaModel default adapter",
+    "embed Gemma3TextModel",
+    "embed LlamaBidirectionalModel",
+    "classify JambaForSequenceClassification",
+    "classify GPT2ForSequenceClassification",
+    "score DebertaV2ForSequenceClassification",
+    "score BertForSequenceClassification",
+    "reward Qwen2ForProcessRewardModel STEP",
+    "colbert HF_ColBERT",
+    "tokens RobertaForTokenClassification",
+)
+"""Rows that every run of the tests has: each form of a layer, of pooling and of a head."""
+
+ALL_ROWS = "POOLGRAPH_ALL_ROWS"
+"""The variable that, set to anything, asks for every row: three minutes."""
+
+ROWS = [row for row in SUPPORT_ROWS if os.environ.get(ALL_ROWS) or row.name in IN_CI]
+
 IN_HALF = (
     "embed BertModel",
     "embed ModernBertModel",
@@ -37,7 +67,7 @@ HALF_LENGTHS = (19, 1, 40)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", SUPPORT_ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_answers_of_cuda_graphs(row: SupportRow, tmp_path: Path) -> None:
     row.make(tmp_path / "checkpoint")
     graphs = CudaGraphs(tmp_path / "checkpoint", row.family, **row.options)
