@@ -70,11 +70,12 @@ COPIED_FILES = (
     "config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
-"""Files that other programs look for in a model's folder, copied as they are."""
+"""Files that other programs look for in a model's folder, and the server for chat templates, copied as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,4 +9,6 @@ from tiny_models import save_checkpoint
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """BERT of 2 layers with mean pooling and Normalize, as sentence-transformers saves it."""
-    return save_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", "BertModel")
+    folder = save_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", "BertModel")
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    return folder

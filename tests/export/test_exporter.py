@@ -88,7 +88,8 @@ def test_the_checkpoints_own_files_are_copied_as_they_are(artifact: Path, checkp
     copied = [
         name for name in (*COPIED_FILES, "tokenizer.json", "1_Pooling/config.json") if (checkpoint / name).is_file()
     ]
-    assert len(copied) >= 6
+    assert len(copied) >= 7
+    assert "chat_template.jinja" in copied
     for name in copied:
         assert (artifact / name).read_bytes() == (checkpoint / name).read_bytes()
 
