@@ -191,6 +191,7 @@ class _Conversion:
         self._types = _Types()
 
     def apply(self) -> None:
+        """Give every node its inputs in the type that it reads, by casts where that is not the one they have."""
         order = list(self._graph)
         for node in order:
             self._types.infer(node)
@@ -199,7 +200,7 @@ class _Conversion:
             wanted = self._dtype if node in self._nodes else FLOAT
             for index, value in enumerate(node.inputs):
                 if value is not None and (value in floats or self._is_stored_float(value)):
-                    node.replace_input_with(index, self._as(value, wanted, node))
+                    node.replace_input_with(index, self._as(value, wanted))
         for value in list(self._graph.outputs):
             if value in floats and value.producer() in self._nodes:
                 self._return_as_float(value)
@@ -210,7 +211,7 @@ class _Conversion:
     def _is_stored_float(self, value: ir.Value) -> bool:
         return value.is_initializer() and value.dtype is FLOAT
 
-    def _as(self, value: ir.Value, wanted: ir.DataType, reader: ir.Node) -> ir.Value:
+    def _as(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         """Return ``value`` in the type that a node reads."""
         if value.is_initializer():
             return value if wanted is FLOAT else self._weight(value)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from poolgraph.graphs.pattern import dimensions, is_initializer, producer, replace_node, used_once
-
-CONTRIB_DOMAIN = "com.microsoft"
+from poolgraph.graphs.pattern import CONTRIB_DOMAIN, dimensions, is_initializer, producer, replace_node, used_once
 
 
 def fuse_gelu(model: ir.Model) -> int:

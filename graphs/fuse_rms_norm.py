@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from poolgraph.graphs.pattern import dimensions, producer, replace_node, used_once
+from poolgraph.graphs.pattern import dimensions, producer, replace_node, scalar_of, used_once
 
 
 def fuse_rms_norm(model: ir.Model) -> int:
@@ -46,11 +46,11 @@ def _match_statistics(reciprocal: ir.Node) -> tuple[ir.Value, float] | None:
     add = producer(root.inputs[0], "Add") if root is not None else None
     mean = producer(add.inputs[0], "ReduceMean") if add is not None else None
     power = producer(mean.inputs[0], "Pow") if mean is not None else None
-    if add is None or mean is None or power is None or _scalar(power.inputs[1]) != 2.0:
+    if add is None or mean is None or power is None or scalar_of(power.inputs[1]) != 2.0:
         return None
     if len(mean.inputs) != 2 or ("keepdims" in mean.attributes and mean.attributes["keepdims"].as_int() != 1):
         return None
-    axes, epsilon, rows = _numbers(mean.inputs[1]), _scalar(add.inputs[1]), power.inputs[0]
+    axes, epsilon, rows = _numbers(mean.inputs[1]), scalar_of(add.inputs[1]), power.inputs[0]
     if (
         rows is None
         or epsilon is None
@@ -67,8 +67,3 @@ def _is_product(node: ir.Node) -> bool:
 
 def _numbers(value: ir.Value | None) -> np.ndarray | None:
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    array = _numbers(value)
-    return float(array.item()) if array is not None and array.size == 1 else None

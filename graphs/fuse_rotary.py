@@ -8,9 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from poolgraph.graphs.pattern import add_constant, add_lazy_weight, dimensions, producer, stand_in
-
-CONTRIB_DOMAIN = "com.microsoft"
+from poolgraph.graphs.pattern import (
+    CONTRIB_DOMAIN,
+    add_integers,
+    add_lazy_weight,
+    dimensions,
+    producer,
+    scalar_of,
+    stand_in,
+)
 
 MAX_LENGTH_NOTE = "poolgraph.max_length"
 """Metadata of a traced model: the longest text in tokens, for which the tables have rows."""
@@ -96,7 +102,7 @@ def _turned_source(value: ir.Value | None) -> ir.Value | None:
         return None
     size = (dimensions(low.inputs[0]) or (None,))[-1]
     halves = [(dimensions(half.outputs[0]) or (None,))[-1] for half in (low, high)]
-    starts = [_scalar(half.inputs[1]) for half in (low, high)]
+    starts = [scalar_of(half.inputs[1]) for half in (low, high)]
     if not isinstance(size, int) or halves != [size // 2, size // 2] or starts != [0, size // 2]:
         return None
     return low.inputs[0]
@@ -107,7 +113,7 @@ def _match_angles(value: ir.Value | None, op_type: str) -> _Angles | None:
     value = spread.inputs[0] if spread is not None else value
     scaling, scaled = 1.0, producer(value, "Mul")
     if scaled is not None:
-        number = _scalar(scaled.inputs[1])
+        number = scalar_of(scaled.inputs[1])
         if number is None:
             return None
         scaling, value = number, scaled.inputs[0]
@@ -151,7 +157,7 @@ def _fuse(graph: ir.Graph, rotation: _Rotation, max_length: int) -> None:
     heads, size = int(shape[2]), int(shape[3])
     anchor = rotation.result.producer()
     assert anchor is not None
-    flat = add_constant(graph, f"shape_0_0_{heads * size}", np.array([0, 0, heads * size], dtype=np.int64))
+    flat = add_integers(graph, [0, 0, heads * size])
     reshape = ir.node("Reshape", [rotation.rows, flat])
     reshape.outputs[0].shape, reshape.outputs[0].type = rotation.result.shape, rotation.result.type
     tables = [_table(graph, rotation.angles, name, max_length) for name in ("cos", "sin")]
@@ -181,8 +187,3 @@ def _table(graph: ir.Graph, angles: _Angles, function: str, max_length: int) -> 
 
     name = f"rotary_{function}_{digest}_{max_length}"
     return add_lazy_weight(graph, name, ir.DataType.FLOAT, (max_length, inverse.size), load)
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    array = value.const_value.numpy() if value is not None and value.const_value is not None else None
-    return float(array.item()) if array is not None and array.size == 1 else None

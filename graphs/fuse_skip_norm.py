@@ -8,9 +8,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from poolgraph.graphs.pattern import dimensions, is_initializer, producer, stand_in, used_once
-
-CONTRIB_DOMAIN = "com.microsoft"
+from poolgraph.graphs.pattern import CONTRIB_DOMAIN, dimensions, is_initializer, producer, stand_in, used_once
 
 FUSED: Mapping[str, str] = MappingProxyType(
     {

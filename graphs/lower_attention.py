@@ -9,9 +9,17 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
-from poolgraph.graphs.pattern import add_constant, dimensions, is_initializer, producer, replace_node, used_once
+from poolgraph.graphs.pattern import (
+    CONTRIB_DOMAIN,
+    add_constant,
+    add_integers,
+    dimensions,
+    is_initializer,
+    producer,
+    replace_node,
+    used_once,
+)
 
-CONTRIB_DOMAIN = "com.microsoft"
 LOWEST = float(np.finfo(np.float32).min)
 """The score of a key that a query does not see. Where it sees none, all scores are this one, and the weights equal."""
 
@@ -96,7 +104,7 @@ def lower_standard(graph: ir.Graph, attention: AttentionNode, *, unseen: float =
     rows_first = [0, *range(2, 2 + rank), 2 + rank, 1]
 
     def split(rows: ir.Value, counts: Sequence[int], perm: list[int]) -> ir.Value:
-        shape = _shape(graph, [0, 0, *counts, attention.head_dim])
+        shape = add_integers(graph, [0, 0, *counts, attention.head_dim])
         return tape.op("Transpose", [tape.op("Reshape", [rows, shape])], {"perm": perm})
 
     scale = _scalar(graph, "scale", attention.scale / (attention.softcap or 1.0))
@@ -113,7 +121,7 @@ def lower_standard(graph: ir.Graph, attention: AttentionNode, *, unseen: float =
     weights = tape.op("Softmax", [scores], {"axis": -1})
     rows = tape.op("MatMul", [weights, split(attention.value, kv_heads, rows_last)])
     rows = tape.op("Transpose", [rows], {"perm": [0, 1 + rank, *range(1, 1 + rank), 2 + rank]})
-    result = tape.op("Reshape", [rows, _shape(graph, [0, 0, attention.num_heads * attention.head_dim])])
+    result = tape.op("Reshape", [rows, add_integers(graph, [0, 0, attention.num_heads * attention.head_dim])])
     replace_node(graph, attention.node, tape.nodes, result)
 
 
@@ -126,16 +134,16 @@ def _lower_one_query(graph: ir.Graph, attention: AttentionNode) -> None:
     tape = Tape()
     kv_heads, size = attention.num_kv_heads, attention.head_dim
     scale = _scalar(graph, "scale", attention.scale / (attention.softcap or 1.0))
-    query = tape.op("Reshape", [attention.query, _shape(graph, [0, kv_heads, attention.group_size, size])])
+    query = tape.op("Reshape", [attention.query, add_integers(graph, [0, kv_heads, attention.group_size, size])])
     key, value = (
-        tape.op("Transpose", [tape.op("Reshape", [rows, _shape(graph, [0, 0, kv_heads, size])])], {"perm": perm})
+        tape.op("Transpose", [tape.op("Reshape", [rows, add_integers(graph, [0, 0, kv_heads, size])])], {"perm": perm})
         for rows, perm in ((attention.key, [0, 2, 3, 1]), (attention.value, [0, 2, 1, 3]))
     )
     scores = tape.op("MatMul", [tape.op("Mul", [query, scale]), key])
     if attention.softcap:
         scores = tape.op("Mul", [tape.op("Tanh", [scores]), _scalar(graph, "softcap", attention.softcap)])
     rows = tape.op("MatMul", [tape.op("Softmax", [scores], {"axis": -1}), value])
-    result = tape.op("Reshape", [rows, _shape(graph, [0, 1, attention.num_heads * size])])
+    result = tape.op("Reshape", [rows, add_integers(graph, [0, 1, attention.num_heads * size])])
     replace_node(graph, attention.node, tape.nodes, result)
 
 
@@ -145,7 +153,7 @@ def _grouped_bias(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.V
     if attention.group_size == 1:
         return attention.bias
     last = tape.op("Transpose", [attention.bias], {"perm": [2, 3, 0, 1]})
-    shape = _shape(graph, [0, 0, 0, attention.num_kv_heads, attention.group_size])
+    shape = add_integers(graph, [0, 0, 0, attention.num_kv_heads, attention.group_size])
     return tape.op("Transpose", [tape.op("Reshape", [last, shape])], {"perm": [2, 3, 4, 0, 1]})
 
 
@@ -177,23 +185,23 @@ def _distances(graph: ir.Graph, tape: Tape, query: ir.Value) -> ir.Value:
     """Return how far each key (column) is to the right of each query (row), (sequence_length, sequence_length)."""
     length = tape.op("Squeeze", [_axis(graph, tape, query, 1)])
     index = tape.op("Range", [_index(graph, 0), length, _index(graph, 1)])
-    rows, columns = (tape.op("Unsqueeze", [index, _shape(graph, [axis])]) for axis in (1, 0))
+    rows, columns = (tape.op("Unsqueeze", [index, add_integers(graph, [axis])]) for axis in (1, 0))
     return tape.op("Sub", [columns, rows])
 
 
 def _same_text(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value:
     """Return whether query (row) and key (column) are of one text, (sequence_length, sequence_length): blocks."""
     text = text_of_tokens(graph, tape, attention)
-    rows, columns = (tape.op("Unsqueeze", [text, _shape(graph, [axis])]) for axis in (1, 0))
+    rows, columns = (tape.op("Unsqueeze", [text, add_integers(graph, [axis])]) for axis in (1, 0))
     return tape.op("Equal", [rows, columns])
 
 
 def text_of_tokens(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value:
     """Return the number of the packed text that each token belongs to, (sequence_length,)."""
     assert attention.cu_seqlens is not None
-    last = _shape(graph, [1])
-    far = _shape(graph, [np.iinfo(np.int64).max])
-    ends = tape.op("Unsqueeze", [tape.op("Slice", [attention.cu_seqlens, last, far]), _shape(graph, [0])])
+    last = add_integers(graph, [1])
+    far = add_integers(graph, [np.iinfo(np.int64).max])
+    ends = tape.op("Unsqueeze", [tape.op("Slice", [attention.cu_seqlens, last, far]), add_integers(graph, [0])])
     length = tape.op("Squeeze", [_axis(graph, tape, attention.query, 1)])
     index = tape.op("Range", [_index(graph, 0), length, _index(graph, 1)])
     ended = tape.op("GreaterOrEqual", [tape.op("Unsqueeze", [index, last]), ends])
@@ -256,11 +264,6 @@ def _match_merged(attention: AttentionNode) -> tuple[ir.Value, ir.Value, ir.Valu
     if source is None or weight is None or bias is None or not (is_initializer(weight) and is_initializer(bias)):
         return None
     return source, weight, bias
-
-
-def _shape(graph: ir.Graph, sizes: Sequence[int]) -> ir.Value:
-    """Return the constant ``sizes``: a shape, in which 0 keeps an axis, or axes."""
-    return add_constant(graph, "shape_" + "_".join(map(str, sizes)), np.array(sizes, dtype=np.int64))
 
 
 def _index(graph: ir.Graph, number: int) -> ir.Value:

@@ -10,13 +10,14 @@ from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode
 from poolgraph.graphs.lower_attention import text_of_tokens
-from poolgraph.graphs.pattern import add_constant, dimensions, replace_node
+from poolgraph.graphs.pattern import CONTRIB_DOMAIN, add_constant, add_integers, dimensions, replace_node
 
-CONTRIB_DOMAIN: Final = "com.microsoft"
 LEAST_BLOCK: Final = 128
 """Queries of a block at least: what fills a tile of the attention kernels."""
 
 UNSEEN: Final = -30000.0
+"""Added to the score of a key that a query does not see: within float16, and its exponential is 0."""
+
 NO_TEXT_KEY, NO_TEXT_QUERY = -1.0, -2.0
 """Text numbers of what is added to fill blocks; no token sees them."""
 
@@ -55,8 +56,7 @@ class _Blocks:
         self.tokens = next(value for value in graph.inputs if value.name == "input_ids")
 
     def constant(self, numbers: list[int]) -> ir.Value:
-        name = "shape_" + "_".join(str(number).replace("-", "m") for number in numbers)
-        return add_constant(self.graph, name, np.array(numbers, dtype=np.int64))
+        return add_integers(self.graph, numbers)
 
     def length(self, tape: Tape) -> ir.Value:
         """Return the number of tokens, (1,)."""

@@ -11,19 +11,14 @@ from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
 from poolgraph.graphs.lower_attention import lower_standard, visible_in_window
-from poolgraph.graphs.lower_attention_blocks import lower_packed_window
-from poolgraph.graphs.pattern import add_constant, dimensions, producer, replace_node
-
-CONTRIB_DOMAIN: Final = "com.microsoft"
+from poolgraph.graphs.lower_attention_blocks import UNSEEN, lower_packed_window
+from poolgraph.graphs.pattern import CONTRIB_DOMAIN, add_constant, add_integers, dimensions, producer, replace_node
 
 HEAD_MULTIPLE: Final = 8
 """The kernels take heads of a multiple of this size (``cudnn_flash_attention.cc``, Flash-Attention)."""
 
 ROTARY_HEAD_MULTIPLE: Final = 16
 """GroupQueryAttention rotates heads of a multiple of this size."""
-
-UNSEEN: Final = -30000.0
-"""Added to the score of a key that a query does not see: within float16, and its exponential is 0."""
 
 TOTAL_LENGTH: Final = "total_sequence_length"
 OFFSET: Final = "token_offset"
@@ -220,14 +215,10 @@ def _repeat_heads(graph: ir.Graph, tape: Tape, attention: AttentionNode, rows: i
     if attention.group_size == 1:
         return rows
 
-    def shape(*sizes: int) -> ir.Value:
-        name = "shape_" + "_".join(map(str, sizes))
-        return add_constant(graph, name, np.array(sizes, dtype=np.int64))
-
     heads, group, size = attention.num_kv_heads, attention.group_size, attention.head_dim
-    split = tape.op("Reshape", [rows, shape(0, 0, heads, 1, size)])
-    repeated = tape.op("Expand", [split, shape(1, 1, heads, group, size)])
-    return tape.op("Reshape", [repeated, shape(0, 0, heads * group * size)])
+    split = tape.op("Reshape", [rows, add_integers(graph, [0, 0, heads, 1, size])])
+    repeated = tape.op("Expand", [split, add_integers(graph, [1, 1, heads, group, size])])
+    return tape.op("Reshape", [repeated, add_integers(graph, [0, 0, heads * group * size])])
 
 
 def _bias(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value | None:
@@ -255,7 +246,7 @@ def _seen(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value | N
     if window is not None:
         return tape.op("And", [keys, window])
     # The kernel repeats a bias for heads and texts, not for queries.
-    one = add_constant(graph, "shape_1", np.array([1], dtype=np.int64))
+    one = add_integers(graph, [1])
     length = tape.op("Shape", [next(it for it in graph.inputs if it.name == ATTENDED)], {"start": 1, "end": 2})
     return tape.op("Expand", [keys, tape.op("Concat", [one, one, length, one], {"axis": 0})])
 

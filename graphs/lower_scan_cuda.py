@@ -7,9 +7,14 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
-from poolgraph.graphs.pattern import add_constant, dimensions, producer, replace_node, used_once
-
-CONTRIB_DOMAIN = "com.microsoft"
+from poolgraph.graphs.pattern import (
+    CONTRIB_DOMAIN,
+    add_integers,
+    dimensions,
+    producer,
+    replace_node,
+    used_once,
+)
 
 
 def lower_scan_to_linear_attention(model: ir.Model) -> int:
@@ -33,13 +38,11 @@ def _lower(graph: ir.Graph, node: ir.Node) -> None:
     tape = Tape()
     graph.opset_imports[CONTRIB_DOMAIN] = 1
 
-    def shape(*sizes: int) -> ir.Value:
-        name = "shape_" + "_".join(map(str, sizes)).replace("-", "m")
-        return add_constant(graph, name, np.array(sizes, dtype=np.int64))
-
-    flat = shape(0, 0, channels * state_size)
-    spread = tape.op("Expand", [tape.op("Unsqueeze", [write, shape(2)]), shape(1, 1, channels, 1)])
-    decay = tape.op("Mul", [tape.op("Unsqueeze", [step, shape(3)]), transition])
+    flat = add_integers(graph, [0, 0, channels * state_size])
+    spread = tape.op(
+        "Expand", [tape.op("Unsqueeze", [write, add_integers(graph, [2])]), add_integers(graph, [1, 1, channels, 1])]
+    )
+    decay = tape.op("Mul", [tape.op("Unsqueeze", [step, add_integers(graph, [3])]), transition])
     inputs = [
         read,
         tape.op("Reshape", [spread, flat]),

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+CONTRIB_DOMAIN = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
 SEQUENCE_AXIS = "sequence_length"
 """Name of the axis along which a text's token rows are."""
 
@@ -47,6 +50,18 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def add_integers(graph: ir.Graph, numbers: Sequence[int]) -> ir.Value:
+    """Return the constant ``numbers``, (len(numbers),) of int64: a shape, in which 0 keeps an axis, or axes."""
+    name = "shape_" + "_".join(str(number).replace("-", "m") for number in numbers)
+    return add_constant(graph, name, np.array(numbers, dtype=np.int64))
+
+
+def scalar_of(value: ir.Value | None) -> float | None:
+    """Return the number that a constant of one element holds, None of any other value."""
+    array = value.const_value.numpy() if value is not None and value.const_value is not None else None
+    return float(array.item()) if array is not None and array.size == 1 else None
 
 
 def add_lazy_weight(

@@ -13,10 +13,9 @@ from onnx_ir.tape import Tape
 
 from poolgraph.graphs.native import NATIVE_DOMAIN, QUANTIZED_MATMUL, product_attributes
 from poolgraph.graphs.passes import Pass
-from poolgraph.graphs.pattern import add_constant, add_lazy_weight, stand_in
+from poolgraph.graphs.pattern import CONTRIB_DOMAIN, add_constant, add_lazy_weight, stand_in
 from poolgraph.graphs.products import Product, ProductGroup, find_products
 
-CONTRIB_DOMAIN = "com.microsoft"
 LARGEST = 127
 """Of 8-bit weights, which are symmetric, and of activations by a scale a token, around MIDDLE."""
 MIDDLE = 128

@@ -10,11 +10,12 @@ import numpy as np
 import onnx_ir as ir
 
 from poolgraph.graphs.pattern import (
-    add_constant,
+    add_integers,
     add_lazy_weight,
     dimensions,
     is_initializer,
     producer,
+    scalar_of,
     stand_in,
     used_once,
 )
@@ -96,7 +97,7 @@ def _unbound_parts(node: ir.Node) -> list[_Part]:
 def _unbound_part(node: ir.Node, sizes: tuple[int, ...]) -> _Part | None:
     if node.op_type != "Slice" or not used_once(node.outputs[0]):
         return None
-    start, stop, axis = (_integer(value) for value in node.inputs[1:4])
+    start, stop, axis = (scalar_of(value) for value in node.inputs[1:4])
     squeeze = next(iter(node.outputs[0].uses())).node
     rank = len(sizes) + _PART_AXIS + 1
     if (
@@ -107,12 +108,7 @@ def _unbound_part(node: ir.Node, sizes: tuple[int, ...]) -> _Part | None:
     ):
         return None
     width = int(np.prod(sizes))
-    return _Part(start * width, (start + 1) * width, squeeze.outputs[0], sizes)
-
-
-def _integer(value: ir.Value | None) -> int | None:
-    array = value.const_value.numpy() if value is not None and value.const_value is not None else None
-    return int(array.item()) if array is not None and array.size == 1 else None
+    return _Part(int(start) * width, (int(start) + 1) * width, squeeze.outputs[0], sizes)
 
 
 def _match_product(value: ir.Value | None) -> _Product | None:
@@ -140,8 +136,7 @@ def _replace(graph: ir.Graph, anchor: ir.Node, product: _Product, part: _Part) -
         node.outputs[0].shape = ir.Shape([*leading, part.stop - part.start])
         node.outputs[0].type = part.value.type
     if len(part.tail) > 1:
-        name = "shape_0_0_" + "_".join(map(str, part.tail))
-        shape = add_constant(graph, name, np.array([0, 0, *part.tail], dtype=np.int64))
+        shape = add_integers(graph, [0, 0, *part.tail])
         nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape]))
     for index, node in enumerate(nodes[:-1]):
         node.outputs[0].name = f"{part.value.name}.step_{index}"

@@ -235,26 +235,15 @@ async def test_readiness_without_stored_answers_needs_the_first_one_again(artifa
 
 
 @in_loop
-async def test_readiness_does_not_wait_behind_the_queue(artifact, monkeypatch):
-    async with Server(artifact, max_queue_tokens=100) as server:
+@pytest.mark.parametrize(
+    ("settings", "urgency"),
+    [({"max_queue_tokens": 100}, {}), ({}, {"urgency": Urgency(priority=-(1 << 31))})],
+    ids=["behind the queue", "behind the most urgent client"],
+)
+async def test_readiness_does_not_wait(settings, urgency, artifact, monkeypatch):
+    async with Server(artifact, **settings) as server:
         gate = server.hold(monkeypatch)
-        flood = asyncio.create_task(server.ask(make_texts(500)))
-        await until(lambda: len(server.batches) == server.model.engine._rules.slots.runs)
-        waiting = server.observer.last_queue[0]
-        check = asyncio.create_task(server.model.check_ready())
-        await until(lambda: server.observer.last_queue[0] == waiting + 1)
-        held = len(server.batches)
-        gate.set()
-        await asyncio.gather(check, flood)
-        assert [server.model.probe.text.input_ids.tolist()] in server.batches[held : held + 2]
-
-
-@in_loop
-async def test_no_client_is_more_urgent_than_readiness(artifact, monkeypatch):
-    async with Server(artifact) as server:
-        gate = server.hold(monkeypatch)
-        urgent = Urgency(priority=-(1 << 31))
-        flood = asyncio.create_task(server.ask(make_texts(500), urgency=urgent))
+        flood = asyncio.create_task(server.ask(make_texts(500), **urgency))
         await until(lambda: len(server.batches) == server.model.engine._rules.slots.runs)
         waiting = server.observer.last_queue[0]
         check = asyncio.create_task(server.model.check_ready())
