@@ -323,6 +323,24 @@ def test_answers_that_are_not_finite_name_the_text(make_executor):
         executor.run_sequence(texts, first_index=7)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batches_of_a_scheduler_have_the_same_answers(make_executor, device, layout):
+    executor = make_executor(layout, device)
+    slots = executor.plan_slots()
+    assert (slots.threads, slots.lone_threads, slots.padded) == (1, 1, True)
+    assert slots.max_batch_tokens == max(bucket.size for bucket in BUCKETS[layout])
+    texts = random_texts([3, 30, 5])
+    texts[1] = replace(texts[1], prompt_length=30)  # no token takes part in its mean
+    answer = executor.run_batch(texts, "sequence", threads=1)
+    assert answer.finite.tolist() == [True, False, True]
+    np.testing.assert_allclose(answer.rows[::2], np.stack([reference(text) for text in texts[::2]]), atol=1e-5)
+    tokens = executor.run_batch(texts, "token", threads=1)
+    assert tokens.finite.all()
+    for rows, text in zip(tokens.rows, texts, strict=True):
+        np.testing.assert_allclose(rows, reference_rows(text), atol=1e-5)
+
+
 def test_progress_counts_every_text_once(make_executor):
     told = []
     make_executor("packed", ("CPUExecutionProvider", "cpu")).run_sequence(

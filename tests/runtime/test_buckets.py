@@ -140,6 +140,14 @@ def test_texts_beyond_all_buckets_get_their_own():
     assert assign_texts([100], []) == assign_texts([100], [Bucket(max_length=8, batch_size=1)])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_texts_that_fill_a_bucket_are_one_batch(layout):
+    full = Bucket(max_length=16, batch_size=32) if layout == "padded" else packed_bucket(512, 16, 32)
+    larger = Bucket(max_length=16, batch_size=64) if layout == "padded" else packed_bucket(1024, 16, 64)
+    (batch,) = assign_texts([16] * 32, [larger, full])
+    assert (batch.bucket, batch.indices) == (full, tuple(range(32)))
+
+
 def test_many_texts_are_cut_like_few():
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4, 0.8, 5000), 3, 512).astype(int).tolist()
