@@ -13,18 +13,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
+from feeds import make_feeds
 
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.graphs.manifest import Variant
+from poolgraph.graphs.manifest import Manifest, Variant
 from poolgraph.runtime.session import build_session_options, register_operators
 
 RUNS = 30
 
 
 def profile(
-    directory: Path, variant: Variant, shape: tuple[int, int], threads: int
+    directory: Path, manifest: Manifest, variant: Variant, shape: tuple[int, int], threads: int
 ) -> tuple[Counter[str], Counter[str]]:
     """Return milliseconds and calls a run by operator."""
     graph = variant.graphs["sequence"]
@@ -35,9 +35,7 @@ def profile(
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(directory / graph.file), options)
-        ids = np.random.default_rng(0).integers(1000, 20_000, size=shape)
-        inputs = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "attention_mask": np.ones_like(ids)}
-        feeds = {tensor.name: inputs[tensor.name] for tensor in graph.inputs}
+        feeds = make_feeds(manifest, variant, shape)
         for _ in range(RUNS):
             session.run([graph.raw_output], feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -59,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = "1"
     texts, tokens = (int(number) for number in options.shape.split("x"))
-    variant = open_artifact(options.artifact).variant(options.variant)
-    spent, calls = profile(options.artifact, variant, (texts, tokens), options.threads)
+    manifest = open_artifact(options.artifact)
+    variant = manifest.variant(options.variant)
+    spent, calls = profile(options.artifact, manifest, variant, (texts, tokens), options.threads)
     total = sum(spent.values())
     print(f"{options.variant}, {options.shape}, {options.threads} thread(s): {total:.2f} ms in kernels a run")
     for name, milliseconds in spent.most_common():

@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from feeds import make_feeds
 from models import BENCH_DIR, write_random_bert
 
 from poolgraph.runtime.bench_machine import describe_machine
@@ -42,7 +43,6 @@ SHAPES: Mapping[str, Mapping[str, int]] = MappingProxyType(
 
 KINDS = ("with", "without")
 CHILD_TIMEOUT_S = 1800
-SMALLEST_ID, LARGEST_ID = 1000, 20_000
 """Of the token ids: words of BERT's vocabulary."""
 
 
@@ -76,14 +76,11 @@ def run_shape(shape: str, kind: str, precision: str, batch: Sequence[int]) -> di
     from poolgraph.runtime.session import open_session, run_graph
 
     directory = artifact_dir(shape, kind)
-    variant = next(
-        it for it in open_artifact(directory).variants if it.precision == precision and it.target != "portable"
-    )
+    manifest = open_artifact(directory)
+    variant = next(it for it in manifest.variants if it.precision == precision and it.target != "portable")
     graph = variant.graphs["sequence"]
     session = open_session(directory / graph.file, variant, count_cores(), provider="CPUExecutionProvider")
-    ids = np.random.default_rng(0).integers(SMALLEST_ID, LARGEST_ID, size=tuple(batch))
-    inputs = {"input_ids": ids, "token_type_ids": np.zeros_like(ids)}
-    feeds = {tensor.name: inputs[tensor.name] for tensor in graph.inputs}
+    feeds = make_feeds(manifest, variant, batch)
     answer = run_graph(session, graph, feeds)
     seconds = measure(lambda: run_graph(session, graph, feeds), Timing(), 0.0)
     return {"median_s": statistics.median(seconds), "answer": np.asarray(answer[0], dtype=np.float64).tolist()}

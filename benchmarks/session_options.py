@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
+from feeds import make_feeds
 
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.runtime.bench_machine import describe_machine, read_versions
@@ -49,13 +49,12 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 
 def run_setting(directory: Path, name: str, setting: str) -> dict[str, float]:
     """Measure one variant under one setting in this process."""
-    variant = open_artifact(directory).variant(name)
+    manifest = open_artifact(directory)
+    variant = manifest.variant(name)
     variant = msgspec.structs.replace(variant, session_options={**variant.session_options, **SETTINGS[setting]})
     graph = variant.graphs["sequence"]
     session = open_session(directory / graph.file, variant, count_cores(), provider="CPUExecutionProvider")
-    ids = np.random.default_rng(0).integers(1000, 20_000, size=SHAPE)
-    inputs = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "attention_mask": np.ones_like(ids)}
-    feeds = {tensor.name: inputs[tensor.name] for tensor in graph.inputs}
+    feeds = make_feeds(manifest, variant, SHAPE)
     return {"median_s": statistics.median(measure(lambda: run_graph(session, graph, feeds), Timing(), 0.0))}
 
 

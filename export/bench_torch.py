@@ -149,13 +149,12 @@ def _load_transformers(subject: _Subject) -> Engine:
         def run(encoded: Sequence[EncodedText], family: str) -> list[NDArray[np.float32]]:
             answers: dict[int, NDArray[np.float32]] = {}
             for batch in plan_sorted_batches([text.num_tokens for text in encoded], size):
-                feed = runner.feed([encoded[index] for index in batch.indices], variant.graphs[family])
+                texts = [encoded[index] for index in batch.indices]
+                feed = runner.feed(texts, variant.graphs[family])
                 with torch.no_grad():
                     logits = model(**{name: torch.from_numpy(ids) for name, ids in feed.items()}).logits.float().numpy()
-                for row, index in enumerate(batch.indices):
-                    own = logits[row]
-                    own = own if family == "sequence" else runner.token_rows(own, encoded[index].num_tokens)
-                    answers[index] = head.standardize(own)
+                rows = list(logits) if family == "sequence" else runner.split_tokens(logits, texts)
+                answers |= zip(batch.indices, map(head.standardize, rows), strict=True)
             return [answers[index] for index in range(len(encoded))]
 
         return run
@@ -188,7 +187,8 @@ class _TorchExecutor(Executor):
 
     def _run(self, encoded: Sequence[EncodedText], family: str, collect: Collect, on_progress: Progress | None) -> None:
         for index, raw in enumerate(self.answer(encoded, family)):
-            collect(Batch(indices=(index,), length=encoded[index].num_tokens), raw[None])
+            length = encoded[index].num_tokens
+            collect(Batch(indices=(index,), length=length, num_tokens=length), raw[None])
 
 
 def _wrap(subject: _Subject, answer: AnswerRaw) -> PoolingModel:

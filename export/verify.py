@@ -196,14 +196,15 @@ def _run_mixed(model: PoolingModel, family: str, texts: Sequence[EncodedText], s
     outputs = list(dict.fromkeys((graph.raw_output, graph.output or graph.raw_output)))
     answers: dict[int, Answers] = {}
     for start in range(stride):
-        batch = by_length[start::stride]
+        indices = by_length[start::stride]
+        batch = [texts[index] for index in indices]
         with mapped_errors(f"running {graph.file}"):
-            results = session.run(outputs, runner.feed([texts[index] for index in batch], graph))
-        for row, index in enumerate(batch):
-            answers[index] = [_take(runner, rows[row], texts[index], family) for rows in results]
+            results = session.run(outputs, runner.feed(batch, graph))
+        rows = [_take(runner, result, batch, family) for result in results]
+        answers |= {index: list(own) for index, own in zip(indices, zip(*rows, strict=True), strict=True)}
     in_order = [answers[index] for index in range(len(texts))]
     return [found[0] for found in in_order], [found[-1] for found in in_order]
 
 
-def _take(runner: Runner, answer: NDArray[np.float32], text: EncodedText, family: str) -> NDArray[np.float32]:
-    return answer if family == "sequence" else runner.token_rows(answer, text.num_tokens)
+def _take(runner: Runner, answer: NDArray[np.float32], texts: Sequence[EncodedText], family: str) -> Answers:
+    return list(answer) if family == "sequence" else runner.split_tokens(answer, texts)

@@ -147,7 +147,7 @@ class BoundExecutor:
             threads=1,
             lone_threads=1,
             max_batch_tokens=max(bucket.size for bucket in self.buckets),
-            padded=True,
+            layout="padded",
         )
 
     def run_batch(self, texts: Sequence[EncodedText], family: str, *, threads: int) -> BatchAnswer:

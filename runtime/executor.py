@@ -14,7 +14,7 @@ from poolgraph.errors import SessionError
 from poolgraph.graphs.manifest import Graph
 from poolgraph.runtime.buckets import Padding, PaddingCounter
 from poolgraph.runtime.pipeline import CallCounter, run_side_by_side
-from poolgraph.runtime.planner import Batch
+from poolgraph.runtime.planner import Batch, BatchLayout
 from poolgraph.runtime.providers import CPU_PROVIDER
 from poolgraph.runtime.runner import Runner
 from poolgraph.runtime.session import Session, SessionPool, run_graph
@@ -67,14 +67,14 @@ class Slots:
         threads: Threads of each of them.
         lone_threads: Threads of a batch with nothing beside it.
         max_batch_tokens: Token budget of a batch.
-        padded: Whether texts of different lengths may share a batch.
+        layout: Which texts may share a batch: those of one length, of neighbouring ones, or any.
     """
 
     runs: int
     threads: int
     lone_threads: int
     max_batch_tokens: int
-    padded: bool
+    layout: BatchLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +147,8 @@ class Executor:
         answers: list[NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(encoded)
 
         def collect(batch: Batch, answer: NDArray[np.float32]) -> None:
-            for row, index in enumerate(batch.indices):
-                rows = self.runner.token_rows(answer[row], encoded[index].num_tokens)
+            texts = [encoded[index] for index in batch.indices]
+            for index, rows in zip(batch.indices, self.runner.split_tokens(answer, texts), strict=True):
                 check_finite(rows.reshape(1, -1), [index], first_index)
                 answers[index] = rows
 
@@ -168,7 +168,7 @@ class Executor:
             threads=many.threads if is_cpu else lone.threads,
             lone_threads=lone.threads,
             max_batch_tokens=self.tuning.max_batch_tokens,
-            padded=self.sessions.variant.layout != "uniform",
+            layout=self.runner.layout,
         )
 
     def run_batch(self, texts: Sequence[EncodedText], family: str, *, threads: int) -> BatchAnswer:
@@ -186,7 +186,7 @@ class Executor:
         answer = self._run_batch(session, self.sessions.graph(family), texts)
         if family == "sequence":
             return BatchAnswer(rows=answer, finite=np.asarray(np.isfinite(answer).all(axis=1)))
-        rows = [self.runner.token_rows(answer[row], text.num_tokens) for row, text in enumerate(texts)]
+        rows = self.runner.split_tokens(answer, texts)
         return BatchAnswer(rows=rows, finite=np.array([bool(np.isfinite(one).all()) for one in rows]))
 
     def _run(self, encoded: Sequence[EncodedText], family: str, collect: Collect, on_progress: Progress | None) -> None:

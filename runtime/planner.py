@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final
+from itertools import accumulate, pairwise
+from typing import Final, Literal, TypeAlias
+
+BatchLayout: TypeAlias = Literal["uniform", "padded", "packed"]
+"""What a batch looks like: texts of one length, texts padded to the longest, or texts of any lengths end to end."""
 
 MAX_BATCH_TOKENS: Final = 512
 """Default token budget: the activations of so many tokens stay in a core's cache."""
@@ -17,15 +21,17 @@ MIN_SPLIT_TOKENS: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Texts that run together: ``indices`` into the caller's list, ``length`` of the longest in tokens."""
+    """Texts that run together.
+
+    Attributes:
+        indices: Into the caller's list.
+        length: Of the longest text, in tokens.
+        num_tokens: Tokens that the batch computes, padding included.
+    """
 
     indices: tuple[int, ...]
     length: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the batch computes, padding included."""
-        return self.length * len(self.indices)
+    num_tokens: int
 
 
 def plan_batches(
@@ -42,7 +48,7 @@ def plan_batches(
     for index, length in enumerate(lengths):
         groups.setdefault(length, []).append(index)
     batches = [
-        Batch(indices=part, length=length)
+        _even_batch(part, length)
         for length, group in groups.items()
         for part in _even_parts(group, max(1, max_batch_tokens // max(1, length)))
     ]
@@ -57,26 +63,76 @@ def plan_padded_batches(
     Args: as of ``plan_batches``.
     """
     batches = []
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    order = _longest_first(lengths)
     start = 0
     while start < len(order):
         length = lengths[order[start]]
         stop = start + max(1, max_batch_tokens // max(1, length))
-        batches.append(Batch(indices=tuple(order[start:stop]), length=length))
+        batches.append(_even_batch(tuple(order[start:stop]), length))
         start = stop
     return _split_for_runs(batches, lengths, runs)
 
 
+def plan_packed_batches(
+    lengths: Sequence[int], *, max_batch_tokens: int = MAX_BATCH_TOKENS, runs: int = 1
+) -> tuple[Batch, ...]:
+    """Cut texts of any lengths, longest first, into batches of which the largest is as small as can be.
+
+    There are as few batches as fit the budget, rounded up to whole rounds of the runs, so that all runs end together.
+    Texts of like length are neighbours: batches that run beside each other cost the same, and the last ones least.
+
+    Args: as of ``plan_batches``.
+    """
+    order = _longest_first(lengths)
+    ends = list(accumulate(lengths[index] for index in order))
+    rounds = -(-len(_cut(ends, max_batch_tokens)) // runs)
+    least = min(MIN_SPLIT_TOKENS, max_batch_tokens)
+    spare = bisect_left(range(least, max_batch_tokens), True, key=lambda size: len(_cut(ends, size)) <= rounds * runs)
+    bounds = [0, *_cut(ends, least + spare)]
+    return tuple(
+        Batch(
+            indices=tuple(order[start:stop]),
+            length=lengths[order[start]],
+            num_tokens=ends[stop - 1] - (ends[start - 1] if start else 0),
+        )
+        for start, stop in pairwise(bounds)
+    )
+
+
 def plan_sorted_batches(lengths: Sequence[int], batch_size: int) -> tuple[Batch, ...]:
     """Cut texts, longest first, into batches of ``batch_size``: what users of other engines do."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    order = _longest_first(lengths)
     cuts = [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
-    return tuple(Batch(indices=cut, length=lengths[cut[0]]) for cut in cuts)
+    return tuple(_even_batch(cut, lengths[cut[0]]) for cut in cuts)
 
 
 def count_padding(lengths: Sequence[int], batches: Iterable[Batch]) -> int:
     """Count the padding tokens that the batches compute beside the texts' own."""
     return sum(batch.num_tokens - sum(lengths[index] for index in batch.indices) for batch in batches)
+
+
+def _even_batch(indices: tuple[int, ...], length: int) -> Batch:
+    """Return a batch that computes ``length`` tokens of each text."""
+    return Batch(indices=indices, length=length, num_tokens=length * len(indices))
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+def _cut(ends: Sequence[int], size: int) -> list[int]:
+    """Fill parts of at most ``size`` tokens in turn, a longer text being one of its own; return where each stops.
+
+    Args:
+        ends: Tokens up to the end of each text.
+        size: Tokens of a part.
+    """
+    stops, start, before = [], 0, 0
+    while start < len(ends):
+        start = max(start + 1, bisect_right(ends, before + size, start))
+        stops.append(start)
+        before = ends[start - 1]
+    return stops
 
 
 def _even_parts(indices: Sequence[int], limit: int) -> list[tuple[int, ...]]:
@@ -97,7 +153,7 @@ def _split_for_runs(batches: Iterable[Batch], lengths: Sequence[int], runs: int)
             done.append(batch)
             continue
         for part in _even_parts(batch.indices, -(-len(batch.indices) // 2)):
-            half = Batch(indices=part, length=max(lengths[index] for index in part))
+            half = _even_batch(part, max(lengths[index] for index in part))
             heapq.heappush(heap, (-half.num_tokens, half.indices, half))
     done += [entry[2] for entry in heap]
     return tuple(sorted(done, key=lambda batch: (-batch.length, batch.indices[0])))

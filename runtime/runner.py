@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from poolgraph.errors import ArtifactError
 from poolgraph.graphs.manifest import Graph, Tokenization, Variant
-from poolgraph.runtime.planner import Batch
+from poolgraph.runtime.planner import Batch, BatchLayout
+from poolgraph.runtime.runner_packed import PackedRunner
 from poolgraph.runtime.runner_padded import PaddedRunner
 from poolgraph.runtime.runner_uniform import UniformRunner
 from poolgraph.runtime.tokenizer import EncodedText
@@ -20,18 +21,22 @@ from poolgraph.runtime.tokenizer import EncodedText
 class Runner(Protocol):
     """Plans batches, feeds them and takes the answers apart, all pure."""
 
+    @property
+    def layout(self) -> BatchLayout:
+        """What its batches look like."""
+
     def plan(self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int) -> tuple[Batch, ...]:
         """Cut texts of these lengths into batches."""
 
     def feed(self, texts: Sequence[EncodedText], graph: Graph) -> Mapping[str, NDArray[np.int64]]:
-        """Build the inputs that the graph names, each (batch_size, ...)."""
+        """Build the inputs that the graph names."""
 
-    def token_rows(self, answer: NDArray[np.float32], num_tokens: int) -> NDArray[np.float32]:
-        """Take one text's rows (num_tokens, size) out of its answer (sequence_length, size)."""
+    def split_tokens(self, answer: NDArray[np.float32], texts: Sequence[EncodedText]) -> list[NDArray[np.float32]]:
+        """Take each text's rows (num_tokens, size) out of a token graph's answer."""
 
 
 _RUNNERS: Final[Mapping[str, Callable[[Tokenization], Runner]]] = MappingProxyType(
-    {"uniform": UniformRunner, "padded": PaddedRunner}
+    {"uniform": UniformRunner, "padded": PaddedRunner, "packed": PackedRunner}
 )
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.graphs.manifest import Graph, Tokenization
-from poolgraph.runtime.planner import Batch, plan_padded_batches
+from poolgraph.runtime.planner import Batch, BatchLayout, plan_padded_batches
 from poolgraph.runtime.runner_uniform import attended_tokens, stack_prompt_lengths
 from poolgraph.runtime.tokenizer import EncodedText
 
 
 class PaddedRunner:
     """The runner of the ``padded`` layout; pads with the tokenizer's token on the tokenizer's side."""
+
+    layout: Final[BatchLayout] = "padded"
 
     def __init__(self, tokenization: Tokenization) -> None:
         self._pad_token_id = tokenization.pad_token_id
@@ -43,9 +46,9 @@ class PaddedRunner:
                 inputs["token_type_ids"][row, place] = text.token_type_ids
         return {tensor.name: inputs[tensor.name] for tensor in graph.inputs}
 
-    def token_rows(self, answer: NDArray[np.float32], num_tokens: int) -> NDArray[np.float32]:
-        """Take the text's own rows out of its padded answer (sequence_length, size)."""
-        return answer[self._place(num_tokens, len(answer))]
+    def split_tokens(self, answer: NDArray[np.float32], texts: Sequence[EncodedText]) -> list[NDArray[np.float32]]:
+        """Take the texts' own rows out of a padded answer (batch_size, sequence_length, size)."""
+        return [rows[self._place(text.num_tokens, len(rows))] for rows, text in zip(answer, texts, strict=True)]
 
     def _place(self, num_tokens: int, length: int) -> slice:
         return slice(length - num_tokens, length) if self._left else slice(0, num_tokens)

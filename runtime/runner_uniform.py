@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.graphs.manifest import Graph, Tokenization
-from poolgraph.runtime.planner import Batch, plan_batches
+from poolgraph.runtime.planner import Batch, BatchLayout, plan_batches
 from poolgraph.runtime.tokenizer import EncodedText
 
 
@@ -54,6 +54,8 @@ _INPUTS: Final[Mapping[str, Callable[[Sequence[EncodedText]], NDArray[np.int64]]
 class UniformRunner:
     """The runner of the ``uniform`` layout."""
 
+    layout: Final[BatchLayout] = "uniform"
+
     def __init__(self, tokenization: Tokenization) -> None:
         self._tokenization = tokenization
 
@@ -65,7 +67,7 @@ class UniformRunner:
         """Stack the inputs that the graph names, each (batch_size, sequence_length)."""
         return {tensor.name: _INPUTS[tensor.name](texts) for tensor in graph.inputs}
 
-    def token_rows(self, answer: NDArray[np.float32], num_tokens: int) -> NDArray[np.float32]:
-        """Return the answer (num_tokens, size) whole: there is no padding in it."""
-        assert len(answer) == num_tokens
-        return answer
+    def split_tokens(self, answer: NDArray[np.float32], texts: Sequence[EncodedText]) -> list[NDArray[np.float32]]:
+        """Return the rows of an answer (batch_size, sequence_length, size) whole: there is no padding in them."""
+        assert answer.shape[:2] == (len(texts), texts[0].num_tokens)
+        return list(answer)

@@ -19,8 +19,10 @@ from poolgraph.graphs.probe_files import StoredProbes, load_probes
 from poolgraph.runtime.activations import finish_logits
 from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, Comparison, Threshold, compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.loaded import LoadedModel
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.pair_tokenizer import encode_pairs
+from poolgraph.runtime.providers import CPU_PROVIDER
 from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 
@@ -85,7 +87,7 @@ def check_model(model: PoolingModel, probes: StoredProbes, families: Sequence[st
         expected = list(stored[family].values()) or alone
         checks = [("alone", expected, alone, required), ("in batches", expected, batched, required)]
         checks = checks if stored[family] else [("batches against texts alone", alone, batched, required)]
-        if model.variant.layout == "uniform":
+        if has_same_bits(model):
             checks.append(("same bits in batches", alone, batched, SAME_BITS))
         for check, reference, answers, threshold in checks:
             left, right = reference, answers
@@ -93,6 +95,11 @@ def check_model(model: PoolingModel, probes: StoredProbes, families: Sequence[st
                 left, right = ([finish(rows) for rows in side] for side in (reference, answers))
             found = compare_answers(left, right, threshold)
             yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
+
+
+def has_same_bits(model: LoadedModel) -> bool:
+    """Whether a model's variant promises a text the same bits alone and in any batch: on CPUs, without padding."""
+    return model.provider == CPU_PROVIDER and model.variant.layout in ("uniform", "packed")
 
 
 def choose_comparison(model: PoolingModel) -> tuple[Threshold, Finish]:

@@ -10,8 +10,10 @@ a large request grows with its size, up to ``_MOST_WEIGHT`` small ones.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from poolgraph.serving.pending import PendingRun, PendingText
@@ -22,14 +24,17 @@ QUANTUM_TOKENS: Final = 2048
 
 _MOST_WEIGHT: Final = 16.0
 
+_MOST_GONE: Final = 64
+"""Texts that are gone and still held, beyond as many as wait."""
+
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """The waiting texts of one graph and length.
+    """The waiting texts of one graph and length, or of one graph and a range of lengths.
 
     Attributes:
         family: The graph.
-        length: Tokens of each text.
+        length: Tokens of each text, or the most that one may have.
         count: Texts that wait.
     """
 
@@ -49,15 +54,35 @@ class Group:
             heapq.heappop(self._heap)
         return self._heap[0]
 
+    def in_order(self) -> Iterator[PendingText]:
+        """Yield the texts in the order of their turns; they stay. The first few of many are had for little."""
+        ahead = [((0, 0.0, 0), 0)] if self._heap else []
+        while ahead:
+            place = heapq.heappop(ahead)[1]
+            if self._heap[place].waits:
+                yield self._heap[place]
+            for child in range(2 * place + 1, min(2 * place + 3, len(self._heap))):
+                heapq.heappush(ahead, (self._heap[child].order, child))
+
     def first(self, number: int) -> list[PendingText]:
         """Return the texts whose turns are first, in order; they stay."""
-        if number == 1:
-            return [self.head()]
-        return heapq.nsmallest(number, (text for text in self._heap if text.waits))
+        self.head()  # lets go of those in front that are gone
+        return list(islice(self.in_order(), number))
+
+    def remove(self) -> None:
+        """Count a text out that waits no more."""
+        self.count -= 1
+        if len(self._heap) > 2 * self.count + _MOST_GONE:
+            self._heap = [text for text in self._heap if text.waits]
+            heapq.heapify(self._heap)
 
 
 class Backlog:
     """The waiting texts.
+
+    Args:
+        bounds: Texts of up to so many tokens share a group, whatever their lengths: each is in that of the first bound
+            which it does not exceed. Texts beyond them are grouped by length.
 
     Attributes:
         num_texts: How many wait.
@@ -65,7 +90,8 @@ class Backlog:
         passed_over: Batches in a row that did without the text whose turn was first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Sequence[int] = ()) -> None:
+        self._bounds = bounds
         self.num_texts = 0
         self.num_tokens = 0
         self.passed_over = 0
@@ -92,7 +118,7 @@ class Backlog:
             self._weight += run.weight
 
     def _push(self, text: PendingText) -> None:
-        key = text.run.run.family, len(text.encoded.input_ids)
+        key = self._key(text)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(*key)
@@ -100,7 +126,12 @@ class Backlog:
         text.run.texts.append(text)
         self._number += 1
         self.num_texts += 1
-        self.num_tokens += key[1]
+        self.num_tokens += len(text.encoded.input_ids)
+
+    def _key(self, text: PendingText) -> tuple[GraphFamily, int]:
+        length = len(text.encoded.input_ids)
+        place = bisect_left(self._bounds, length)
+        return text.run.run.family, self._bounds[place] if place < len(self._bounds) else length
 
     def groups(self) -> Iterable[Group]:
         """Return the groups, none of them empty."""
@@ -130,13 +161,12 @@ class Backlog:
         return list(self._runs)
 
     def _remove(self, text: PendingText) -> None:
-        length = len(text.encoded.input_ids)
-        key = text.run.run.family, length
+        key = self._key(text)
         text.waits = False
         self.num_texts -= 1
-        self.num_tokens -= length
+        self.num_tokens -= len(text.encoded.input_ids)
         group = self._groups[key]
-        group.count -= 1
+        group.remove()
         if not group.count:
             del self._groups[key]
         text.run.num_waiting -= 1

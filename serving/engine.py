@@ -15,12 +15,11 @@ from typing import Final, Protocol
 from poolgraph.errors import PoolgraphError, SessionError
 from poolgraph.runtime.executor import BatchAnswer
 from poolgraph.runtime.tokenizer import EncodedText
-from poolgraph.serving.backlog import Backlog
 from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, QueueFull
 from poolgraph.serving.engine_settings import EngineSettings
 from poolgraph.serving.observer import DropReason, Observer
 from poolgraph.serving.pending import PendingRun, PendingText
-from poolgraph.serving.scheduler import Load, NextBatch, Rules, Wait, choose_batch
+from poolgraph.serving.scheduler import Load, NextBatch, Rules, Wait, choose_batch, make_backlog
 from poolgraph.serving.speed import Speed
 
 _LONGEST_RETRY: Final = 60
@@ -56,7 +55,7 @@ class Engine:
         self._rules = rules
         self._settings = settings
         self._observer = observer
-        self._backlog = Backlog()
+        self._backlog = make_backlog(rules.slots)
         self._speed = Speed(rules.slots.runs)
         self._running: list[NextBatch] = []
         self._started: dict[int, float] = {}
@@ -277,7 +276,7 @@ class Engine:
     def _tell_batch(self, batch: NextBatch, started: float, seconds: float) -> None:
         real = sum(len(text.encoded.input_ids) for text in batch.texts)
         self._speed.add(real, seconds)
-        self._observer.ran(self._name, len(batch.texts), real, batch.length * len(batch.texts), seconds)
+        self._observer.ran(self._name, len(batch.texts), real, batch.num_tokens, seconds)
         for text in batch.texts:
             self._observer.waited(self._name, max(0.0, started - text.run.arrived))
 

@@ -13,16 +13,15 @@ from poolgraph.graphs.probe_files import StoredProbes, load_probes
 from poolgraph.runtime.compare import Threshold, compare_answers
 from poolgraph.runtime.loaded import LoadedModel
 from poolgraph.runtime.model import PoolingModel
-from poolgraph.runtime.providers import CPU_PROVIDER
 from poolgraph.runtime.tokenizer import EncodedText
-from poolgraph.runtime.verify import SAME_BITS, Finish, choose_comparison, encode_probes
+from poolgraph.runtime.verify import SAME_BITS, Finish, choose_comparison, encode_probes, has_same_bits
 from poolgraph.tasks import GraphFamily
 
 _FALLBACK_IDS: Final = 8
 """Tokens of the probe of an artifact that has no probe files."""
 
 _STABLE: Final = Threshold(min_cosine=0.9999)
-"""How near a padded batch's answer stays to the first one; uniform batches have the same bits."""
+"""How near a padded batch's answer stays to the first one; where nothing is padded it has the same bits."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,8 +68,7 @@ class Probe:
 
 def choose_probe(model: PoolingModel, family: GraphFamily) -> Probe:
     """Choose the shortest stored probe that has an answer of this graph; any short text where the artifact has none."""
-    same_bits = model.variant.layout == "uniform" and model.provider == CPU_PROVIDER
-    stable = SAME_BITS if same_bits else _STABLE
+    stable = SAME_BITS if has_same_bits(model) else _STABLE
     threshold, finish = choose_comparison(model)
     try:
         stored = load_probes(model.path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from poolgraph.runtime.executor import Slots
-from poolgraph.runtime.planner import MIN_SPLIT_TOKENS
+from poolgraph.runtime.planner import MIN_SPLIT_TOKENS, BatchLayout
 from poolgraph.serving.backlog import Backlog, Group
 from poolgraph.serving.pending import PendingText
 from poolgraph.tasks import GraphFamily
@@ -22,6 +24,9 @@ LONG_BATCHES: Final = 4
 
 LEAST_FILL: Final = 0.75
 """Length of the shortest text of a padded batch as a share of its longest."""
+
+MOST_LEFT: Final = 8
+"""Texts that are looked at in vain for one that fits what a packed batch has room for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +65,7 @@ class NextBatch:
         family: The graph.
         texts: The texts; still in the backlog.
         threads: Threads of the run.
-        length: Tokens of the longest.
+        num_tokens: Tokens that the batch computes, padding included.
         long: Whether the batch is long.
         exclusive: Whether it has all threads, so that no batch runs beside it.
     """
@@ -68,7 +73,7 @@ class NextBatch:
     family: GraphFamily
     texts: tuple[PendingText, ...]
     threads: int
-    length: int
+    num_tokens: int
     long: bool
     exclusive: bool
 
@@ -80,15 +85,22 @@ class Wait:
     seconds: float
 
 
+def make_backlog(slots: Slots) -> Backlog:
+    """Make a backlog whose groups are what batches of a layout are made of."""
+    budget = slots.max_batch_tokens
+    return Backlog((budget, LONG_BATCHES * budget) if slots.layout == "packed" else ())
+
+
 def choose_batch(backlog: Backlog, load: Load, rules: Rules, now: float) -> NextBatch | Wait | None:
     """Choose what runs next.
 
-    The text whose turn is first, by priority and then by its place in the queue, runs with others of its length (padded
-    layouts: of neighbouring lengths) up to the token budget. It is passed over a few times for texts of its priority
-    that fill a batch better. While other slots are free, batches are kept small enough to leave them work.
+    The text whose turn is first, by priority and then by its place in the queue, runs with others of its graph up to
+    the token budget: those of its length, in padded layouts of neighbouring lengths, in packed ones those whose turns
+    are next. In the uniform layout it is passed over a few times for texts of its priority that fill a batch better.
+    While other slots are free, batches are kept small enough to leave them work; padded ones are not.
 
     Args:
-        backlog: What waits; only ``passed_over`` is changed.
+        backlog: What waits, made by ``make_backlog``; only ``passed_over`` is changed.
         load: What runs.
         rules: How batches are made.
         now: The time, on the clock of ``PendingRun.arrived``.
@@ -102,17 +114,18 @@ def choose_batch(backlog: Backlog, load: Load, rules: Rules, now: float) -> Next
     group = _choose_group(backlog, load, slots)
     if group is None:
         return None
-    texts = _fill_padded(backlog, group, slots) if slots.padded else _fill_uniform(backlog, group, load, slots)
-    length = max(len(text.encoded.input_ids) for text in texts)
-    if patience := _patience(texts, length, load, rules, now):
+    texts = _FILL[slots.layout](backlog, group, load, slots)
+    lengths = [len(text.encoded.input_ids) for text in texts]
+    num_tokens = sum(lengths) if slots.layout == "packed" else max(lengths) * len(lengths)
+    if patience := _patience(texts, num_tokens, load, rules, now):
         return Wait(patience)
     alone = not load.num_batches and len(texts) == backlog.num_texts
     return NextBatch(
         family=group.family,
         texts=tuple(texts),
         threads=slots.lone_threads if alone else slots.threads,
-        length=length,
-        long=_is_long(length, slots),
+        num_tokens=num_tokens,
+        long=_is_long(max(lengths), slots),
         exclusive=alone and slots.lone_threads > slots.threads,
     )
 
@@ -125,7 +138,7 @@ def _choose_group(backlog: Backlog, load: Load, slots: Slots) -> Group | None:
         return None
     first = min(groups, key=lambda group: group.head().order)
     best = first
-    if not slots.padded and backlog.passed_over < MOST_PASSED_OVER:
+    if slots.layout == "uniform" and backlog.passed_over < MOST_PASSED_OVER:
         best = _find_fuller(groups, first, slots)
     backlog.passed_over = 0 if best is first else backlog.passed_over + 1
     return best
@@ -153,7 +166,28 @@ def _fill_uniform(backlog: Backlog, group: Group, load: Load, slots: Slots) -> l
     return group.first(-(-group.count // num_parts))
 
 
-def _fill_padded(backlog: Backlog, group: Group, slots: Slots) -> list[PendingText]:
+def _fill_packed(backlog: Backlog, group: Group, load: Load, slots: Slots) -> list[PendingText]:
+    """Take the texts whose turns are first while they fit: the budget, and an even share of what waits."""
+    if group.length > slots.max_batch_tokens:
+        return [group.head()]
+    free = slots.runs - load.num_batches
+    rounds = -(-backlog.num_tokens // (free * slots.max_batch_tokens))
+    share = -(-backlog.num_tokens // (free * rounds))
+    room, left = min(slots.max_batch_tokens, max(MIN_SPLIT_TOKENS, share)), 0
+    texts: list[PendingText] = []
+    for text in group.in_order():
+        length = len(text.encoded.input_ids)
+        if length <= room or not texts:
+            texts.append(text)
+            room -= length
+        else:
+            left += 1
+        if room <= 0 or left > MOST_LEFT:
+            break
+    return texts
+
+
+def _fill_padded(backlog: Backlog, group: Group, load: Load, slots: Slots) -> list[PendingText]:
     """Take the text whose turn is first, then texts of near lengths while the padded batch fits the budget."""
     texts = [group.head()]
     shortest = longest = group.length
@@ -168,9 +202,15 @@ def _fill_padded(backlog: Backlog, group: Group, slots: Slots) -> list[PendingTe
     return texts
 
 
-def _patience(texts: list[PendingText], length: int, load: Load, rules: Rules, now: float) -> float:
+_FILL: Final[Mapping[BatchLayout, Callable[[Backlog, Group, Load, Slots], list[PendingText]]]] = MappingProxyType(
+    {"uniform": _fill_uniform, "padded": _fill_padded, "packed": _fill_packed}
+)
+
+
+def _patience(texts: list[PendingText], num_tokens: int, load: Load, rules: Rules, now: float) -> float:
     """Return how long these texts still wait for company: not at all with nothing else at work, or in a full batch."""
-    if not load.num_batches or (len(texts) + 1) * length > rules.slots.max_batch_tokens:
+    one_more = num_tokens + num_tokens // len(texts)
+    if not load.num_batches or one_more > rules.slots.max_batch_tokens:
         return 0.0
     return max(0.0, min(text.run.arrived for text in texts) + rules.max_wait - now)
 

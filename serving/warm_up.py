@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from poolgraph.runtime.executor import Slots
 from poolgraph.runtime.loaded import LoadedModel
 from poolgraph.runtime.tokenizer import EncodedText
 from poolgraph.tasks import GraphFamily
@@ -42,11 +43,26 @@ def _plan(
     present = [family for family in families if family in model.variant.graphs]
     threads = dict.fromkeys((slots.threads, slots.lone_threads))
     yield from ((family, [text], number) for family in present for number in threads)
-    for length in _LENGTHS:
-        if length <= longest:
-            resized = _resize(text, length)
-            batch = [resized] * max(1, slots.max_batch_tokens // length)
-            yield from ((family, batch, slots.threads) for family in present[:1])
+    for lengths in _plan_lengths(slots, longest):
+        batch = [_resize(text, length) for length in lengths]
+        yield from ((family, batch, slots.threads) for family in present[:1])
+
+
+def _plan_lengths(slots: Slots, longest: int) -> Iterator[list[int]]:
+    """Yield the lengths of each larger batch: of one length each, or where batches are packed, of many in one."""
+    budget = slots.max_batch_tokens
+    if slots.layout == "packed":
+        yield list(_halve(budget, longest))
+        return
+    yield from ([length] * max(1, budget // length) for length in _LENGTHS if length <= longest)
+
+
+def _halve(budget: int, longest: int) -> Iterator[int]:
+    """Yield lengths that fill the budget, each half of what is left."""
+    while budget:
+        length = min(longest, -(-budget // 2))
+        yield length
+        budget -= length
 
 
 def _resize(text: EncodedText, length: int) -> EncodedText:

@@ -12,6 +12,7 @@ import numpy as np
 
 from poolgraph.errors import SessionError
 from poolgraph.runtime.executor import BatchAnswer, Slots
+from poolgraph.runtime.planner import BatchLayout
 from poolgraph.runtime.tokenizer import EncodedText
 from poolgraph.runtime.work import Run
 from poolgraph.serving.observer import NullObserver
@@ -36,8 +37,8 @@ def expected_row(text: EncodedText) -> np.ndarray:
     return np.array([text.input_ids.sum(), len(text.input_ids)], dtype=np.float32)
 
 
-def make_slots(runs: int = 2, max_batch_tokens: int = 512, *, padded: bool = False) -> Slots:
-    return Slots(runs=runs, threads=1, lone_threads=runs, max_batch_tokens=max_batch_tokens, padded=padded)
+def make_slots(runs: int = 2, max_batch_tokens: int = 512, *, layout: BatchLayout = "uniform") -> Slots:
+    return Slots(runs=runs, threads=1, lone_threads=runs, max_batch_tokens=max_batch_tokens, layout=layout)
 
 
 class FakeModel:

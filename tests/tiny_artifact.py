@@ -1,4 +1,4 @@
-"""A tiny artifact built by hand: an embedding table, one projection, a mean; both layouts, both graph families."""
+"""A tiny artifact built by hand: an embedding table, one projection, a mean; three layouts, both graph families."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,8 @@ MAX_MODEL_LEN = 16
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(60)), "nan"]
 
 _HEADER = '<ir_version: 10, opset_import: ["": 20]>\n'
-_IDS = "int64[batch_size,sequence_length]"
+_SHAPES = {"input_ids": ("batch_size", "sequence_length"), "attention_mask": ("batch_size", "sequence_length")}
+_PACKED_SHAPES = {"input_ids": ("num_tokens",), "cu_seqlens": ("num_bounds",)}
 _PROJECTION = "rows = Gather(table, input_ids)\n hidden = MatMul(rows, weight)\n"
 
 GRAPHS = {
@@ -70,14 +71,47 @@ GRAPHS = {
         raw_token_embeddings = Mul(hidden, column)
         """,
     ),
+    ("packed", "sequence"): (
+        ("input_ids", "cu_seqlens"),
+        _PROJECTION
+        + """zero = Constant<value_int=0>()
+        one = Constant<value_int=1>()
+        step = Constant<value_ints=[1]>()
+        begin = Constant<value_ints=[0]>()
+        back = Constant<value_ints=[-1]>()
+        far = Constant<value_ints=[4096]>()
+        nothing = Constant<value_float=0.0>()
+        tokens = Size(input_ids)
+        positions = Range(zero, tokens, one)
+        first = Slice(cu_seqlens, begin, back)
+        last = Slice(cu_seqlens, step, far)
+        firsts = Unsqueeze(first, step)
+        lasts = Unsqueeze(last, step)
+        behind = GreaterOrEqual(positions, firsts)
+        before = Less(positions, lasts)
+        own = And(behind, before)
+        mask = Unsqueeze(own, back)
+        kept = Where(mask, hidden, nothing)
+        total = ReduceSum<keepdims=0>(kept, step)
+        length = Sub(lasts, firsts)
+        count = Cast<to=1>(length)
+        pooled = Div(total, count)
+        """,
+    ),
+    ("packed", "token"): (("input_ids",), _PROJECTION + "raw_token_embeddings = Identity(hidden)\n"),
 }
 
 OUTPUTS = {
     "sequence": Tensor(name="pooled", dtype="float32", shape=("batch_size", SIZE)),
     "token": Tensor(name="raw_token_embeddings", dtype="float32", shape=("batch_size", "sequence_length", SIZE)),
 }
+_PACKED_ROWS = Tensor(name="raw_token_embeddings", dtype="float32", shape=("num_tokens", SIZE))
 
-VARIANTS = {"cpu_fp32": ("cpu", "uniform"), "portable_fp32": ("portable", "padded")}
+VARIANTS = {
+    "cpu_fp32": ("cpu", "uniform"),
+    "portable_fp32": ("portable", "padded"),
+    "packed_fp32": ("packed", "packed"),
+}
 
 
 def tiny_weights() -> tuple[np.ndarray, np.ndarray]:
@@ -112,14 +146,16 @@ def build_tokenizer() -> Tokenizer:
 def build_graph(layout: str, family: str) -> tuple[onnx.ModelProto, Graph]:
     """The tiny graph of a layout and family, and its record in the manifest without a file name."""
     inputs, body = GRAPHS[layout, family]
-    output = OUTPUTS[family]
-    signature = ", ".join(f"{_IDS} {name}" for name in inputs)
+    packed = layout == "packed"
+    shapes = _PACKED_SHAPES if packed else _SHAPES
+    output = _PACKED_ROWS if packed and family == "token" else OUTPUTS[family]
+    signature = ", ".join(f"int64[{','.join(shapes[name])}] {name}" for name in inputs)
     axes = ",".join(map(str, output.shape))
     text = f"{_HEADER} tiny ({signature}) => (float[{axes}] {output.name}) {{ {body} }}"
     model = onnx.parser.parse_model(text)
     for name, array in zip(("table", "weight"), tiny_weights(), strict=True):
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    tensors = tuple(Tensor(name=name, dtype="int64", shape=("batch_size", "sequence_length")) for name in inputs)
+    tensors = tuple(Tensor(name=name, dtype="int64", shape=shapes[name]) for name in inputs)
     return model, Graph(file="", inputs=tensors, outputs=(output,), raw_output=output.name)
 
 

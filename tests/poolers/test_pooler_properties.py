@@ -18,18 +18,19 @@ from poolgraph.poolers.layout import Layout, PackedLayout, PaddedLayout, Uniform
 from poolgraph.poolers.pooling import POOLING_METHODS, Pooling
 from poolgraph.runtime.manifest_overrides import check_pooler_config
 from poolgraph.runtime.runner import Runner
+from poolgraph.runtime.runner_packed import PackedRunner
 from poolgraph.runtime.runner_padded import PaddedRunner
 from poolgraph.runtime.runner_uniform import UniformRunner
 from poolgraph.runtime.steps import select_steps
 from poolgraph.runtime.tokenizer import EncodedText
 
 LAYOUTS = ("padded_right", "padded_left", "uniform", "packed")
-RUNNERS = LAYOUTS[:3]
 FILLERS = (0.0, 7.0, -1e4, float("nan"), float("inf"), float("-inf"))
 """What may stand in the rows of padding: attention without any key leaves NaN there."""
 
 NUM_TOKENS = 6
-INPUTS = ("input_ids", "attention_mask", "prompt_length")
+INPUTS = {"padded": ("input_ids", "attention_mask"), "uniform": ("input_ids",), "packed": ("input_ids", "cu_seqlens")}
+"""By the first word of a layout's name; prompts' lengths in all."""
 
 quickly = settings(max_examples=120, deadline=None, derandomize=True)
 
@@ -88,20 +89,26 @@ def modes() -> st.SearchStrategy[tuple[str, ...]]:
 
 
 def runner_of(layout: str) -> Runner:
-    tokenization = Tokenization(pad_token_id=0, padding_side=layout.removeprefix("padded_"))
-    return UniformRunner(tokenization) if layout == "uniform" else PaddedRunner(tokenization)
+    name, _, side = layout.partition("_")
+    runners = {"uniform": UniformRunner, "padded": PaddedRunner, "packed": PackedRunner}
+    return runners[name](Tokenization(pad_token_id=0, padding_side=side or "right"))
 
 
 def feed(batch: Batch, layout: str) -> dict[str, np.ndarray]:
     """The inputs that a runner gives the graph."""
-    names = [name for name in INPUTS if layout != "uniform" or name != "attention_mask"]
+    names = (*INPUTS[layout.partition("_")[0]], "prompt_length")
     tensors = tuple(Tensor(name=name, dtype="int64", shape=("batch_size",)) for name in names)
     graph = Graph(file="", inputs=tensors, outputs=(), raw_output="pooled")
     return dict(runner_of(layout).feed(batch.texts, graph))
 
 
 def answer(batch: Batch, layout: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """The backbone's rows (batch_size, sequence_length, hidden_size), ``filler`` where the mask says padding."""
+    """The backbone's rows (batch_size, sequence_length, hidden_size), ``filler`` where the mask says padding.
+
+    Packed ones are (num_tokens, hidden_size).
+    """
+    if layout == "packed":
+        return np.concatenate(batch.rows)
     if layout == "uniform":
         return np.stack(batch.rows)
     mask = inputs["attention_mask"].astype(bool)
@@ -112,13 +119,11 @@ def answer(batch: Batch, layout: str, inputs: dict[str, np.ndarray]) -> np.ndarr
 
 def lay_out(batch: Batch, layout: str) -> tuple[Layout, torch.Tensor]:
     """The batch as poolers get it."""
-    if layout == "packed":
-        starts = torch.tensor(np.cumsum([0, *map(len, batch.rows)]))
-        prompts = torch.tensor([text.prompt_length for text in batch.texts]) if batch.with_prompts else None
-        return PackedLayout(cu_seqlens=starts, prompt_length=prompts), torch.from_numpy(np.concatenate(batch.rows))
     inputs = feed(batch, layout)
     prompts = torch.from_numpy(inputs["prompt_length"]) if batch.with_prompts else None
     rows = torch.from_numpy(answer(batch, layout, inputs))
+    if layout == "packed":
+        return PackedLayout(cu_seqlens=torch.from_numpy(inputs["cu_seqlens"]), prompt_length=prompts), rows
     if layout == "uniform":
         return UniformLayout(prompt_length=prompts), rows
     return PaddedLayout(attention_mask=torch.from_numpy(inputs["attention_mask"]), prompt_length=prompts), rows
@@ -169,18 +174,17 @@ def test_counts_run_within_each_text(layout: str, data: st.DataObject) -> None:
     assert found.tolist() == np.concatenate([np.cumsum(one) * one for one in counted]).tolist()
 
 
-@pytest.mark.parametrize("layout", RUNNERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @given(data=st.data())
 @quickly
 def test_all_pooling_returns_each_text_its_own_rows(layout: str, data: st.DataObject) -> None:
     batch = data.draw(batches_for(layout))
-    rows = answer(batch, layout, feed(batch, layout))
-    for index, text in enumerate(batch.texts):
-        found = runner_of(layout).token_rows(rows[index], text.num_tokens)
-        assert np.array_equal(found, batch.rows[index])
+    split = runner_of(layout).split_tokens(answer(batch, layout, feed(batch, layout)), batch.texts)
+    for found, rows in zip(split, batch.rows, strict=True):
+        assert np.array_equal(found, rows)
 
 
-@pytest.mark.parametrize("layout", RUNNERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @given(
     data=st.data(),
     step_tag_id=st.none() | st.integers(0, NUM_TOKENS - 1),
@@ -193,10 +197,9 @@ def test_step_pooling_returns_the_rows_of_the_tag_and_the_columns_asked_for(
     batch = data.draw(batches_for(layout))
     width = batch.rows[0].shape[1]
     columns = None if columns is None else [column % width for column in columns]
-    rows = answer(batch, layout, feed(batch, layout))
+    split = runner_of(layout).split_tokens(answer(batch, layout, feed(batch, layout)), batch.texts)
     for index, text in enumerate(batch.texts):
-        own = runner_of(layout).token_rows(rows[index], text.num_tokens)
-        found = select_steps(own, text.input_ids, step_tag_id=step_tag_id, columns=columns)
+        found = select_steps(split[index], text.input_ids, step_tag_id=step_tag_id, columns=columns)
         expected = [
             [float(row[column]) for column in (range(width) if columns is None else columns)]
             for row, token in zip(batch.rows[index], text.input_ids, strict=True)
@@ -205,17 +208,18 @@ def test_step_pooling_returns_the_rows_of_the_tag_and_the_columns_asked_for(
         assert found.tolist() == expected
 
 
-@pytest.mark.parametrize("layout", RUNNERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @given(data=st.data())
 @quickly
 def test_runners_feed_each_text_its_own_ids_and_pad_on_their_side(layout: str, data: st.DataObject) -> None:
     batch = data.draw(batches_for(layout))
     tagged = replace(batch, texts=tuple(replace(text, input_ids=text.input_ids + 1) for text in batch.texts))
     inputs = feed(tagged, layout)
-    if layout != "uniform":
+    if layout.startswith("padded"):
         assert inputs["attention_mask"][:, -1 if layout == "padded_left" else 0].all()
-    for index, text in enumerate(tagged.texts):
-        kept = inputs["input_ids"][index][inputs["input_ids"][index] > 0]
+    rows = np.split(inputs["input_ids"], inputs["cu_seqlens"][1:-1]) if layout == "packed" else inputs["input_ids"]
+    for row, text in zip(rows, tagged.texts, strict=True):
+        kept = row[row > 0]
         assert kept.tolist() == text.input_ids.tolist()
     assert inputs["prompt_length"].tolist() == [text.prompt_length for text in batch.texts]
 

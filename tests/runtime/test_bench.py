@@ -143,9 +143,9 @@ def test_engines_take_turns():
 def test_batches_of_others_are_sorted_and_complete():
     batches = plan_sorted_batches([3, 9, 1, 9, 4], 2)
     assert batches == (
-        Batch(indices=(1, 3), length=9),
-        Batch(indices=(4, 0), length=4),
-        Batch(indices=(2,), length=1),
+        Batch(indices=(1, 3), length=9, num_tokens=18),
+        Batch(indices=(4, 0), length=4, num_tokens=8),
+        Batch(indices=(2,), length=1, num_tokens=1),
     )
 
 

@@ -328,7 +328,7 @@ def test_answers_that_are_not_finite_name_the_text(make_executor):
 def test_batches_of_a_scheduler_have_the_same_answers(make_executor, device, layout):
     executor = make_executor(layout, device)
     slots = executor.plan_slots()
-    assert (slots.threads, slots.lone_threads, slots.padded) == (1, 1, True)
+    assert (slots.threads, slots.lone_threads, slots.layout) == (1, 1, "padded")
     assert slots.max_batch_tokens == max(bucket.size for bucket in BUCKETS[layout])
     texts = random_texts([3, 30, 5])
     texts[1] = replace(texts[1], prompt_length=30)  # no token takes part in its mean

@@ -15,7 +15,7 @@ from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.model import PoolingModel
 
 SIZE = 8
-VARIANTS = ("cpu_fp32", "portable_fp32")
+VARIANTS = ("cpu_fp32", "portable_fp32", "packed_fp32")
 
 
 def words(*numbers):
@@ -47,8 +47,8 @@ def model(artifact):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("threads", [None, 1, 2, 5])
 @pytest.mark.parametrize("max_batch_tokens", [1, 40, 1024])
-def test_answers_are_the_references(artifact, tiny, variant, threads, max_batch_tokens):
-    texts = mixed_texts(70)
+def test_answers_are_the_references(make_artifact, tiny, variant, threads, max_batch_tokens):
+    texts, artifact = mixed_texts(70), make_artifact(variants=VARIANTS)
     with PoolingModel.load(artifact, variant=variant, threads=threads, max_batch_tokens=max_batch_tokens) as model:
         encoded = model.tokenizer.encode(texts)
         expected = reference(tiny, encoded)
@@ -164,7 +164,8 @@ def test_nan_never_leaves(model, call, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nan_is_found_in_any_batch(artifact, variant):
+def test_nan_is_found_in_any_batch(make_artifact, variant):
+    artifact = make_artifact(variants=VARIANTS)
     with PoolingModel.load(artifact, variant=variant) as model, pytest.raises(SessionError, match="text 31 holds NaN"):
         model.embed([*["w1"] * 31, "nan"])
 

@@ -1,8 +1,17 @@
+from itertools import combinations, pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolgraph.runtime.planner import MIN_SPLIT_TOKENS, Batch, count_padding, plan_batches, plan_padded_batches
+from poolgraph.runtime.planner import (
+    MIN_SPLIT_TOKENS,
+    count_padding,
+    plan_batches,
+    plan_packed_batches,
+    plan_padded_batches,
+    plan_sorted_batches,
+)
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=120)
 BUDGETS = st.integers(1, 2048)
@@ -13,7 +22,7 @@ def shapes(batches):
     return [(len(batch.indices), batch.length) for batch in batches]
 
 
-@pytest.mark.parametrize("plan", [plan_batches, plan_padded_batches])
+@pytest.mark.parametrize("plan", [plan_batches, plan_padded_batches, plan_packed_batches])
 @given(lengths=LENGTHS, budget=BUDGETS, runs=RUNS)
 def test_every_index_once_within_the_budget_longest_first(plan, lengths, budget, runs):
     batches = plan(lengths, max_batch_tokens=budget, runs=runs)
@@ -24,9 +33,36 @@ def test_every_index_once_within_the_budget_longest_first(plan, lengths, budget,
         assert batch.num_tokens <= budget or len(batch.indices) == 1
 
 
+@pytest.mark.parametrize("plan", [plan_batches, plan_packed_batches])
 @given(lengths=LENGTHS, budget=BUDGETS, runs=RUNS)
-def test_uniform_batches_have_no_padding(lengths, budget, runs):
-    assert count_padding(lengths, plan_batches(lengths, max_batch_tokens=budget, runs=runs)) == 0
+def test_uniform_and_packed_batches_have_no_padding(plan, lengths, budget, runs):
+    batches = plan(lengths, max_batch_tokens=budget, runs=runs)
+    assert count_padding(lengths, batches) == 0
+    for batch in batches:
+        assert batch.num_tokens == sum(lengths[index] for index in batch.indices)
+
+
+@given(lengths=LENGTHS, budget=BUDGETS, runs=RUNS)
+def test_packed_batches_are_few_and_the_same_for_the_same_texts(lengths, budget, runs):
+    few = plan_packed_batches(lengths, max_batch_tokens=budget)
+    for batch, following in pairwise(few):
+        assert batch.num_tokens + following.num_tokens > budget
+    batches = plan_packed_batches(lengths, max_batch_tokens=budget, runs=runs)
+    assert len(batches) <= -(-len(few) // runs) * runs
+    assert batches == plan_packed_batches(tuple(lengths), max_batch_tokens=budget, runs=runs)
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(len(lengths)))
+
+
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=9), budget=BUDGETS, runs=st.integers(1, 5))
+def test_no_cut_has_a_smaller_largest_packed_batch(lengths, budget, runs):
+    """Of the cuts of the texts, longest first, into as many batches as are allowed."""
+    order = sorted(lengths, reverse=True)
+    few = len(plan_packed_batches(lengths, max_batch_tokens=budget))
+    most = min(-(-few // runs) * runs, len(lengths))
+    cuts = [[0, *places, len(order)] for places in combinations(range(1, len(order)), most - 1)]
+    best = min(max(sum(order[start:stop]) for start, stop in pairwise(cut)) for cut in cuts)
+    found = max(batch.num_tokens for batch in plan_packed_batches(lengths, max_batch_tokens=budget, runs=runs))
+    assert found <= max(best, min(MIN_SPLIT_TOKENS, budget))
 
 
 @pytest.mark.parametrize("plan", [plan_batches, plan_padded_batches])
@@ -63,8 +99,27 @@ def test_a_text_over_the_budget_is_alone():
 
 
 def test_no_texts_no_batches():
-    assert plan_batches([]) == plan_padded_batches([]) == ()
+    assert plan_batches([]) == plan_padded_batches([]) == plan_packed_batches([]) == ()
 
 
-def test_batch_counts_its_tokens():
-    assert Batch(indices=(4, 2), length=7).num_tokens == 14
+def test_batches_count_the_tokens_that_they_compute():
+    lengths = [9, 3, 5, 4]
+    plans = (plan_padded_batches(lengths), plan_sorted_batches(lengths, 4), plan_packed_batches(lengths))
+    assert [batch.num_tokens for (batch,) in plans] == [36, 36, 21]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "runs", "expected"),
+    [
+        ([40, 10, 20, 30], 512, 1, [[40, 30, 20, 10]]),
+        ([100] * 6, 512, 1, [[100] * 3] * 2),  # not five and one
+        ([300, 200, 200, 200], 512, 2, [[300, 200], [200, 200]]),
+        ([100] * 12, 512, 2, [[100] * 3] * 4),  # three fit the budget, but one run would have two of them
+        ([900, 30, 20, 10], 512, 2, [[900], [30, 20, 10]]),
+        ([8] * 4, 512, 2, [[8] * 4]),  # too small for two
+        ([20, 20, 10, 10], 512, 4, [[20], [20, 10], [10]]),
+    ],
+)
+def test_packed_batches_by_example(lengths, budget, runs, expected):
+    batches = plan_packed_batches(lengths, max_batch_tokens=budget, runs=runs)
+    assert [[lengths[index] for index in batch.indices] for batch in batches] == expected
