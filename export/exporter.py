@@ -23,7 +23,7 @@ from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.describe import build_manifest
 from poolgraph.export.half import plan_half
 from poolgraph.export.int8 import plan_int8
-from poolgraph.export.lower_targets import Reduced, check_capturable, fits_packed_layout, lower_target
+from poolgraph.export.lower_targets import Reduced, check_capturable, choose_packed, lower_target
 from poolgraph.export.model_card import render_model_card
 from poolgraph.export.options import make_options
 from poolgraph.export.probes import PROBE_SENTENCES
@@ -241,15 +241,15 @@ def _compile(
     """
     module = build_module(plan)
     semantic: dict[str, tuple[ir.Model, tuple[PassReport, ...]]] = {}
+    targets = plan.targets
     for layout in LAYOUT_ORDER:
-        if not any(target.layout == layout for target in plan.targets):
-            continue
-        if layout == "packed" and not fits_packed_layout(plan, semantic["padded"][0]):
+        if layout == "packed":
+            targets = choose_packed(plan, targets, semantic["padded"][0])
+        if not any(target.layout == layout for target in targets):
             continue
         uniform = semantic["uniform"][0] if "uniform" in semantic else None
         with stages.stage(f"trace ({layout})"):
             semantic[layout] = trace_layout(plan, module, layout, uniform)
-    targets = [target for target in plan.targets if target.layout in semantic]
     sizes = measure_weights(collect_sources({layout: model for layout, (model, _) in semantic.items()}))
     precisions = {target.precision for target in targets}
     is_large = choose_twin(sizes, plan.config, free_memory(max_memory)) is not None

@@ -14,9 +14,10 @@ from poolgraph.export.int8 import Int8Plan
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.graphs.check_cuda import check_cuda
 from poolgraph.graphs.lower_attention_cuda import fits_packed
+from poolgraph.graphs.lower_attention_native import fits_native_packed
 from poolgraph.graphs.manifest import Variant
 from poolgraph.graphs.passes import PassReport
-from poolgraph.graphs.pipeline import Target, cuda_passes
+from poolgraph.graphs.pipeline import CUDA_PACKED_FP16, NATIVE_INT8, NATIVE_PACKED_INT8, Target, cuda_passes
 
 MOST_FINDINGS = 3
 """Nodes that a message names."""
@@ -31,9 +32,20 @@ class Reduced:
     """By layout."""
 
 
-def fits_packed_layout(plan: ExportPlan, padded: ir.Model) -> bool:
-    """Whether a packed graph can be lowered and is worth it: a maximum over tokens would hold every row once a text."""
-    return "max" not in (plan.head.pooling or ()) and fits_packed(padded)
+def choose_packed(plan: ExportPlan, targets: Sequence[Target], padded: ir.Model) -> tuple[Target, ...]:
+    """Leave out the packed targets that a model has no graph for; the packed native one takes the uniform one's place.
+
+    A maximum over tokens would hold every row once a text, so that packing is not worth it.
+
+    Args:
+        plan: What is exported.
+        targets: What was asked for.
+        padded: The semantic graph of the padded layout.
+    """
+    if "max" in (plan.head.pooling or ()):
+        return tuple(target for target in targets if target.layout != "packed")
+    replaced = [NATIVE_PACKED_INT8 if it is NATIVE_INT8 and fits_native_packed(padded) else it for it in targets]
+    return tuple(it for it in replaced if it is not CUDA_PACKED_FP16 or fits_packed(padded))
 
 
 def lower_target(

@@ -12,7 +12,15 @@ from onnx_ir.tape import Tape
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
 from poolgraph.graphs.lower_attention import lower_standard, visible_in_window
 from poolgraph.graphs.lower_attention_blocks import UNSEEN, lower_packed_window
-from poolgraph.graphs.pattern import CONTRIB_DOMAIN, add_constant, add_integers, dimensions, producer, replace_node
+from poolgraph.graphs.pattern import (
+    ATTENDED,
+    CONTRIB_DOMAIN,
+    add_constant,
+    add_integers,
+    dimensions,
+    producer,
+    replace_node,
+)
 
 HEAD_MULTIPLE: Final = 8
 """The kernels take heads of a multiple of this size (``cudnn_flash_attention.cc``, Flash-Attention)."""
@@ -24,10 +32,6 @@ TOTAL_LENGTH: Final = "total_sequence_length"
 OFFSET: Final = "token_offset"
 """Inputs that kernels need beside the traced ones: a scalar in CPU memory; an array that tells the longest text by its
 shape."""
-
-ATTENDED: Final = "attended_mask"
-"""Input of graphs whose texts have tokens that none attends to. They may be anywhere in a text, and what they attend to
-is an answer all the same, so that lengths cannot stand for the mask."""
 
 PADDED_AXES: Final = ("batch_size", "sequence_length")
 

@@ -6,22 +6,37 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
-from poolgraph.graphs.native import ATTENTION, NATIVE_DOMAIN
-from poolgraph.graphs.pattern import dimensions, producer, replace_node, used_once
+from poolgraph.graphs.native import ATTENTION, NATIVE_DOMAIN, PACKED_BOUNDS
+from poolgraph.graphs.pattern import ATTENDED, dimensions, producer, replace_node, used_once
 
 
 def lower_attention_to_native(model: ir.Model) -> int:
     """Lower attention without mask, bias or softcap; others are left for the pass that follows.
 
-    Given:   %y = poolgraph::Attention(%q, %k, %v)
-    Result:  %y = poolgraph.cpu::Attention(%q, %k, %v), or of the one value that they are split from
+    Given:   %y = poolgraph::Attention(%q, %k, %v[, , , %cu_seqlens])
+    Result:  %y = poolgraph.cpu::Attention(%q, %k, %v[, %cu_seqlens]), or of the one value that the three are split from
     """
     return sum(_lower(model.graph, read_attention(node)) for node in attention_nodes(model))
 
 
+def fits_native_packed(model: ir.Model) -> bool:
+    """Whether every attention of a semantic graph, padded or packed, is one that the operator computes of packed texts.
+
+    Tokens that none attends to are hidden by a mask, which it does not take. Decoders are left out: those with Mamba
+    layers have states that pass from token to token, whatever text they are of.
+    """
+    if any(value.name == ATTENDED for value in model.graph.inputs):
+        return False
+    found = [read_attention(node) for node in attention_nodes(model)]
+    return all(_is_plain(attention) and not attention.is_causal for attention in found)
+
+
+def _is_plain(attention: AttentionNode) -> bool:
+    return attention.bias is None and not attention.softcap
+
+
 def _lower(graph: ir.Graph, attention: AttentionNode) -> int:
-    parts = (attention.mask, attention.bias, attention.cu_seqlens)
-    if any(part is not None for part in parts) or attention.softcap:
+    if attention.mask is not None or not _is_plain(attention):
         return 0
     attributes = {
         "num_heads": attention.num_heads,
@@ -33,7 +48,10 @@ def _lower(graph: ir.Graph, attention: AttentionNode) -> int:
         "right_window": attention.right_window,
     }
     tape = Tape()
-    result = tape.op(ATTENTION, _inputs(attention), attributes, domain=NATIVE_DOMAIN)
+    rows: list[ir.Value | None] = [*_inputs(attention)]
+    if attention.cu_seqlens is not None:
+        rows += [None] * (PACKED_BOUNDS - len(rows)) + [attention.cu_seqlens]
+    result = tape.op(ATTENTION, rows, attributes, domain=NATIVE_DOMAIN)
     graph.opset_imports[NATIVE_DOMAIN] = 1
     replace_node(graph, attention.node, tape.nodes, result)
     return 1

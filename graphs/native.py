@@ -25,7 +25,17 @@ QUANTIZED_FEED_FORWARD: Final = "QuantizedFeedForward"
 second; residual, the norm's weight and bias. Attributes of the products have the prefixes ``up_`` and ``down_``."""
 
 ATTENTION: Final = "Attention"
-"""Query, key and value (batch_size, sequence_length, heads * head_size), or all three side by side in one input."""
+"""Query, key and value (batch_size, sequence_length, heads * head_size), or all three side by side in the first input.
+
+Packed texts are one row, (1, num_tokens, ...), with their bounds, ``cu_seqlens`` (batch_size + 1,) of int64, as the
+fourth input. The query may then also be one a text, (1, batch_size, ...), that sees its whole text.
+"""
+
+PACKED_BOUNDS: Final = 3
+"""Index of the bounds among the inputs of an attention."""
+
+TEXT_SUM: Final = "TextSum"
+"""Weights (batch_size, num_tokens) times rows (num_tokens, size), in the order of the tokens, weights of 0 skipped."""
 
 MATMUL_RESIDUAL: Final = 5
 FEED_FORWARD_RESIDUAL: Final = 9

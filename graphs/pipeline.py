@@ -26,6 +26,7 @@ from poolgraph.graphs.lower_attention_cuda import lower_attention_to_cuda
 from poolgraph.graphs.lower_attention_native import lower_attention_to_native
 from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.lower_scan_cuda import fuse_causal_conv, lower_scan_to_linear_attention
+from poolgraph.graphs.lower_text_sums import lower_text_sums
 from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import Pass
@@ -152,6 +153,9 @@ NATIVE_INT8 = replace(
     operators=NATIVE_OPERATORS,
 )
 """On this package's own operators, which take in what stands around a product: the fastest, where they load."""
+
+NATIVE_PACKED_INT8 = replace(NATIVE_INT8, layout="packed", passes=(lower_text_sums, *NATIVE_INT8.passes))
+"""The same in the packed layout, which takes its place for models that have one: batches of any lengths are full."""
 
 PORTABLE_INT8 = replace(PORTABLE, precision="int8", file_stem="model_int8")
 """Weights in 8 bits that become float32 where they are loaded: what any processor and any ONNX runtime can run."""

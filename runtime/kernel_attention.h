@@ -1,4 +1,4 @@
-// Attention over texts of one length: products of bfloat16 pairs summed in float32, softmax in float32.
+// Attention within a text: products of bfloat16 pairs summed in float32, softmax in float32.
 #pragma once
 
 #include <algorithm>
@@ -22,13 +22,13 @@ struct AttentionShape {
   int padded_size() const { return round_to(head_size, kLanes); }
 };
 
-// Rows of heads side by side, (batch_size, sequence_length, stride).
+// The rows of one text, heads side by side.
 struct HeadRows {
   const float* data;
   size_t stride;
   int length;
-  const float* at(int text, int head, int head_size) const {
-    return data + static_cast<size_t>(text) * length * stride + static_cast<size_t>(head) * head_size;
+  const float* at(int row, int head, int head_size) const {
+    return data + static_cast<size_t>(row) * stride + static_cast<size_t>(head) * head_size;
   }
 };
 
@@ -208,13 +208,13 @@ constexpr float kOnes[kQueryRows] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 constexpr int kSlack = 64;  // blocks of four vectors read past the last column
 
-inline PackedHead pack_head(const AttentionShape& shape, const HeadRows& keys, const HeadRows& values, int text, int head,
+inline PackedHead pack_head(const AttentionShape& shape, const HeadRows& keys, const HeadRows& values, int head,
                             AttentionRoom& room) {
   const int padded = shape.padded_size(), length = keys.length;
   PackedHead packed{room.keys.reserve(PackedHead::keys_size(length, padded) + kSlack),
                     room.values.reserve(PackedHead::values_size(length, padded) + kSlack)};
-  pack_keys(keys.at(text, head, shape.head_size), keys.stride, length, shape.head_size, padded, packed.keys);
-  pack_values(values.at(text, head, shape.head_size), values.stride, length, shape.head_size, padded, packed.values);
+  pack_keys(keys.at(0, head, shape.head_size), keys.stride, length, shape.head_size, padded, packed.keys);
+  pack_values(values.at(0, head, shape.head_size), values.stride, length, shape.head_size, padded, packed.values);
   return packed;
 }
 

@@ -30,7 +30,7 @@ struct OrtApiBase {
 constexpr uint32_t kApiVersion = 17;
 constexpr uint32_t kCustomOpVersion = 17;
 constexpr int kFailed = 1;
-enum ElementType { kFloat = 1, kInt8 = 3 };
+enum ElementType { kFloat = 1, kInt8 = 3, kInt64 = 7 };
 enum Presence { kRequired = 0, kOptional = 1 };
 
 // Field by field what ONNX Runtime reads of a custom operator.

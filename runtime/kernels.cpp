@@ -1,4 +1,5 @@
-// The custom operators of domain "poolgraph.cpu" for ONNX Runtime: 8-bit products with what surrounds them, and attention.
+// The custom operators of domain "poolgraph.cpu" for ONNX Runtime: 8-bit products with what surrounds them, attention,
+// and sums over packed texts.
 //
 // Compiled for AVX-512 with VNNI and BF16; the runtime registers the library only where the processor has both.
 
@@ -11,6 +12,7 @@
 #include "kernel_attention_op.h"
 #include "kernel_onnxruntime.h"
 #include "kernel_product.h"
+#include "kernel_text_sum.h"
 
 namespace poolgraph {
 namespace {
@@ -179,7 +181,7 @@ class QuantizedMatMul {
  public:
   static constexpr const char* kName = "QuantizedMatMul";
   static constexpr size_t kInputs = 8, kOutputs = 2;
-  static bool is_weight(size_t index) { return index == 1; }
+  static int type_of(size_t index) { return index == 1 ? kInt8 : kFloat; }
   static bool is_required(size_t index) { return index < 3; }
 
   QuantizedMatMul(const Api& api, const OrtKernelInfo* info)
@@ -215,7 +217,7 @@ class QuantizedFeedForward {
  public:
   static constexpr const char* kName = "QuantizedFeedForward";
   static constexpr size_t kInputs = 12, kOutputs = 2;
-  static bool is_weight(size_t index) { return index == 1 || index == 5; }
+  static int type_of(size_t index) { return index == 1 || index == 5 ? kInt8 : kFloat; }
   static bool is_required(size_t index) { return index < 3 || index == 5 || index == 6; }
 
   QuantizedFeedForward(const Api& api, const OrtKernelInfo* info)
@@ -286,7 +288,7 @@ OrtCustomOp describe() {
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
   op.GetInputTypeCount = [](const OrtCustomOp*) { return Kernel::kInputs; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) { return Kernel::kOutputs; };
-  op.GetInputType = [](const OrtCustomOp*, size_t index) -> int { return Kernel::is_weight(index) ? kInt8 : kFloat; };
+  op.GetInputType = [](const OrtCustomOp*, size_t index) -> int { return Kernel::type_of(index); };
   op.GetOutputType = [](const OrtCustomOp*, size_t) -> int { return kFloat; };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) -> int {
     return Kernel::is_required(index) ? kRequired : kOptional;
@@ -314,13 +316,15 @@ OrtCustomOp describe() {
 }  // namespace
 }  // namespace poolgraph
 
-// The operators and the version of their meaning, as manifests name them (NATIVE_OPERATORS of graphs/manifest.py).
-extern "C" __attribute__((visibility("default"))) const char* poolgraph_operators() { return "poolgraph.cpu/1"; }
+// The operators and the versions of their meaning that this library has, as manifests name them (NATIVE_OPERATORS of
+// graphs/manifest.py). Version 2 added packed texts.
+extern "C" __attribute__((visibility("default"))) const char* poolgraph_operators() { return "poolgraph.cpu/1 poolgraph.cpu/2"; }
 
 extern "C" __attribute__((visibility("default"))) poolgraph::OrtStatus* RegisterCustomOps(
     poolgraph::OrtSessionOptions* options, const poolgraph::OrtApiBase* base) {
   using namespace poolgraph;
-  static const OrtCustomOp ops[] = {describe<QuantizedMatMul>(), describe<QuantizedFeedForward>(), describe<Attention>()};
+  static const OrtCustomOp ops[] = {describe<QuantizedMatMul>(), describe<QuantizedFeedForward>(), describe<Attention>(),
+                                    describe<TextSum>()};
   const void* const* table = base->GetApi(kApiVersion);
   if (!table) return Api(base->GetApi(1)).status("poolgraph's operators need ONNX Runtime 1.17 or newer");
   const Api api(table);

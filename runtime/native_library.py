@@ -20,7 +20,7 @@ ENTRY_POINT: Final = "RegisterCustomOps"
 """What ONNX Runtime calls in a library of operators."""
 
 VERSION: Final = "poolgraph_operators"
-"""What the library calls its operators and the version of their meaning: one compiled before a change says so."""
+"""What the library calls its operators, with the versions that it has: one compiled before a change lacks the last."""
 
 
 class Requirements(Protocol):
@@ -55,7 +55,7 @@ def available_operators() -> tuple[str, ...]:
         return ()
     version = library.poolgraph_operators
     version.restype = ctypes.c_char_p
-    return (version().decode(),)
+    return tuple(version().decode().split())
 
 
 def has_operators(needed: Requirements, operators: Collection[str]) -> bool:

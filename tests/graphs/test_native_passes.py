@@ -15,7 +15,8 @@ from poolgraph.graphs.fuse_activations import fuse_activations, fuse_gates
 from poolgraph.graphs.fuse_feed_forward import fuse_feed_forward
 from poolgraph.graphs.fuse_residual_norm import fuse_norms, fuse_residuals
 from poolgraph.graphs.fuse_rms_norm import fuse_rms_norm
-from poolgraph.graphs.lower_attention_native import lower_attention_to_native
+from poolgraph.graphs.lower_attention_native import fits_native_packed, lower_attention_to_native
+from poolgraph.graphs.lower_text_sums import lower_text_sums
 from poolgraph.graphs.native import Activation, Gate, Norm, native_nodes, number
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.products import find_products
@@ -245,3 +246,55 @@ def test_attention_with_rows_that_others_read_takes_the_three() -> None:
     lower_attention_to_native(model)
     (node,) = native_nodes(model, "Attention")
     assert [value.name for value in node.inputs if value is not None] == ["q", "k", "v"]
+
+
+PACKED = """g (float[1, num_tokens, 48] x, int64[bounds] cu_seqlens) => (float[1, num_tokens, 16] y)
+<float[1, num_tokens, 16] q, float[1, num_tokens, 16] k, float[1, num_tokens, 16] v> {
+    q, k, v = Split <axis = -1, num_outputs = 3> (x)
+    y = poolgraph.Attention <num_heads = 2, scale = 0.3 OPTIONS> (q, k, v, , , cu_seqlens)
+}"""
+
+
+@needs_native
+def test_packed_attention_keeps_its_bounds() -> None:
+    model = build(PACKED.replace("OPTIONS", ""))
+    assert fits_native_packed(model)
+    assert apply(model, (lower_attention_to_native,)) == [1]
+    (node,) = native_nodes(model, "Attention")
+    assert [None if value is None else value.name for value in node.inputs] == ["x", None, None, "cu_seqlens"]
+    rows = random(1, 9, 48)
+    packed = run(model, x=rows, cu_seqlens=np.array([0, 4, 9]))[0]
+    alone = [run(model, x=part, cu_seqlens=np.array([0, part.shape[1]]))[0] for part in (rows[:, :4], rows[:, 4:])]
+    np.testing.assert_array_equal(packed, np.concatenate(alone, axis=1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PACKED.replace("OPTIONS", ", softcap = 5.0"),
+        PACKED.replace("OPTIONS", ", causal = 1"),
+        PACKED.replace("OPTIONS", "").replace("v, , ,", "v, , x,"),
+        PACKED.replace("OPTIONS", "").replace("cu_seqlens)", "cu_seqlens, int64[num_tokens] attended_mask)", 1),
+    ],
+    ids=["softcap", "causal", "bias", "tokens that none attends to"],
+)
+def test_what_the_operator_does_not_compute_of_packed_texts(text: str) -> None:
+    assert not fits_native_packed(build(text))
+
+
+SUMS = """g (float[batch_size, num_tokens] members, float[num_tokens, 16] rows, float[batch_size, 16] w)
+=> (float[batch_size, 16] pooled, float[num_tokens, 16] projected, float[batch_size, batch_size] other)
+<float[batch_size, 16] pooled> {
+    pooled = MatMul (members, rows)
+    projected = MatMul (rows, weight)
+    back = Transpose <perm = [1, 0]> (w)
+    other = MatMul (w, back)
+}"""
+
+
+def test_sums_over_packed_texts_become_the_operator_and_other_products_do_not() -> None:
+    model = build(SUMS, weight=random(16, 16))
+    assert apply(model, (lower_text_sums,)) == [1]
+    (node,) = native_nodes(model, "TextSum")
+    assert [value.name for value in node.inputs if value is not None] == ["members", "rows"]
+    assert ops(model).count("MatMul") == 2
