@@ -10,7 +10,6 @@ a large request grows with its size, up to ``_MOST_WEIGHT`` small ones.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -81,8 +80,7 @@ class Backlog:
     """The waiting texts.
 
     Args:
-        bounds: Texts of up to so many tokens share a group, whatever their lengths: each is in that of the first bound
-            which it does not exceed. Texts beyond them are grouped by length.
+        mixed: Texts of up to so many tokens share a group, whatever their lengths; longer ones are grouped by length.
 
     Attributes:
         num_texts: How many wait.
@@ -90,8 +88,8 @@ class Backlog:
         passed_over: Batches in a row that did without the text whose turn was first.
     """
 
-    def __init__(self, bounds: Sequence[int] = ()) -> None:
-        self._bounds = bounds
+    def __init__(self, mixed: int = 0) -> None:
+        self._mixed = mixed
         self.num_texts = 0
         self.num_tokens = 0
         self.passed_over = 0
@@ -129,9 +127,7 @@ class Backlog:
         self.num_tokens += len(text.encoded.input_ids)
 
     def _key(self, text: PendingText) -> tuple[GraphFamily, int]:
-        length = len(text.encoded.input_ids)
-        place = bisect_left(self._bounds, length)
-        return text.run.run.family, self._bounds[place] if place < len(self._bounds) else length
+        return text.run.run.family, max(self._mixed, len(text.encoded.input_ids))
 
     def groups(self) -> Iterable[Group]:
         """Return the groups, none of them empty."""

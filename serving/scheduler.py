@@ -87,8 +87,7 @@ class Wait:
 
 def make_backlog(slots: Slots) -> Backlog:
     """Make a backlog whose groups are what batches of a layout are made of."""
-    budget = slots.max_batch_tokens
-    return Backlog((budget, LONG_BATCHES * budget) if slots.layout == "packed" else ())
+    return Backlog(slots.max_batch_tokens if slots.layout == "packed" else 0)
 
 
 def choose_batch(backlog: Backlog, load: Load, rules: Rules, now: float) -> NextBatch | Wait | None:
@@ -168,8 +167,6 @@ def _fill_uniform(backlog: Backlog, group: Group, load: Load, slots: Slots) -> l
 
 def _fill_packed(backlog: Backlog, group: Group, load: Load, slots: Slots) -> list[PendingText]:
     """Take the texts whose turns are first while they fit: the budget, and an even share of what waits."""
-    if group.length > slots.max_batch_tokens:
-        return [group.head()]
     free = slots.runs - load.num_batches
     rounds = -(-backlog.num_tokens // (free * slots.max_batch_tokens))
     share = -(-backlog.num_tokens // (free * rounds))
