@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from poolgraph.export.packing import packed
 from poolgraph.graphs.families import OUTPUT_NAMES, AnswerKind
-from poolgraph.graphs.pattern import SEQUENCE_AXIS
+from poolgraph.graphs.pattern import SEQUENCE_AXIS, TOKENS_AXIS
 from poolgraph.poolers.head import Head
 from poolgraph.poolers.layout import Layout, PackedLayout, PaddedLayout, UniformLayout
 from poolgraph.poolers.pooling import Pooling
@@ -170,7 +170,7 @@ class Entry:
     own_inputs: Mapping[str, tuple[str, ...]]
 
 
-BATCH_AXIS, TOKENS_AXIS, BOUNDS_AXIS = "batch_size", "num_tokens", "batch_size + 1"
+BATCH_AXIS, BOUNDS_AXIS = "batch_size", "batch_size + 1"
 MATRIX = (BATCH_AXIS, SEQUENCE_AXIS)
 
 ENTRIES: Mapping[str, Entry] = MappingProxyType(

@@ -13,6 +13,9 @@ CONTRIB_DOMAIN = "com.microsoft"
 SEQUENCE_AXIS = "sequence_length"
 """Name of the axis along which a text's token rows are."""
 
+TOKENS_AXIS = "num_tokens"
+"""Name of the axis along which the token rows of packed texts are."""
+
 
 def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
     """Return the node that makes ``value`` if it is an ``op_type``, else None."""
