@@ -56,9 +56,17 @@ def _reads_words(node: ir.Node) -> bool:
     if (node.domain, node.op_type) != ("", "Gather") or node.attributes.get_int("axis", 0) != 0:
         return False
     table, ids = node.inputs
-    if not is_initializer(table) or ids is None or not ids.is_graph_input() or ids.name != WORD_IDS:
+    if not is_initializer(table) or not _is_words(ids):
         return False
     return _table_name(node).startswith(BACKBONE_PREFIX) and table is not None and table.dtype == ir.DataType.FLOAT
+
+
+def _is_words(ids: ir.Value | None) -> bool:
+    """Whether a value is the token ids as they come, or packed ones as the row that the backbone gets."""
+    producer = ids.producer() if ids is not None else None
+    if producer is not None and producer.op_type == "Unsqueeze":
+        ids = producer.inputs[0]
+    return ids is not None and ids.is_graph_input() and ids.name == WORD_IDS
 
 
 def _table_name(node: ir.Node) -> str:

@@ -54,6 +54,22 @@ def test_rows_are_those_of_numpy() -> None:
     np.testing.assert_array_equal(run(model, input_ids=IDS[1:])[0][0], found[1])
 
 
+def test_packed_ids_that_become_a_row_are_words_too() -> None:
+    text = TEXT.replace("batch, length] input_ids", "tokens] input_ids").replace(
+        "int64[batch, length]", "int64[tokens]"
+    )
+    text = text.replace(
+        "    rows =", "    begin = Constant <value_ints = [0]> ()\n    row = Unsqueeze (input_ids, begin)\n    rows ="
+    )
+    model = words(
+        text.replace("weight, input_ids", "weight, row").replace("float[batch, length, 64]", "float[1, tokens, 64]")
+    )
+    assert find_tables(model) == (NAME,)
+    assert quantize_embeddings([NAME])(model) == 1
+    remove_dead_nodes(model)
+    np.testing.assert_array_equal(run(model, input_ids=IDS[0])[0], run(quantized(), input_ids=IDS)[0][:1])
+
+
 def test_what_is_stored_is_a_byte_a_value() -> None:
     stored = {name: value.const_value for name, value in quantized().graph.initializers.items()}
     assert {name: (it.dtype, it.shape.numpy()) for name, it in stored.items()} == {

@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -9,7 +10,7 @@ from poolgraph.errors import ArtifactError, InputError, VerificationError
 from poolgraph.graphs.artifact import open_artifact, record_files, save_manifest
 from poolgraph.graphs.probe_files import save_probes
 from poolgraph.runtime.model import PoolingModel
-from poolgraph.runtime.verify import choose_threshold, verify_artifact
+from poolgraph.runtime.verify import choose_threshold, has_same_bits, verify_artifact
 
 TEXTS = ["", "w1", "w2 w3", "w4 w5", " ".join(f"w{number}" for number in range(40))]
 
@@ -59,6 +60,20 @@ def test_a_good_artifact_passes(artifact, add_probes):
     assert all(row.passed and row.num_texts == len(TEXTS) for row in report.rows)
     assert {"poolgraph", "onnxruntime", "numpy"} <= set(report.versions)
     assert report.cpu
+
+
+@pytest.mark.parametrize(
+    ("layout", "provider", "expected"),
+    [
+        ("uniform", "CPUExecutionProvider", True),
+        ("packed", "CPUExecutionProvider", True),
+        ("padded", "CPUExecutionProvider", False),
+        ("packed", "CUDAExecutionProvider", False),
+    ],
+)
+def test_which_variants_promise_the_same_bits(layout, provider, expected):
+    model = SimpleNamespace(provider=provider, variant=SimpleNamespace(layout=layout))
+    assert has_same_bits(model) is expected
 
 
 def test_a_wrong_answer_fails_after_every_row(artifact, add_probes):

@@ -308,6 +308,27 @@ async def test_padded_batches_mix_lengths(tmp_path):
         await server.model.check_ready()
 
 
+@pytest.mark.parametrize("task", ["embed", "token_embed"])
+@in_loop
+async def test_packed_batches_mix_lengths_and_compute_no_padding(tmp_path, monkeypatch, task):
+    path = write_artifact(tmp_path / "packed", variants=("packed_fp32",))
+    texts = make_texts(60, seed=4)
+    with PoolingModel.load(path) as model:
+        expected = getattr(model, task)(texts, prompt="")
+    async with Server(path) as server:
+        gate = server.hold(monkeypatch)
+        asked = asyncio.gather(*(server.ask(text, task) for text in texts))
+        await until(lambda: server.batches and server.observer.last_queue[0] + sum(map(len, server.batches)) == 60)
+        gate.set()
+        for (answer,), rows in zip(await asked, expected, strict=True):
+            np.testing.assert_allclose(answer.outputs.data, rows, rtol=1e-5, atol=1e-6)
+        await until(lambda: server.num_ran == 60)
+        assert all(padded == real for _, real, padded in server.observer.of("ran"))
+        assert max(len(set(map(len, batch))) for batch in server.batches) > 5
+        assert len(server.batches) < 8
+        await server.model.check_ready()
+
+
 @in_loop
 async def test_a_model_that_died_says_so_and_comes_back(artifact, monkeypatch):
     async with Server(artifact, restart_delay=0.05) as server:
