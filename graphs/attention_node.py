@@ -17,7 +17,8 @@ class AttentionNode:
     Attributes:
         node: The node itself.
         query: (batch_size, sequence_length, num_heads * head_dim); of one row where pooling is pushed down, and then
-            it sees all keys: there is no window, and what lay outside of one is no longer among the keys.
+            it sees all keys: there is no window, and what lay outside of one is no longer among the keys. Of packed
+            texts that is one row a text, (1, batch_size, num_heads * head_dim), which sees all keys of its text.
         key: (batch_size, sequence_length, num_kv_heads * head_dim).
         value: The same shape as the key.
         mask: (batch_size, sequence_length) of bool, or None.
@@ -51,6 +52,11 @@ class AttentionNode:
     def is_causal(self) -> bool:
         """Whether a query sees nothing to its right."""
         return self.right_window == 0
+
+    @property
+    def has_one_query_a_text(self) -> bool:
+        """Whether pooling was pushed down to this attention over packed texts."""
+        return self.cu_seqlens is not None and (dimensions(self.query) or ())[:2] != (dimensions(self.key) or ())[:2]
 
     @property
     def has_window(self) -> bool:

@@ -183,16 +183,17 @@ def visible_in_window(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> 
 
 def _distances(graph: ir.Graph, tape: Tape, query: ir.Value) -> ir.Value:
     """Return how far each key (column) is to the right of each query (row), (sequence_length, sequence_length)."""
-    length = tape.op("Squeeze", [_axis(graph, tape, query, 1)])
-    index = tape.op("Range", [_index(graph, 0), length, _index(graph, 1)])
+    index = _indices(graph, tape, query)
     rows, columns = (tape.op("Unsqueeze", [index, add_integers(graph, [axis])]) for axis in (1, 0))
     return tape.op("Sub", [columns, rows])
 
 
 def _same_text(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value:
-    """Return whether query (row) and key (column) are of one text, (sequence_length, sequence_length): blocks."""
-    text = text_of_tokens(graph, tape, attention)
-    rows, columns = (tape.op("Unsqueeze", [text, add_integers(graph, [axis])]) for axis in (1, 0))
+    """Return whether query (row) and key (column) are of one text: blocks, or a row for the one query of each text."""
+    of_keys = text_of_tokens(graph, tape, attention)
+    of_queries = _indices(graph, tape, attention.query) if attention.has_one_query_a_text else of_keys
+    texts = ((of_queries, 1), (of_keys, 0))
+    rows, columns = (tape.op("Unsqueeze", [text, add_integers(graph, [axis])]) for text, axis in texts)
     return tape.op("Equal", [rows, columns])
 
 
@@ -202,10 +203,15 @@ def text_of_tokens(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.
     last = add_integers(graph, [1])
     far = add_integers(graph, [np.iinfo(np.int64).max])
     ends = tape.op("Unsqueeze", [tape.op("Slice", [attention.cu_seqlens, last, far]), add_integers(graph, [0])])
-    length = tape.op("Squeeze", [_axis(graph, tape, attention.query, 1)])
-    index = tape.op("Range", [_index(graph, 0), length, _index(graph, 1)])
+    index = _indices(graph, tape, attention.key)
     ended = tape.op("GreaterOrEqual", [tape.op("Unsqueeze", [index, last]), ends])
     return tape.op("ReduceSum", [tape.op("Cast", [ended], {"to": ir.DataType.INT64}), last], {"keepdims": 0})
+
+
+def _indices(graph: ir.Graph, tape: Tape, rows: ir.Value) -> ir.Value:
+    """Return 0, 1, ... of as many as there are ``rows``, (sequence_length,)."""
+    length = tape.op("Squeeze", [_axis(graph, tape, rows, 1)])
+    return tape.op("Range", [_index(graph, 0), length, _index(graph, 1)])
 
 
 def _axis(graph: ir.Graph, tape: Tape, rows: ir.Value, axis: int) -> ir.Value:

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
+from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
 from poolgraph.graphs.native import ATTENTION, NATIVE_DOMAIN, PACKED_BOUNDS
 from poolgraph.graphs.pattern import ATTENDED, dimensions, producer, replace_node, used_once
 
@@ -20,15 +21,15 @@ def lower_attention_to_native(model: ir.Model) -> int:
 
 
 def fits_native_packed(model: ir.Model) -> bool:
-    """Whether every attention of a semantic graph, padded or packed, is one that the operator computes of packed texts.
+    """Whether the operator computes, of packed texts, all that mixes tokens in a semantic graph, padded or packed.
 
-    Tokens that none attends to are hidden by a mask, which it does not take. Decoders are left out: those with Mamba
-    layers have states that pass from token to token, whatever text they are of.
+    Tokens that none attends to are hidden by a mask, which it does not take; states of Mamba's scans pass from token to
+    token, whatever text they are of.
     """
     if any(value.name == ATTENDED for value in model.graph.inputs):
         return False
-    found = [read_attention(node) for node in attention_nodes(model)]
-    return all(_is_plain(attention) and not attention.is_causal for attention in found)
+    mixing = [node for node in model.graph if node.domain == SEMANTIC_DOMAIN]
+    return all(node.op_type == "Attention" and _is_plain(read_attention(node)) for node in mixing)
 
 
 def _is_plain(attention: AttentionNode) -> bool:

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from poolgraph.graphs.attention_node import AttentionNode, read_attention
 from poolgraph.graphs.families import family_outputs
 from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
 from poolgraph.graphs.passes import Pass
-from poolgraph.graphs.pattern import add_constant, dimensions, is_initializer
-from poolgraph.graphs.products import apart_weights, set_apart
-from poolgraph.graphs.row_wise import row_inputs, sequence_axis
+from poolgraph.graphs.pattern import is_initializer, replace_node
+from poolgraph.graphs.products import apart_weights, is_apart, set_apart
+from poolgraph.graphs.row_choice import (
+    BOUNDS,
+    FAR,
+    FIRST,
+    RowChoice,
+    is_last_of_packed,
+    picked_rows,
+    set_count,
+    take_range,
+    take_rows,
+)
+from poolgraph.graphs.row_wise import row_inputs
 
-Position = Literal["first", "last"]
-Need = Literal["first", "last", "whole"]
+Need = RowChoice | Literal["whole"]
 """What of a value is needed."""
-
-PICKED: dict[int, Position] = {0: "first", -1: "last"}
-"""The row that a Gather with this index takes; of one row it takes the same."""
-
-FAR = int(np.iinfo(np.int64).max)
-_BOUNDS: dict[Position, tuple[int, int]] = {"first": (0, 1), "last": (-1, FAR)}
 
 
 @dataclass(frozen=True, slots=True)
 class RowNode:
-    """A node that may be computed of one row: which, and the inputs of which it needs that row alone."""
+    """A node that may be computed of one row a text: which, and the inputs of which it needs that row alone."""
 
     node: ir.Node
-    position: Position
+    choice: RowChoice
     inputs: tuple[int, ...]
 
     @property
@@ -43,7 +46,7 @@ class RowNode:
 
 
 def push_pooling(model: ir.Model) -> int:
-    """Compute of one row what only the pooled row needs, in a graph of uniform texts and of the sequence family alone.
+    """Compute of one row a text what only the pooled row needs, in a graph of the sequence family alone.
 
     Given:   %q, %k, %v = products of %x;  %y = poolgraph::Attention(%q, %k, %v)
              %z = norm(feed_forward(%y @ %W + %residual));  %pooled = Gather(%z, 0 or -1, axis=1)
@@ -55,23 +58,35 @@ def push_pooling(model: ir.Model) -> int:
     embeddings. The attention then has one query, which sees all keys that it is given: those outside of its window are
     sliced off, and ``causal`` and the windows are taken from the node, so that no lowering needs to know which row it
     is.
+
+    Packed texts, whose rows are picked by a computed index, are treated alike:
+
+    Given:   the same of %x (1, num_tokens, hidden_size);  %pooled = Gather(Squeeze(%z, 0), %index, axis=0)
+    Result:  %q = product of Gather(%x, %index, axis=1), %residual gathered too, and so %y and %z of
+             (1, batch_size, hidden_size);  %pooled = Squeeze(%z, 0)
+
+    The attention, which keeps %cu_seqlens, then has one query a text. It is left whole where that query would not see
+    all keys of its text, or where a bias would have to be cut.
     """
-    plan = plan_rows(model, model.graph.outputs)
-    narrowed = {value for row in plan for value in row.node.outputs}
-    slices: dict[tuple[ir.Value, Position], ir.Value] = {}
+    graph = model.graph
+    plan = plan_rows(model, graph.outputs)
+    narrowed = {value: row.choice for row in plan for value in row.node.outputs}
+    picks = [node for node in graph if _picks_all(node, narrowed)]
+    taken: dict[tuple[ir.Value, RowChoice], ir.Value] = {}
     for row in plan:
         if row.is_attention:
-            _narrow_attention(model.graph, row)
+            _narrow_attention(graph, row)
         for index in row.inputs:
             value = row.node.inputs[index]
             assert value is not None
             if value in narrowed:
                 continue
-            if (value, row.position) not in slices:
-                slices[value, row.position] = _row_of(model.graph, row.node, value, row.position)
-            row.node.replace_input_with(index, slices[value, row.position])
-    for value in narrowed:
-        _set_one_row(value)
+            if (value, row.choice) not in taken:
+                taken[value, row.choice] = take_rows(graph, row.node, value, row.choice)
+            row.node.replace_input_with(index, taken[value, row.choice])
+    for value, choice in narrowed.items():
+        set_count(value, choice)
+    _drop_picks(graph, picks)
     return len(plan)
 
 
@@ -79,9 +94,11 @@ def note_row_products(model: ir.Model) -> int:
     """Set the products apart that ``push_pooling`` will compute of a row while others read all rows of their source.
 
     As a rule that is the last layer's query projection. Were its weights stored beside those of key and value, as one
-    matrix, the graph that is pushed down and the others could not share them.
+    matrix, the graph that is pushed down and the others could not share them. The uniform graph decides for all; in a
+    packed one there is nothing to set apart.
     """
-    plan = plan_rows(model, family_outputs(model, "sequence"))
+    rows = plan_rows(model, family_outputs(model, "sequence"))
+    plan = [row for row in rows if not row.choice.is_computed]
     narrowed = {value for row in plan for value in row.node.outputs}
     products = [row.node for row in plan if _weight(row.node) is not None]
     return sum(set_apart(node) for node in products if node.inputs[0] not in narrowed)
@@ -99,56 +116,83 @@ def note_products_as_in(other: ir.Model) -> Pass:
 
 
 def plan_rows(model: ir.Model, outputs: Iterable[ir.Value]) -> tuple[RowNode, ...]:
-    """Decide which nodes are computed of one row where ``outputs`` are all that is wanted, in the graph's order.
+    """Decide which nodes are computed of one row a text where ``outputs`` are all that is wanted, in the graph's order.
 
-    From the outputs backward, each value turns out to be needed whole, or of one row. Nothing is planned without a
-    product or an attention among the nodes: the slices would cost more than they save.
+    Nothing is planned without a product or an attention among the nodes: the slices would cost more than they save.
+    Packed graphs take over what products are computed together, so that they store the same weights.
     """
+    whole: set[ir.Node] = set()
+    plan = _plan_around(model, outputs, whole)
+    while parted := _parted_products(plan):
+        whole |= parted
+        plan = _plan_around(model, outputs, whole)
+    useful = any(row.is_attention or _weight(row.node) is not None for row in plan)
+    return plan if useful else ()
+
+
+def _plan_around(model: ir.Model, outputs: Iterable[ir.Value], whole: Container[ir.Node]) -> tuple[RowNode, ...]:
+    """Plan with some nodes left whole: from the outputs backward, a value is needed whole, or of one row a text."""
     needs: dict[ir.Value, Need] = dict.fromkeys(outputs, "whole")
     plan: list[RowNode] = []
     for node in reversed(model.graph):
         needed = {needs[value] for value in node.outputs if value in needs}
         if needed and _has_body(node):  # which may read any value, unseen
             return ()
-        row = _plan_node(node, needed)
+        row = None if node in whole else _plan_node(node, needed)
         plan += [] if row is None else [row]
         for value, need in _input_needs(node, row) if needed else ():
             needs[value] = need if needs.get(value, need) == need else "whole"
-    useful = any(row.is_attention or _weight(row.node) is not None for row in plan)
-    return tuple(reversed(plan)) if useful else ()
+    return tuple(reversed(plan))
+
+
+def _parted_products(plan: Sequence[RowNode]) -> set[ir.Node]:
+    """Return the products of a packed graph that others of their source, with which they are joined, do not follow."""
+    planned = {row.node: row.choice for row in plan}
+    return {
+        node
+        for node, choice in planned.items()
+        if choice.is_computed and any(planned.get(other) != choice for other in _joined_products(node))
+    }
+
+
+def _joined_products(node: ir.Node) -> list[ir.Node]:
+    """Return the products that ``find_products`` puts into one group with this one; nothing for another node."""
+    source = node.inputs[0] if node.inputs else None
+    if source is None or _weight(node) is None or is_apart(node):
+        return []
+    return [use.node for use in source.uses() if _weight(use.node) is not None and not is_apart(use.node)]
 
 
 def _plan_node(node: ir.Node, needed: set[Need]) -> RowNode | None:
     if len(needed) != 1 or not _stands_alone(node):
         return None
-    (position,) = needed
-    inputs = None if position == "whole" else row_inputs(node)
-    return None if position == "whole" or inputs is None else RowNode(node, position, inputs)
+    (choice,) = needed
+    inputs = None if choice == "whole" else row_inputs(node)
+    if choice == "whole" or inputs is None:
+        return None
+    row = RowNode(node, choice, inputs)
+    return None if row.is_attention and not _may_stand_alone(read_attention(node), choice) else row
+
+
+def _may_stand_alone(attention: AttentionNode, choice: RowChoice) -> bool:
+    """Whether keys can be left such that the one query sees all of them; of packed texts none can be cut off."""
+    index, bounds = choice.index, attention.cu_seqlens
+    if not isinstance(index, ir.Value) or bounds is None:
+        return not choice.is_computed and bounds is None
+    if attention.bias is not None or attention.left_window >= 0:
+        return False
+    return attention.right_window < 0 or is_last_of_packed(index, bounds)
 
 
 def _input_needs(node: ir.Node, row: RowNode | None) -> Iterator[tuple[ir.Value, Need]]:
-    picked = _picked_row(node)
+    picked = picked_rows(node)
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
         if row is not None and index in row.inputs:
-            yield value, row.position
+            yield value, row.choice
         else:
             yield value, picked if picked is not None and index == 0 else "whole"
-
-
-def _picked_row(node: ir.Node) -> Position | None:
-    """Return which row of its first input a Gather takes, None for what takes another or none."""
-    if (node.domain, node.op_type) != ("", "Gather"):
-        return None
-    source, index = node.inputs
-    tensor = index.const_value if index is not None and is_initializer(index) else None
-    place = sequence_axis(source)
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    if tensor is None or tensor.size != 1 or place is None:
-        return None
-    rank = len(dimensions(source) or ())
-    return PICKED.get(int(tensor.numpy().item())) if axis % rank == place % rank else None
 
 
 def _weight(node: ir.Node) -> ir.Value | None:
@@ -173,57 +217,43 @@ def _has_body(node: ir.Node) -> bool:
 
 
 def _narrow_attention(graph: ir.Graph, row: RowNode) -> None:
-    """Leave the attention the keys that the one query sees, and no window; of a bias also the query's row."""
-    attention = read_attention(row.node)
-    bounds = _seen_keys(attention, row.position)
-    if bounds is not None:
+    """Leave the attention no window, and where it has one the keys that the one query sees; of a bias also its row."""
+    seen = _seen_keys(read_attention(row.node), row.choice)
+    if seen is not None:
         for index, axis in ((1, 1), (2, 1), (3, 1), (4, 3)):
-            _replace_by_slice(graph, row.node, index, axis, bounds)
-    _replace_by_slice(graph, row.node, 4, 2, _BOUNDS[row.position])
+            _replace_by_range(graph, row.node, index, axis, seen)
+    if row.choice in BOUNDS:
+        _replace_by_range(graph, row.node, 4, 2, BOUNDS[row.choice])
     for name, number in (("causal", 0), ("left_window", -1), ("right_window", -1)):
         if name in row.node.attributes:
             row.node.attributes[name] = ir.AttrInt64(name, number)
 
 
-def _seen_keys(attention: AttentionNode, position: Position) -> tuple[int, int] | None:
-    """Return start and end of the keys that the first or the last query sees, None for all."""
-    if position == "first":
+def _seen_keys(attention: AttentionNode, choice: RowChoice) -> tuple[int, int] | None:
+    """Return start and end of the keys that the first or the last query sees, None for all, as of packed texts."""
+    if choice.is_computed:
+        return None
+    if choice == FIRST:
         return None if attention.right_window < 0 else (0, attention.right_window + 1)
     return None if attention.left_window < 0 else (-attention.left_window - 1, FAR)
 
 
-def _replace_by_slice(graph: ir.Graph, node: ir.Node, index: int, axis: int, bounds: tuple[int, int]) -> None:
+def _replace_by_range(graph: ir.Graph, node: ir.Node, index: int, axis: int, bounds: tuple[int, int]) -> None:
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is not None:
-        node.replace_input_with(index, _slice(graph, node, value, axis, bounds))
+        node.replace_input_with(index, take_range(graph, node, value, axis, bounds))
 
 
-def _row_of(graph: ir.Graph, before: ir.Node, value: ir.Value, position: Position) -> ir.Value:
-    axis = sequence_axis(value)
-    assert axis is not None
-    return _slice(graph, before, value, axis, _BOUNDS[position])
+def _picks_all(node: ir.Node, narrowed: Mapping[ir.Value, RowChoice]) -> bool:
+    """Whether a Gather takes, by a computed index, the rows that will be all there are."""
+    choice, source = picked_rows(node), node.inputs[0] if node.inputs else None
+    return choice is not None and choice.is_computed and source is not None and narrowed.get(source) == choice
 
 
-def _slice(graph: ir.Graph, before: ir.Node, value: ir.Value, axis: int, bounds: tuple[int, int]) -> ir.Value:
-    """Return a range of ``value`` along an axis, made before a node."""
-    numbers = [_numbers(graph, number) for number in (*bounds, axis)]
-    node = ir.node("Slice", [value, *numbers])
-    graph.insert_before(before, node)
-    result = node.outputs[0]
-    result.type = value.type
-    sizes: list[int | str | None] = list(dimensions(value) or ())
-    if sizes:
-        sizes[axis] = 1 if bounds in _BOUNDS.values() else None
-        result.shape = ir.Shape(sizes)
-    return result
-
-
-def _numbers(graph: ir.Graph, number: int) -> ir.Value:
-    return add_constant(graph, f"numbers_{number}".replace("-", "m"), np.array([number], dtype=np.int64))
-
-
-def _set_one_row(value: ir.Value) -> None:
-    axis, sizes = sequence_axis(value), list(dimensions(value) or ())
-    if axis is not None and sizes:
-        sizes[axis] = 1
-        value.shape = ir.Shape(sizes)
+def _drop_picks(graph: ir.Graph, picks: Sequence[ir.Node]) -> None:
+    """Drop the Gathers whose rows are all that is left, and put their indices in front of the new ones."""
+    for node in picks:
+        identity = ir.node("Identity", [node.inputs[0]])
+        replace_node(graph, node, [identity], identity.outputs[0])
+    if picks:
+        graph.sort()

@@ -9,9 +9,12 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
-from poolgraph.graphs.pattern import SEQUENCE_AXIS, dimensions, is_initializer
+from poolgraph.graphs.pattern import SEQUENCE_AXIS, TOKENS_AXIS, dimensions, is_initializer
 
 Axes = tuple[int | str | None, ...]
+
+ROW_AXES = frozenset({SEQUENCE_AXIS, TOKENS_AXIS})
+"""Names of the axis along which rows are; a layout has one of them: packed texts the second."""
 
 ELEMENTWISE = frozenset(
     {
@@ -30,44 +33,44 @@ QUERY = 0
 def row_inputs(node: ir.Node) -> tuple[int, ...] | None:
     """Return the inputs of which a row of the results needs one row; it needs the others whole, as weights are.
 
-    None where the node mixes rows, or where that cannot be told from shapes. Rows are along the axis that is called
-    ``sequence_length``, which the results have once.
+    None where the node mixes rows, or where that cannot be told from shapes. Rows are along the axis of ``ROW_AXES``,
+    which the results have once.
     """
     check = _CHECKS.get((node.domain, node.op_type))
     axis = _common_axis(node)
-    if check is None or axis is None or any(value is not None and _shape_of(value) is None for value in node.inputs):
+    if check is None or axis is None or any(value is not None and shape_of(value) is None for value in node.inputs):
         return None
-    carrying = tuple(index for index, value in enumerate(node.inputs) if sequence_axes(value))
+    carrying = tuple(index for index, value in enumerate(node.inputs) if row_axes(value))
     if not carrying or not check(node, axis, carrying):
         return None
     return (QUERY,) if node.domain == SEMANTIC_DOMAIN else carrying
 
 
-def sequence_axis(value: ir.Value | None) -> int | None:
+def row_axis(value: ir.Value | None) -> int | None:
     """Return the axis of ``value`` along which its rows are, counted from the end; None unless there is exactly one."""
-    axes = sequence_axes(value)
+    axes = row_axes(value)
     return axes[0] if len(axes) == 1 else None
 
 
-def sequence_axes(value: ir.Value | None) -> tuple[int, ...]:
-    """Return the axes of ``value`` that are ``sequence_length``, counted from the end."""
-    shape = (_shape_of(value) if value is not None else None) or ()
-    return tuple(index - len(shape) for index, axis in enumerate(shape) if axis == SEQUENCE_AXIS)
+def row_axes(value: ir.Value | None) -> tuple[int, ...]:
+    """Return the axes of ``value`` along which there is a number a token, counted from the end."""
+    shape = (shape_of(value) if value is not None else None) or ()
+    return tuple(index - len(shape) for index, axis in enumerate(shape) if axis in ROW_AXES)
 
 
 def _common_axis(node: ir.Node) -> int | None:
     """Return the axis of the rows in all results, None where they differ or there is none."""
-    axes = {sequence_axis(value) for value in node.outputs}
+    axes = {row_axis(value) for value in node.outputs}
     return axes.pop() if len(axes) == 1 else None
 
 
-def _shape_of(value: ir.Value) -> Axes | None:
+def shape_of(value: ir.Value) -> Axes | None:
     """Return the axes of ``value``; the exporter leaves out those of values that it adds, which follow from inputs."""
     known = dimensions(value)
     node = value.producer()
     if known is not None or node is None or node.domain:
         return known
-    shapes = [_shape_of(it) if it is not None else () for it in node.inputs]
+    shapes = [shape_of(it) if it is not None else () for it in node.inputs]
     if None in shapes:
         return None
     if node.op_type in ELEMENTWISE:
@@ -91,14 +94,14 @@ _Check = Callable[[ir.Node, int, tuple[int, ...]], bool]
 
 
 def _same_axis(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
-    return all(sequence_axis(node.inputs[index]) == axis for index in carrying)
+    return all(row_axis(node.inputs[index]) == axis for index in carrying)
 
 
 def _is_elementwise(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
     """Whether each input has the rows where the result has them, or one row for all."""
-    shapes = [_shape_of(value) or () for value in node.inputs if value is not None]
+    shapes = [shape_of(value) or () for value in node.inputs if value is not None]
     aligned = [shape[axis] for shape in shapes if len(shape) >= -axis]
-    return _same_axis(node, axis, carrying) and set(aligned) <= {1, SEQUENCE_AXIS}
+    return _same_axis(node, axis, carrying) and set(aligned) <= {1, *ROW_AXES}
 
 
 def _is_row_product(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
@@ -107,7 +110,7 @@ def _is_row_product(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool
 
 def _is_beside_rows(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
     """Whether the attribute ``axis`` is another one than the rows'."""
-    shape = _shape_of(node.outputs[0]) or _shape_of(node.inputs[0])  # type: ignore[arg-type]
+    shape = shape_of(node.outputs[0]) or shape_of(node.inputs[0])  # type: ignore[arg-type]
     if shape is None or not _same_axis(node, axis, carrying):
         return False
     given = node.attributes["axis"].as_int() if "axis" in node.attributes else _DEFAULT_AXES[node.op_type]
@@ -123,7 +126,7 @@ def _is_concat(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
 
 def _is_norm(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
     """Whether the norm is over axes behind the rows'."""
-    shape = _shape_of(node.inputs[0]) or ()  # type: ignore[arg-type]
+    shape = shape_of(node.inputs[0]) or ()  # type: ignore[arg-type]
     first = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
     return carrying == (0,) and bool(shape) and first % len(shape) > axis % len(shape)
 
@@ -136,16 +139,16 @@ def _is_reduction(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
 def _is_reorder(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
     """Whether axes change places, come or go by number, which leaves the one of the rows."""
     names_axes = node.op_type != "Squeeze" or len(node.inputs) > 1  # else it drops every axis of 1, one row's too
-    return carrying == (0,) and sequence_axis(node.inputs[0]) is not None and names_axes
+    return carrying == (0,) and row_axis(node.inputs[0]) is not None and names_axes
 
 
 def _is_reshape(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
     """Whether the reshape splits or joins what lies behind the rows, and would do so for one row."""
-    before, after = _shape_of(node.inputs[0]), _shape_of(node.outputs[0])  # type: ignore[arg-type]
+    before, after = shape_of(node.inputs[0]), shape_of(node.outputs[0])  # type: ignore[arg-type]
     target = _constant(node, 1)
     if carrying != (0,) or before is None or after is None or target is None:
         return False
-    place = after.index(SEQUENCE_AXIS)
+    place = axis % len(after)
     allowzero = "allowzero" in node.attributes and node.attributes["allowzero"].as_int()
     return before[: place + 1] == after[: place + 1] and target[place] in (0, -1) and not allowzero
 
@@ -156,14 +159,13 @@ def _is_slice(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
 
 
 def _is_attention(node: ir.Node, axis: int, carrying: tuple[int, ...]) -> bool:
-    """Whether query, key and value have all rows, and the texts are not packed in one sequence."""
-    packed = len(node.inputs) > 5 and node.inputs[5] is not None
-    return carrying[:3] == (0, 1, 2) and axis == -2 and _same_axis(node, axis, carrying[:3]) and not packed
+    """Whether query, key and value have all rows; which queries may stand alone depends on windows."""
+    return carrying[:3] == (0, 1, 2) and axis == -2 and _same_axis(node, axis, carrying[:3])
 
 
 def _sliced_axes(node: ir.Node) -> list[int] | None:
     """Return the axes that a Slice cuts, counted from the end; None where they are computed."""
-    shape, axes = _shape_of(node.inputs[0]), _constant(node, 3)  # type: ignore[arg-type]
+    shape, axes = shape_of(node.inputs[0]), _constant(node, 3)  # type: ignore[arg-type]
     return None if shape is None or axes is None else [axis % len(shape) - len(shape) for axis in axes]
 
 

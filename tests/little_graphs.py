@@ -47,6 +47,7 @@ class Attention(OpRun):
         value,
         mask=None,
         bias=None,
+        cu_seqlens=None,
         num_heads=None,
         num_kv_heads=None,
         scale=None,
@@ -72,6 +73,10 @@ class Attention(OpRun):
             too_late = ahead > 0 if causal else -1 < right_window < ahead
             if too_late or -1 < left_window < -ahead:
                 scores[:, :, row, column] = LOWEST
+        if cu_seqlens is not None:
+            text = np.repeat(np.arange(len(cu_seqlens) - 1), np.diff(cu_seqlens))
+            of_queries = text if query.shape[1] == key.shape[1] else np.arange(query.shape[1])
+            scores = np.where(of_queries[:, None] == text, scores, LOWEST)
         if mask is not None:
             scores = np.where(mask[:, None, None, :], scores, LOWEST)
         weights = np.exp(scores - scores.max(-1, keepdims=True))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 from architecture_graphs import FIRST_WORD, TextOracle, ask, difference_of
 
@@ -14,41 +16,67 @@ from poolgraph.export.build import build_module, lower_variant, trace_layout
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.options import make_options
 from poolgraph.export.resolve import resolve_plan
-from poolgraph.graphs.pipeline import PACKED_FP32
+from poolgraph.graphs.families import AnswerKind
+from poolgraph.graphs.passes import PassReport
+from poolgraph.graphs.pipeline import PACKED_FP32, Target
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.tasks import GraphFamily
 
 
-class PackedGraph:
-    """One packed graph of a checkpoint.
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """The packed semantic graph of a checkpoint, and what its answers are."""
+
+    model: ir.Model
+    reports: tuple[PassReport, ...]
+    kind: AnswerKind
+
+
+def trace_packed(checkpoint: Path, *, follows_uniform: bool = False, **options: Any) -> Traced:
+    """Trace the packed layout of a checkpoint, as an export with these options does.
 
     Args:
         checkpoint: Its folder.
-        folder: Where the graphs are written, made by this call.
-        family: Which answers.
+        follows_uniform: Whether the uniform layout is traced first and decides which products are set apart.
         options: Of the export.
     """
+    names = ("task", "convert", "runner", "pooler_config", "hf_overrides", "score_template")
+    defaults = {"task": "auto", "convert": "auto", "runner": "auto"}
+    plan = resolve_plan(
+        open_checkpoint(checkpoint, None),
+        options=make_options(*({**defaults, **options}.get(name) for name in names)),
+        precisions=("fp32",),
+        targets=("cpu",),
+        trust_remote_code=False,
+    )
+    module = build_module(plan)
+    uniform = trace_layout(plan, module, "uniform")[0] if follows_uniform else None
+    return Traced(*trace_layout(plan, module, PACKED_FP32.layout, uniform), plan.head.kind)
 
-    def __init__(self, checkpoint: Path, folder: Path, family: GraphFamily = "sequence", **options: Any) -> None:
+
+class PackedGraph:
+    """One packed graph of a checkpoint, lowered.
+
+    Args:
+        traced: What is lowered.
+        folder: Where the graphs are written, made by this call.
+        family: Which answers.
+        target: How it is lowered.
+    """
+
+    def __init__(
+        self, traced: Traced, folder: Path, family: GraphFamily = "sequence", target: Target = PACKED_FP32
+    ) -> None:
         folder.mkdir()
-        names = ("task", "convert", "runner", "pooler_config", "hf_overrides", "score_template")
-        defaults = {"task": "auto", "convert": "auto", "runner": "auto"}
-        plan = resolve_plan(
-            open_checkpoint(checkpoint, None),
-            options=make_options(*({**defaults, **options}.get(name) for name in names)),
-            precisions=("fp32",),
-            targets=("cpu",),
-            trust_remote_code=False,
-        )
-        module = build_module(plan)
-        lowered = lower_variant(*trace_layout(plan, module, PACKED_FP32.layout), PACKED_FP32, plan.head.kind)
+        lowered = lower_variant(traced.model, traced.reports, target, traced.kind)
         save_graphs(lowered.models, folder, "weights.data")
         graph = lowered.variant.graphs[family]
         session_options = onnxruntime.SessionOptions()
         session_options.log_severity_level = 3
         session_options.intra_op_num_threads = 1
         self.inputs = {tensor.name: tensor.shape for tensor in graph.inputs}
-        self._session = onnxruntime.InferenceSession(folder / Path(graph.file).name, session_options)
+        self.file = folder / Path(graph.file).name
+        self._session = onnxruntime.InferenceSession(self.file, session_options)
         self._output, self._is_token = graph.raw_output, family == "token"
 
     def run(self, texts: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
@@ -72,7 +100,7 @@ def check_packed(
 
     What ``check_graphs`` says of padded and uniform graphs, this says of packed ones.
     """
-    graph = PackedGraph(checkpoint, folder, family, **options)
+    graph = PackedGraph(trace_packed(checkpoint, **options), folder, family)
     source = np.random.default_rng(len(LENGTHS))
     texts = [{"input_ids": source.integers(FIRST_WORD, 300, (1, length))} for length in LENGTHS]
     if "token_type_ids" in graph.inputs:

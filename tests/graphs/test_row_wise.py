@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from little_graphs import build, random, run
 
-from poolgraph.graphs.row_wise import ELEMENTWISE, row_inputs, sequence_axis
+from poolgraph.graphs.row_wise import ELEMENTWISE, row_axis, row_inputs
 
 INPUTS = (
     "float[batch_size,sequence_length,8] x, float[batch_size,2,sequence_length,4] heads, float[sequence_length,8] t"
@@ -89,13 +89,14 @@ MORE_INPUTS = {
 }
 
 
-def one_node(call: str, axes: list[int | str]) -> ir.Model:
+def one_node(call: str, axes: list[int | str], rows: str = S) -> ir.Model:
     words = re.findall(r"\w+", call)
     given = INPUTS + "".join(f", {kind} {name}" for name, kind in MORE_INPUTS.items() if name in words)
     hidden = "unknown = Mystery(x)  " if "unknown" in words else ""
     shape = ",".join(map(str, axes))
     used = {name: array for name, array in CONSTANTS.items() if name in words}
-    return build(f"g ({given}) => (float[{shape}] y) {{ {hidden} y = {call} }}", **used)
+    text = f"g ({given}) => (float[{shape}] y) {{ {hidden} y = {call} }}"
+    return build(text.replace(S, rows), **used)
 
 
 def last_node(model: ir.Model) -> ir.Node:
@@ -110,8 +111,8 @@ def test_a_row_of_the_result_is_made_of_that_row(call: str, axes: list[int | str
     feeds = {"x": random(3, 5, 8, seed=2), "heads": random(3, 2, 5, 4, seed=3), "t": random(5, 8, seed=4)}
     feeds |= {"one_head": random(3, 1, 5, 4, seed=5), "yes": np.array([True, False, True]).reshape(3, 1, 1)}
     feeds = {value.name: feeds[value.name] for value in model.graph.inputs}
-    places = {node.inputs[index].name: sequence_axis(node.inputs[index]) for index in inputs}
-    place = sequence_axis(node.outputs[0])
+    places = {node.inputs[index].name: row_axis(node.inputs[index]) for index in inputs}
+    place = row_axis(node.outputs[0])
     (whole,) = run(model, **feeds)
     for row in (0, 4):
         one = {n: rows.take([row], axis=places[n]) if n in places else rows for n, rows in feeds.items()}
@@ -121,9 +122,15 @@ def test_a_row_of_the_result_is_made_of_that_row(call: str, axes: list[int | str
         np.testing.assert_allclose(run(model, **one)[0], whole.take([row], axis=place), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("call", "axes", "inputs"), WORKS.values(), ids=WORKS)
+def test_rows_of_packed_texts_are_told_alike(call: str, axes: list[int | str], inputs: tuple[int, ...]) -> None:
+    assert row_inputs(last_node(one_node(call, axes, "num_tokens"))) == inputs
+
+
+@pytest.mark.parametrize("rows", [S, "num_tokens"])
 @pytest.mark.parametrize(("call", "axes"), MIXES.values(), ids=MIXES)
-def test_what_mixes_rows_or_cannot_be_told(call: str, axes: list[int | str]) -> None:
-    assert row_inputs(last_node(one_node(call, axes))) is None
+def test_what_mixes_rows_or_cannot_be_told(call: str, axes: list[int | str], rows: str) -> None:
+    assert row_inputs(last_node(one_node(call, axes, rows))) is None
 
 
 def test_results_side_by_side() -> None:
