@@ -51,7 +51,10 @@ def plan_work(
         threads: Threads of a run as fixed by the user.
     """
     most = count_runs(cores, callers=callers, pinned_threads=threads, tuned_threads=tuning.threads)
-    batches = runner.plan(lengths, max_batch_tokens=tuning.max_batch_tokens, runs=most)
+    lone = choose_parallelism(1, cores, callers=callers, pinned_threads=threads, tuned_threads=tuning.threads)
+    batches = runner.plan(
+        lengths, max_batch_tokens=tuning.max_batch_tokens, runs=most, lone_fills=lone.threads * callers >= cores
+    )
     chosen = choose_parallelism(
         len(batches), cores, callers=callers, pinned_threads=threads, tuned_threads=tuning.threads
     )

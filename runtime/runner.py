@@ -25,8 +25,10 @@ class Runner(Protocol):
     def layout(self) -> BatchLayout:
         """What its batches look like."""
 
-    def plan(self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int) -> tuple[Batch, ...]:
-        """Cut texts of these lengths into batches."""
+    def plan(
+        self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int, lone_fills: bool = False
+    ) -> tuple[Batch, ...]:
+        """Cut texts of these lengths into batches; ``lone_fills`` is whether one alone gets the cores of all runs."""
 
     def feed(self, texts: Sequence[EncodedText], graph: Graph) -> Mapping[str, NDArray[np.int64]]:
         """Build the inputs that the graph names."""

@@ -43,9 +43,11 @@ class PackedRunner:
     def __init__(self, tokenization: Tokenization) -> None:
         self._tokenization = tokenization
 
-    def plan(self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int) -> tuple[Batch, ...]:
+    def plan(
+        self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int, lone_fills: bool = False
+    ) -> tuple[Batch, ...]:
         """Cut texts into batches of any lengths."""
-        return plan_packed_batches(lengths, max_batch_tokens=max_batch_tokens, runs=runs)
+        return plan_packed_batches(lengths, max_batch_tokens=max_batch_tokens, runs=runs, lone_fills=lone_fills)
 
     def feed(self, texts: Sequence[EncodedText], graph: Graph) -> Mapping[str, NDArray[np.int64]]:
         """Join the inputs that the graph names, (num_tokens,) each, but (batch_size,) those with a number a text."""

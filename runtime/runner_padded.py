@@ -23,7 +23,9 @@ class PaddedRunner:
         self._pad_token_id = tokenization.pad_token_id
         self._left = tokenization.padding_side == "left"
 
-    def plan(self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int) -> tuple[Batch, ...]:
+    def plan(
+        self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int, lone_fills: bool = False
+    ) -> tuple[Batch, ...]:
         """Cut texts into batches of neighbouring lengths."""
         return plan_padded_batches(lengths, max_batch_tokens=max_batch_tokens, runs=runs)
 

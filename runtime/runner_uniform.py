@@ -59,7 +59,9 @@ class UniformRunner:
     def __init__(self, tokenization: Tokenization) -> None:
         self._tokenization = tokenization
 
-    def plan(self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int) -> tuple[Batch, ...]:
+    def plan(
+        self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int, lone_fills: bool = False
+    ) -> tuple[Batch, ...]:
         """Cut texts into batches of equal length."""
         return plan_batches(lengths, max_batch_tokens=max_batch_tokens, runs=runs)
 

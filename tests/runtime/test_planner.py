@@ -108,6 +108,12 @@ def test_batches_count_the_tokens_that_they_compute():
     assert [batch.num_tokens for (batch,) in plans] == [36, 36, 21]
 
 
+def test_a_packed_batch_is_left_whole_where_it_fills_the_cores():
+    assert shapes(plan_packed_batches([40] * 12, runs=4)) == [(3, 40)] * 4
+    assert shapes(plan_packed_batches([40] * 12, runs=4, lone_fills=True)) == [(12, 40)]
+    assert shapes(plan_packed_batches([40] * 16, runs=4, lone_fills=True)) == [(4, 40)] * 4  # more than one batch
+
+
 @pytest.mark.parametrize(
     ("lengths", "budget", "runs", "expected"),
     [

@@ -17,6 +17,7 @@ from poolgraph.runtime import loaded
 from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.executor import plan_work
 from poolgraph.runtime.planner import MAX_BATCH_TOKENS
+from poolgraph.runtime.runner_packed import PackedRunner
 from poolgraph.runtime.runner_uniform import UniformRunner
 from poolgraph.runtime.tuning import (
     LARGEST_BYTES,
@@ -211,3 +212,18 @@ def test_inspect_and_verify_live_with_the_file(artifact, capsys):
     captured = capsys.readouterr()
     assert "Tuned" not in captured.out
     assert "tuning.json cannot be used" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (1, 1, 4)),
+        ({"threads": 1}, (4, 4, 1)),  # one batch would leave three cores idle
+        ({"threads": 2}, (2, 2, 2)),
+        ({"callers": 2}, (2, 2, 1)),
+        ({"callers": 4}, (1, 1, 1)),
+    ],
+)
+def test_a_packed_batch_is_cut_unless_it_gets_all_cores(options, expected):
+    work = plan_work([40] * 12, PackedRunner(None), Tuning(), cores=4, **options)
+    assert (len(work.batches), work.runs, work.threads) == expected
