@@ -29,6 +29,9 @@ from poolgraph.graphs.pattern import SEQUENCE_AXIS, TOKENS_AXIS
 OPSET_VERSION = 20
 """Has Gelu and LayerNormalization; at most 21, so that the portable graph loads in other runtimes."""
 
+ONE_MORE = " + 1"
+"""End of the name of an axis that has one more than another."""
+
 ENTRY_PREFIX = "module."
 """What the entry modules put before the names of the pooling module's parameters."""
 
@@ -128,7 +131,8 @@ def _name_interface(model: ir.Model, input_axes: Mapping[str, tuple[str, ...]], 
     for value, (name, axes) in zip(graph.inputs, input_axes.items(), strict=True):
         value.name = name
         assert value.shape is not None
-        axis_names |= {str(dimension): axis for dimension, axis in zip(value.shape, axes, strict=True)}
+        for dimension, axis in zip(value.shape, axes, strict=True):
+            axis_names |= {str(dimension): axis, str(dimension).removesuffix(ONE_MORE): axis.removesuffix(ONE_MORE)}
     for value, name in zip(graph.outputs, output_names, strict=True):
         value.name = name
     for value in list(graph.initializers.values()):
