@@ -19,7 +19,7 @@ from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, Que
 from poolgraph.serving.engine_settings import EngineSettings
 from poolgraph.serving.observer import DropReason, Observer
 from poolgraph.serving.pending import PendingRun, PendingText
-from poolgraph.serving.scheduler import Load, NextBatch, Rules, Wait, choose_batch, make_backlog
+from poolgraph.serving.scheduler import COMPANY_SECONDS, Load, NextBatch, Rules, Wait, choose_batch, make_backlog
 from poolgraph.serving.speed import Speed
 
 _LONGEST_RETRY: Final = 60
@@ -59,6 +59,7 @@ class Engine:
         self._speed = Speed(rules.slots.runs)
         self._running: list[NextBatch] = []
         self._started: dict[int, float] = {}
+        self._company_until = 0.0
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._alive = True
@@ -105,6 +106,8 @@ class Engine:
             waiting, limit = self._backlog.num_tokens, self._settings.max_queue_tokens
             is_full = bounded and waiting >= limit
             if not is_full:
+                if not self.is_idle:
+                    self._company_until = time.monotonic() + COMPANY_SECONDS
                 self._backlog.add(run)
                 self._changed.notify()
                 self._tell_queue()
@@ -199,6 +202,7 @@ class Engine:
             num_batches=len(self._running),
             num_long=sum(batch.long for batch in self._running),
             exclusive=any(batch.exclusive for batch in self._running),
+            has_company=time.monotonic() < self._company_until,
         )
 
     def _expire(self, texts: Iterable[PendingText]) -> bool:

@@ -19,6 +19,11 @@ ENOUGH_TEXTS: Final = 4
 MOST_PASSED_OVER: Final = 2
 """Batches that may go before the text whose turn is first, because more texts of another length wait together."""
 
+COMPANY_SECONDS: Final = 0.05
+"""How long after two requests met a batch gets no more than its own threads. One that gets all of them keeps others
+waiting, and its threads go on spinning beside the next batches (measured: without, 2 clients get 11 % more answers, 16
+clients 8 %, for 70 and 90 % of the processor time)."""
+
 LONG_BATCHES: Final = 4
 """A batch of more than so many token budgets is long: such do not take the last slot from shorter texts."""
 
@@ -50,11 +55,13 @@ class Load:
         num_batches: Batches under way.
         num_long: Those of them that are long.
         exclusive: Whether one of them has all threads.
+        has_company: Whether requests met here, one waiting or running when another came, within COMPANY_SECONDS.
     """
 
     num_batches: int = 0
     num_long: int = 0
     exclusive: bool = False
+    has_company: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +103,8 @@ def choose_batch(backlog: Backlog, load: Load, rules: Rules, now: float) -> Next
     The text whose turn is first, by priority and then by its place in the queue, runs with others of its graph up to
     the token budget: those of its length, in padded layouts of neighbouring lengths, in packed ones those whose turns
     are next. In the uniform layout it is passed over a few times for texts of its priority that fill a batch better.
-    While other slots are free, batches are kept small enough to leave them work; padded ones are not.
+    While other slots are free, batches are kept small enough to leave them work; padded ones are not. All threads are
+    for what is the only request for a while.
 
     Args:
         backlog: What waits, made by ``make_backlog``; only ``passed_over`` is changed.
@@ -118,7 +126,7 @@ def choose_batch(backlog: Backlog, load: Load, rules: Rules, now: float) -> Next
     num_tokens = sum(lengths) if slots.layout == "packed" else max(lengths) * len(lengths)
     if patience := _patience(texts, num_tokens, load, rules, now):
         return Wait(patience)
-    alone = not load.num_batches and len(texts) == backlog.num_texts
+    alone = not load.num_batches and len(texts) == backlog.num_texts and not load.has_company
     return NextBatch(
         family=group.family,
         texts=tuple(texts),

@@ -22,7 +22,7 @@ from poolgraph.errors import SessionError, TaskNotSupported
 from poolgraph.serving.engine import Engine
 from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, QueueFull
 from poolgraph.serving.engine_settings import EngineSettings
-from poolgraph.serving.scheduler import Rules
+from poolgraph.serving.scheduler import COMPANY_SECONDS, Rules
 from poolgraph.serving.speed import Speed
 from poolgraph.serving.urgency import NO_HURRY, Urgency
 
@@ -247,7 +247,11 @@ async def test_a_lone_text_has_all_threads_to_itself():
         assert bench.model.batches == [[99]]
         bench.model.gate.set()
         await later.future
-        assert bench.model.threads == [2, 2]
+        assert bench.model.threads == [2, 1]  # the two met
+        await asyncio.sleep(COMPANY_SECONDS)
+        for _ in range(2):  # each in its turn
+            await bench.submit(make_text(5)).future
+        assert bench.model.threads == [2, 1, 2, 2]
 
 
 @in_loop

@@ -74,6 +74,11 @@ def test_texts_beside_others_get_one_thread():
     assert (batch.threads, batch.exclusive) == (1, False)
 
 
+def test_a_lone_text_gets_one_thread_where_requests_met():
+    batch = choose_batch(backlog_of(pending(5)), Load(has_company=True), Rules(slots=make_slots(runs=4)), 0)
+    assert (batch.threads, batch.exclusive) == (1, False)
+
+
 def test_one_length_is_shared_between_free_slots_evenly():
     backlog = backlog_of(pending(*[40] * 13))
     first = choose_batch(backlog, IDLE, Rules(slots=make_slots()), 0)
