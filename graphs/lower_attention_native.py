@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
@@ -9,6 +11,9 @@ from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read
 from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
 from poolgraph.graphs.native import ATTENTION, NATIVE_DOMAIN, PACKED_BOUNDS
 from poolgraph.graphs.pattern import ATTENDED, dimensions, producer, replace_node, used_once
+
+MOST_FEATURES: Final = 512
+"""Size of the largest head that the operator takes."""
 
 
 def lower_attention_to_native(model: ir.Model) -> int:
@@ -33,7 +38,7 @@ def fits_native_packed(model: ir.Model) -> bool:
 
 
 def _is_plain(attention: AttentionNode) -> bool:
-    return attention.bias is None and not attention.softcap
+    return attention.bias is None and not attention.softcap and attention.head_dim <= MOST_FEATURES
 
 
 def _lower(graph: ir.Graph, attention: AttentionNode) -> int:

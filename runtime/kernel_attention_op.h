@@ -24,6 +24,7 @@ class Attention {
     const auto number = [&](const char* name) { return static_cast<int>(api.int_attribute(info, name)); };
     shape_ = {number("num_heads"), number("kv_num_heads"), number("head_size"), api.float_attribute(info, "scale"),
               number("is_causal") != 0, number("left_window"), number("right_window")};
+    if (shape_.head_size > kMostFeatures) throw std::runtime_error("heads have more features than 512");
     if (shape_.head_size < 1 || shape_.num_kv_heads < 1 || shape_.num_heads % shape_.num_kv_heads != 0)
       throw std::runtime_error("heads of queries must be a multiple of those of keys");
   }

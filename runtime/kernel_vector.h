@@ -48,9 +48,9 @@ inline void add_products(__m512i& sums, __m512i unsigned_bytes, __m512i signed_b
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(unsigned_bytes), "v"(signed_bytes));
 }
 
-// sums += two products of bfloat16 a lane.
-inline void add_products(__m512& sums, __m512i left, __m512i right) {
-  asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
+// sums += two products of signed 16-bit integers a lane.
+inline void add_pairs(__m512i& sums, __m512i left, __m512i right) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
 }
 
 inline __mmask16 mask_of(int count) { return count >= kLanes ? 0xffff : static_cast<__mmask16>((1u << count) - 1); }
@@ -79,11 +79,12 @@ inline __attribute__((always_inline)) void for_vectors(int width, Step&& step) {
   if (column < width) step(column, FirstLanes{mask_of(width - column)});
 }
 
-// 2**x to 2.6e-6 of itself, for x from -126 to 127; 2**-126 below. A minimax polynomial of degree 4 on [-0.5, 0.5] times a
-// power of two that is added to its exponent: adding the shift leaves the nearest integer in the lowest bits.
+// 2**x to 2.6e-6 of itself, for x from -125 to 127; 2**-125 below: arithmetic on subnormal numbers is slow. A minimax
+// polynomial of degree 4 on [-0.5, 0.5] times a power of two that is added to its exponent: adding the shift leaves the
+// nearest integer in the lowest bits.
 inline __m512 exp2(__m512 x) {
   const __m512 shift = _mm512_set1_ps(12582912.0f);  // 1.5 * 2**23
-  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);     // in this order NaN stays one
+  x = _mm512_max_ps(_mm512_set1_ps(-125.0f), x);     // in this order NaN stays one
   const __m512 shifted = _mm512_add_ps(x, shift);
   const __m512 fraction = _mm512_sub_ps(x, _mm512_sub_ps(shifted, shift));
   __m512 result = _mm512_set1_ps(0.009570109596576172f);
@@ -98,7 +99,7 @@ inline __m512 exp2(__m512 x) {
 // x / (1 + 2**-y): the reciprocal to 14 bits, then one step of Newton's.
 inline __m512 gate_by_sigmoid(__m512 x, __m512 y) {
   const __m512 one = _mm512_set1_ps(1.0f);
-  const __m512 least = _mm512_set1_ps(-126.0f);  // keeps 2**-y finite, so that no product of zero and infinity is made
+  const __m512 least = _mm512_set1_ps(-125.0f);  // keeps 2**-y finite, so that no product of zero and infinity is made
   const __m512 divisor = _mm512_add_ps(one, exp2(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(y, least))));
   const __m512 rough = _mm512_rcp14_ps(divisor);
   const __m512 rest = _mm512_fnmadd_ps(divisor, rough, one);

@@ -1,7 +1,7 @@
 // The custom operators of domain "poolgraph.cpu" for ONNX Runtime: 8-bit products with what surrounds them, attention,
 // and sums over packed texts.
 //
-// Compiled for AVX-512 with VNNI and BF16; the runtime registers the library only where the processor has both.
+// Compiled for AVX-512 with VNNI; the runtime registers the library only where the processor has it.
 
 #include <sys/mman.h>
 #include <unistd.h>
