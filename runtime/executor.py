@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -42,6 +43,8 @@ def plan_work(
 ) -> WorkPlan:
     """Plan a call.
 
+    Batches too few to run beside each other have all cores in turn, and then they are not cut to be more of them.
+
     Args:
         lengths: Tokens of each text.
         runner: Cuts them into batches.
@@ -52,12 +55,14 @@ def plan_work(
     """
     most = count_runs(cores, callers=callers, pinned_threads=threads, tuned_threads=tuning.threads)
     lone = choose_parallelism(1, cores, callers=callers, pinned_threads=threads, tuned_threads=tuning.threads)
-    batches = runner.plan(
-        lengths, max_batch_tokens=tuning.max_batch_tokens, runs=most, lone_fills=lone.threads * callers >= cores
+    cut = partial(
+        runner.plan, lengths, max_batch_tokens=tuning.max_batch_tokens, lone_fills=lone.threads * callers >= cores
     )
+    batches = cut(runs=most)
     chosen = choose_parallelism(
         len(batches), cores, callers=callers, pinned_threads=threads, tuned_threads=tuning.threads
     )
+    batches = cut(runs=1) if chosen.runs == 1 < min(most, len(batches)) else batches
     return WorkPlan(batches=batches, runs=chosen.runs, threads=chosen.threads)
 
 

@@ -174,21 +174,25 @@ def _fill_uniform(backlog: Backlog, group: Group, load: Load, slots: Slots) -> l
 
 
 def _fill_packed(backlog: Backlog, group: Group, load: Load, slots: Slots) -> list[PendingText]:
-    """Take the texts whose turns are first while they fit: the budget, and an even share of what waits."""
+    """Take the texts whose turns are first while they fit: the budget, and an even share of what waits.
+
+    One that does not fit is left for the next batch, and with it those that are less urgent.
+    """
     free = slots.runs - load.num_batches
     rounds = -(-backlog.num_tokens // (free * slots.max_batch_tokens))
     share = -(-backlog.num_tokens // (free * rounds))
-    room, left = min(slots.max_batch_tokens, max(MIN_SPLIT_TOKENS, share)), 0
+    room = min(slots.max_batch_tokens, max(MIN_SPLIT_TOKENS, share))
     texts: list[PendingText] = []
+    left: list[PendingText] = []
     for text in group.in_order():
+        if room <= 0 or len(left) > MOST_LEFT or (left and text.order[0] > left[0].order[0]):
+            break
         length = len(text.encoded.input_ids)
         if length <= room or not texts:
             texts.append(text)
             room -= length
         else:
-            left += 1
-        if room <= 0 or left > MOST_LEFT:
-            break
+            left.append(text)
     return texts
 
 

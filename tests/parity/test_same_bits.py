@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -15,11 +15,16 @@ import torch
 from parity_table import WORDS
 from tiny_decoders import END
 from tiny_heads import TINY_BACKBONES, pair_tokenizer, save_logit_score, save_model, save_reward_model
-from tiny_models import HeadSpec, dense, save_checkpoint
+from tiny_models import HeadSpec, dense, save_checkpoint, tame
 from tokenizers import processors
 
 from poolgraph import PoolingModel, export_model
 from poolgraph.errors import InputError
+from poolgraph.export import int8
+from poolgraph.export.int8 import Measurements, Recipes
+from poolgraph.graphs import quantize_embeddings
+from poolgraph.graphs.pipeline import NATIVE_INT8
+from poolgraph.runtime.native_library import can_run
 from poolgraph.runtime.pair_tokenizer import encode_pairs
 
 LIMIT = 128
@@ -169,6 +174,12 @@ ROWS = (
     Row(name="colbert", asks=(QUERIES, DOCUMENTS, TOKEN_EMBED, SCORE_APART), artifact="colbert", fewest=2),
 )
 
+PACKED = (
+    *("bert pooled by CLS", "bert pooled by MEAN", "Dense and LayerNorm", "Qwen2Model pooled by LAST"),
+    *("MistralModel pooled by MEAN", "ModernBertForSequenceClassification", "qwen2 token reward"),
+)
+"""Rows that are asked in packed batches too: each pooling, windows, and heads with products of float32."""
+
 
 def draw(model: PoolingModel, kind: Kind, target: int, tag: str, source: random.Random) -> Item:
     """Draw an item of ``target`` tokens."""
@@ -239,5 +250,29 @@ def test_same_bits_alone_and_in_any_batch(row: Row, tmp_path: Path, task_artifac
         folder = export_model(row.artifact(tmp_path / "checkpoint"), tmp_path / "artifact", **row.options).path
     with PoolingModel.load(folder) as model:
         assert (model.variant.name, model.manifest.limits.max_model_len) == ("cpu_fp32", LIMIT)
+        for ask in row.asks:
+            assert_same_bits(model, ask, draw_items(model, ask.kind, row))
+
+
+def every_second(measured: Measurements) -> Iterator[Recipes]:
+    """Leave every second product in float32, on ONNX Runtime's operators."""
+    yield {name: found.range.recipe for index, (name, found) in enumerate(measured.items()) if index % 2}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_run(NATIVE_INT8), reason="this package's operators do not run here")
+@pytest.mark.parametrize("sets", [int8.native_sets, every_second], ids=["int8", "partly float32"])
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name in PACKED], ids=lambda row: row.name)
+def test_same_bits_in_packed_batches(
+    row: Row, sets: Callable[[Measurements], Iterator[Recipes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_embeddings, "FEWEST_VALUES", 1)
+    monkeypatch.setattr(int8, "native_sets", sets)
+    assert not isinstance(row.artifact, str)
+    checkpoint = row.artifact(tmp_path / "checkpoint")
+    tame(checkpoint / "model.safetensors")
+    folder = export_model(checkpoint, tmp_path / "artifact", precisions=("int8",), **row.options).path
+    with PoolingModel.load(folder) as model:
+        assert (model.variant.name, model.variant.layout) == ("native_int8", "packed")
         for ask in row.asks:
             assert_same_bits(model, ask, draw_items(model, ask.kind, row))

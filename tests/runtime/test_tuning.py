@@ -227,3 +227,11 @@ def test_inspect_and_verify_live_with_the_file(artifact, capsys):
 def test_a_packed_batch_is_cut_unless_it_gets_all_cores(options, expected):
     work = plan_work([40] * 12, PackedRunner(None), Tuning(), cores=4, **options)
     assert (len(work.batches), work.runs, work.threads) == expected
+
+
+@pytest.mark.parametrize("runner", [UniformRunner, PackedRunner])
+def test_batches_that_have_all_cores_in_turn_are_not_cut_for_them(runner):
+    work = plan_work([40] * 15, runner(None), Tuning(), cores=32)
+    assert (sorted(batch.num_tokens for batch in work.batches), work.runs, work.threads) == ([280, 320], 1, 32)
+    work = plan_work([40] * 15, runner(None), Tuning(), cores=16)
+    assert (len(work.batches), work.runs, work.threads) == (15, 15, 1)

@@ -233,6 +233,13 @@ def test_packed_batches_look_past_a_few_texts_that_do_not_fit():
         assert lengths_of(choose_batch(backlog_of(*texts, slots=rules.slots), IDLE, rules, 0)) == expected
 
 
+def test_packed_batches_do_not_take_less_urgent_texts_in_place_of_one_that_does_not_fit():
+    rules = packed(1, 100)
+    urgent = [pending(length, priority=-1) for length in (60, 70, 5)]
+    backlog = backlog_of(pending(4), *urgent, slots=rules.slots)
+    assert list(map(lengths_of, drain(backlog, IDLE, rules))) == [[60, 5], [70, 4]]
+
+
 def test_long_texts_leave_a_slot_to_short_ones_in_packed_batches_too():
     rules, load = packed(), Load(num_batches=1, num_long=1)
     backlog = backlog_of(pending(9000), pending(20), pending(600), slots=rules.slots)
