@@ -1,7 +1,7 @@
 // Attention within a text: products of 16-bit integers summed in 32 bits, softmax in float32.
 //
-// Each query and each key has a scale of its own, each feature of the values one for the text, and softmax's weights one for
-// a block of keys: closer than bfloat16, whose products no processor does faster than these, and some four times slower.
+// Each query and each key has a scale of its own, each feature of the values one for the text, and softmax's weights one
+// for a block of keys. That is closer than bfloat16, whose products are no faster anywhere and four times slower on Xeons.
 #pragma once
 
 #include <algorithm>
@@ -37,11 +37,10 @@ struct HeadRows {
   }
 };
 
-constexpr int kBlockKeys = 64;      // keys whose weighted values add up in 32 bits
-constexpr float kMostWeight = 8192;  // of a block's largest weight: 2**kWeightBits
-constexpr float kWeightBits = 13;
-constexpr float kMostValue = 4095;   // kBlockKeys * kMostWeight * kMostValue < 2**31
-constexpr float kUnseen = -3e38f;    // 2**score is then so small that it rounds to 0
+constexpr int kBlockKeys = 64;         // keys whose weighted values add up in 32 bits
+constexpr float kWeightBits = 13;      // a block's largest weight is 2**13
+constexpr float kMostValue = 4095;     // kBlockKeys * 2**kWeightBits * kMostValue < 2**31
+constexpr float kUnseen = -3e38f;      // 2**score is then so small that it rounds to 0
 constexpr float kLeastRange = 1e-30f;  // of numbers that get a scale, so that its inverse is finite
 
 // Keys and values of one head in the order in which they are multiplied: a pair of features, or of tokens, in a lane.
@@ -100,8 +99,9 @@ inline __m512i magnitude(__m512 x) { return _mm512_and_si512(_mm512_castps_si512
 
 inline __m256i narrow(__m512 x) { return _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)); }
 
-// Rounds one row times `factor` to integers up to `most`, up to `padded` of them; returns what one is worth. A row with NaN
-// or infinity is worth NaN or infinity: magnitudes are compared as integers, which are in the order of the numbers.
+// Rounds one row to integers of up to `most`, given to store(d, sixteen of them), with zeros up to `padded`; returns what
+// one is worth. A row with NaN or infinity is worth NaN or infinity: magnitudes are compared as integers, which have the
+// order of the numbers.
 template <class Store>
 inline __attribute__((always_inline)) float round_row(const float* row, int size, int padded, float most, Store&& store) {
   __m512i largest = _mm512_setzero_si512();
@@ -150,18 +150,19 @@ inline void pack_values(const HeadRows& rows, int head, int size, int padded, co
       const float* row = first_row + key * rows.stride + d;
       const __m512 low = load_some(row, size - d);
       const __m512 high = key + 1 < rows.length ? load_some(row + rows.stride, size - d) : _mm512_setzero_ps();
-      const __m512i pairs = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)),
-                                                    _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)), 16));
-      _mm512_storeu_si512(to.values + (static_cast<size_t>(key) * padded + d * 2), pairs);
+      const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
+      const __m512i second = _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)), 16);
+      _mm512_storeu_si512(to.values + (static_cast<size_t>(key) * padded + d * 2),
+                          _mm512_mask_blend_epi16(0xaaaaaaaa, first, second));
     }
   }
 }
 
 inline PackedHead pack_head(const AttentionShape& shape, const HeadRows& keys, const HeadRows& values, int head,
                             AttentionRoom& room) {
-  const int padded = shape.padded_size(), length = keys.length;
+  const int padded = shape.padded_size(), length = keys.length, padded_length = round_to(length, kLanes);
   const PackedHead packed{room.keys.reserve(PackedHead::keys_size(length, padded)),
-                          room.key_scales.reserve(round_to(length, kLanes)), room.key_biases.reserve(round_to(length, kLanes)),
+                          room.key_scales.reserve(padded_length), room.key_biases.reserve(padded_length),
                           room.values.reserve(PackedHead::values_size(length, padded)), room.value_scales.reserve(padded)};
   pack_keys(keys, head, shape.head_size, padded, packed);
   pack_values(values, head, shape.head_size, padded, packed);
@@ -249,8 +250,8 @@ inline float largest_of(const float* scores, int first, int last) {
   return _mm512_reduce_max_ps(largest);
 }
 
-// Turns scores, in units of log2, into weights: integers, of each block of keys up to kMostWeight, zero for those computed
-// of keys outside the range. `factors` gets what one is worth in each block, all weights together being worth 1.
+// Turns scores, in units of log2, into weights: integers, of each block of keys up to 2**kWeightBits, zero for those
+// computed of keys outside the range. `factors` gets what one is worth in each block, all weights together being worth 1.
 inline void soften(float* scores, KeyRange range, KeyRange computed, int keys, int16_t* weights, float* factors) {
   hide_unseen(scores, range, keys);
   const int start = range.first / kLanes * kLanes, end = round_to(range.last, kLanes);
