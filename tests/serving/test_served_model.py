@@ -295,14 +295,17 @@ def test_a_model_of_another_limit(artifact):
 
 
 @in_loop
-async def test_padded_batches_mix_lengths(tmp_path):
+async def test_padded_batches_mix_lengths(tmp_path, monkeypatch):
     path = write_artifact(tmp_path / "padded", variants=("portable_fp32",))
     texts = make_texts(60, seed=4)
     with PoolingModel.load(path) as model:
         expected = model.embed(texts, prompt="")
     async with Server(path) as server:
-        answers = await asyncio.gather(*(server.ask(text) for text in texts))
-        np.testing.assert_allclose(vectors([one for (one,) in answers]), expected, rtol=1e-5, atol=1e-6)
+        gate = server.hold(monkeypatch)  # so that texts wait together, however fast the model is
+        asked = asyncio.gather(*(server.ask(text) for text in texts))
+        await until(lambda: server.batches and server.observer.last_queue[0] + sum(map(len, server.batches)) == 60)
+        gate.set()
+        np.testing.assert_allclose(vectors([one for (one,) in await asked]), expected, rtol=1e-5, atol=1e-6)
         await until(lambda: server.num_ran == 60)
         assert any(padded > real for _, real, padded in server.observer.of("ran"))
         await server.model.check_ready()
