@@ -300,3 +300,11 @@ def test_sums_over_packed_texts_become_the_operator_and_other_products_do_not() 
     (node,) = native_nodes(model, "TextSum")
     assert [value.name for value in node.inputs if value is not None] == ["members", "rows"]
     assert ops(model).count("MatMul") == 2
+
+
+@pytest.mark.parametrize(("size", "count"), [(512, 1), (513, 0)])
+def test_heads_that_the_operator_has_no_room_for_are_left(size: int, count: int) -> None:
+    text = PACKED.replace("OPTIONS", "").replace("num_heads = 2", "num_heads = 1")
+    model = build(text.replace("48", str(3 * size)).replace("16]", f"{size}]"))
+    assert fits_native_packed(model) == bool(count)
+    assert lower_attention_to_native(model) == count

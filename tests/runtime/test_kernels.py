@@ -309,6 +309,11 @@ def test_attention_refuses_what_does_not_fit(
         run_attention([rows_of(*shape) for shape in shapes], attention_attributes(*heads, 16))
 
 
+def test_attention_refuses_larger_heads_than_it_has_room_for() -> None:
+    with pytest.raises((Fail, RuntimeException), match="more features than 512"):
+        run_attention([rows_of(1, 3, 3 * 513)], attention_attributes(1, 1, 513))
+
+
 @pytest.mark.parametrize("name", ["scales", "bias", "factors", "weight", "shift"])
 def test_constants_of_another_size_are_refused(name: str) -> None:
     case = ProductCase(factors=True)
