@@ -38,7 +38,8 @@ def fits_native_packed(model: ir.Model) -> bool:
 
 
 def _is_plain(attention: AttentionNode) -> bool:
-    return attention.bias is None and not attention.softcap and attention.head_dim <= MOST_FEATURES
+    fits = attention.head_dim <= MOST_FEATURES and attention.scale > 0
+    return fits and attention.bias is None and not attention.softcap
 
 
 def _lower(graph: ir.Graph, attention: AttentionNode) -> int:

@@ -27,6 +27,7 @@ class Attention {
     if (shape_.head_size > kMostFeatures) throw std::runtime_error("heads have more features than 512");
     if (shape_.head_size < 1 || shape_.num_kv_heads < 1 || shape_.num_heads % shape_.num_kv_heads != 0)
       throw std::runtime_error("heads of queries must be a multiple of those of keys");
+    if (!(shape_.scale > 0)) throw std::runtime_error("scores must have a scale above 0");
   }
 
   void compute(const Api& api, OrtKernelContext* context) const {

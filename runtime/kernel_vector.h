@@ -55,6 +55,26 @@ inline void add_pairs(__m512i& sums, __m512i left, __m512i right) {
 
 inline __mmask16 mask_of(int count) { return count >= kLanes ? 0xffff : static_cast<__mmask16>((1u << count) - 1); }
 
+// Combines the sixteen numbers of each of sixteen vectors: number r of the result is that of vector r. combine(a, b) must not
+// depend on the order of its two.
+template <class Combine>
+inline __attribute__((always_inline)) __m512 reduce_rows(const __m512 (&rows)[kLanes], Combine&& combine) {
+  __m512 twos[8], fours[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    twos[i] = combine(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]), _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+  const auto merge_pairs = [&](__m512 a, __m512 b) {
+    const __m512d low = _mm512_castps_pd(a), high = _mm512_castps_pd(b);
+    return combine(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+  };
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) fours[i] = merge_pairs(twos[2 * i], twos[2 * i + 1]);
+  const auto merge_quarters = [&](__m512 a, __m512 b) {
+    return combine(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return merge_quarters(merge_quarters(fours[0], fours[1]), merge_quarters(fours[2], fours[3]));
+}
+
 // All sixteen lanes of a vector, or the first few of the last one.
 struct AllLanes {
   __m512 load(const float* from) const { return _mm512_loadu_ps(from); }

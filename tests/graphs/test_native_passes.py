@@ -272,13 +272,14 @@ def test_packed_attention_keeps_its_bounds() -> None:
     "text",
     [
         PACKED.replace("OPTIONS", ", softcap = 5.0"),
+        PACKED.replace("0.3 OPTIONS", "-0.3"),
         PACKED.replace("OPTIONS", "").replace(
             "y = poolgraph.Att", "s = poolgraph.SelectiveScan(q, k)\n y = poolgraph.Att"
         ),
         PACKED.replace("OPTIONS", "").replace("v, , ,", "v, , x,"),
         PACKED.replace("OPTIONS", "").replace("cu_seqlens)", "cu_seqlens, int64[num_tokens] attended_mask)", 1),
     ],
-    ids=["softcap", "a scan", "bias", "tokens that none attends to"],
+    ids=["softcap", "a scale below 0", "a scan", "bias", "tokens that none attends to"],
 )
 def test_what_the_operator_does_not_compute_of_packed_texts(text: str) -> None:
     assert not fits_native_packed(build(text))

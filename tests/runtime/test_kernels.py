@@ -314,6 +314,23 @@ def test_attention_refuses_larger_heads_than_it_has_room_for() -> None:
         run_attention([rows_of(1, 3, 3 * 513)], attention_attributes(1, 1, 513))
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan])
+def test_attention_refuses_scales_that_turn_the_order_of_scores(scale: float) -> None:
+    with pytest.raises((Fail, RuntimeException), match="scale above 0"):
+        run_attention([rows_of(1, 3, 48)], attention_attributes(1, 1, 16, scale=scale))
+
+
+@pytest.mark.parametrize("keys", [40, 300])
+def test_weights_of_every_size_add_up(keys: int) -> None:
+    """Scores fall evenly from 0 to -18 in units of log2, past the smallest weight; each query's top is another key's."""
+    falling = np.linspace(0, -18 / np.log2(np.e), keys, dtype=np.float32)
+    key = np.stack([falling, np.zeros_like(falling)], axis=-1)[None]
+    query = np.stack([np.linspace(0.05, 1, keys), np.zeros(keys)], axis=-1).astype(np.float32)[None]
+    parts = [query, key, rows_of(1, keys, 2)]
+    attributes = attention_attributes(1, 1, 2, scale=1.0)
+    assert_near(run_attention(parts, attributes), expected_attention(*parts, attributes), 3e-4)
+
+
 @pytest.mark.parametrize("name", ["scales", "bias", "factors", "weight", "shift"])
 def test_constants_of_another_size_are_refused(name: str) -> None:
     case = ProductCase(factors=True)

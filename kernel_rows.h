@@ -1,0 +1,145 @@
+// Rows of token features: rounded to 8 bits in front of a product, added and normalized behind it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "kernel_vector.h"
+
+namespace poolgraph {
+
+constexpr float kSteps = 255.0f;    // between the least and the largest byte
+constexpr float kTiniest = 1e-12f;  // the least scale of a row
+
+// How rows become integers: by one scale from calibration, or each by its own least and largest value, zero between them.
+struct Rounding {
+  float scale = 0;  // 0: a scale and a zero point a row
+  int zero_point = 0;
+  bool per_row() const { return scale == 0; }
+};
+
+// Rows of unsigned bytes; a row's numbers are (byte - its zero point) * its scale.
+struct RowBytes {
+  uint8_t* bytes;
+  size_t stride;
+  float* scales;
+  int32_t* zero_points;
+};
+
+struct RowsIn {
+  const float* data;
+  size_t stride;
+  int count;
+  int width;
+};
+
+template <class Lanes>
+inline __m512 load_scaled(const float* row, const float* factors, int column, Lanes lanes) {
+  const __m512 x = lanes.load(row + column);
+  return factors ? _mm512_mul_ps(x, lanes.load(factors + column)) : x;
+}
+
+struct Range {
+  float low, high;  // at most and at least zero; both NaN where the row holds one
+};
+
+inline Range range_of(const float* row, const float* factors, int width) {
+  __m512 low = _mm512_setzero_ps(), high = low;
+  __mmask16 broken = 0;
+  for_vectors(width, [&](int column, auto lanes) {
+    const __m512 x = load_scaled(row, factors, column, lanes);
+    broken |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    low = _mm512_min_ps(low, x);
+    high = _mm512_max_ps(high, x);
+  });
+  const float none = std::numeric_limits<float>::quiet_NaN();
+  return broken ? Range{none, none} : Range{_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high)};
+}
+
+// Rounds one row, multiplied by `factors` where there are some.
+inline void round_row(const float* row, const float* factors, int width, float scale, int zero_point, uint8_t* bytes) {
+  const __m512 inverse = _mm512_set1_ps(1.0f / scale);
+  const __m512i zero = _mm512_set1_epi32(zero_point);
+  // Beyond the integers of 32 bits the conversion would turn large numbers into negative ones.
+  const __m512 least = _mm512_set1_ps(-1e6f), most = _mm512_set1_ps(1e6f);
+  for_vectors(width, [&](int column, auto lanes) {
+    const __m512 x = _mm512_mul_ps(load_scaled(row, factors, column, lanes), inverse);
+    const __m512i integers = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(x, least), most));
+    lanes.store_bytes(bytes + column, _mm512_max_epi32(_mm512_add_epi32(integers, zero), _mm512_setzero_si512()));
+  });
+}
+
+// Rounds rows. One that holds NaN or infinity gets the scale NaN, so that it stays visible in the answer.
+inline void round_rows(const RowsIn& rows, const float* factors, const Rounding& rounding, const RowBytes& out) {
+  for (int r = 0; r < rows.count; ++r) {
+    const float* row = rows.data + r * rows.stride;
+    const Range range = range_of(row, factors, rows.width);
+    float scale = rounding.scale;
+    int zero_point = rounding.zero_point;
+    const bool finite = std::isfinite(range.low) && std::isfinite(range.high);
+    if (rounding.per_row() && finite) {
+      // Halves, so that the difference of two huge numbers is no infinity.
+      scale = std::fmax(2 * (range.high / (2 * kSteps) - range.low / (2 * kSteps)), kTiniest);
+      zero_point = static_cast<int>(std::lrintf(-range.low / scale));
+    }
+    if (finite) round_row(row, factors, rows.width, scale, zero_point, out.bytes + r * out.stride);
+    out.scales[r] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
+    out.zero_points[r] = zero_point;
+  }
+}
+
+enum class Norm : int64_t { kNone = 0, kLayer = 1, kRootMeanSquare = 2 };
+
+// What follows a product's rows: a residual is added, the sum is normalized.
+struct RowFinish {
+  Norm norm = Norm::kNone;
+  const float* weight = nullptr;
+  const float* bias = nullptr;
+  float epsilon = 0;
+};
+
+inline float sum_of(const float* row, int width) {
+  __m512 total = _mm512_setzero_ps();
+  for_vectors(width, [&](int column, auto lanes) { total = _mm512_add_ps(total, lanes.load(row + column)); });
+  return _mm512_reduce_add_ps(total);
+}
+
+inline float squares_of(const float* row, float mean, int width) {
+  __m512 total = _mm512_setzero_ps();
+  for_vectors(width, [&](int column, auto lanes) {
+    const __m512 x = lanes.keep(_mm512_sub_ps(lanes.load(row + column), _mm512_set1_ps(mean)));
+    total = _mm512_fmadd_ps(x, x, total);
+  });
+  return _mm512_reduce_add_ps(total);
+}
+
+inline void add_row(float* row, const float* residual, int width) {
+  for_vectors(width, [&](int column, auto lanes) {
+    lanes.store(row + column, _mm512_add_ps(lanes.load(row + column), lanes.load(residual + column)));
+  });
+}
+
+// Writes the normalized row to `out`, which may be the row itself.
+inline void normalize_row(const float* row, const RowFinish& finish, int width, float* out) {
+  const float mean = finish.norm == Norm::kLayer ? sum_of(row, width) / width : 0.0f;
+  const __m512 inverse = _mm512_set1_ps(1.0f / std::sqrt(squares_of(row, mean, width) / width + finish.epsilon));
+  for_vectors(width, [&](int column, auto lanes) {
+    const __m512 x = _mm512_mul_ps(_mm512_sub_ps(lanes.load(row + column), _mm512_set1_ps(mean)), inverse);
+    const __m512 scaled = _mm512_mul_ps(x, lanes.load(finish.weight + column));
+    lanes.store(out + column, finish.bias ? _mm512_add_ps(scaled, lanes.load(finish.bias + column)) : scaled);
+  });
+}
+
+// Finishes rows in place: `rows` holds the product, then the sum, then, unless `normed` has room for it, the norm.
+inline void finish_rows(float* rows, const float* residual, int count, int width, const RowFinish& finish, float* normed) {
+  for (int r = 0; r < count; ++r) {
+    float* row = rows + static_cast<size_t>(r) * width;
+    if (residual) add_row(row, residual + static_cast<size_t>(r) * width, width);
+    if (finish.norm == Norm::kNone) continue;
+    normalize_row(row, finish, width, normed ? normed + static_cast<size_t>(r) * width : row);
+  }
+}
+
+}  // namespace poolgraph
