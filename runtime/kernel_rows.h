@@ -58,16 +58,33 @@ inline Range range_of(const float* row, const float* factors, int width) {
   return broken ? Range{none, none} : Range{_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high)};
 }
 
-// Rounds one row, multiplied by `factors` where there are some.
-inline void round_row(const float* row, const float* factors, int width, float scale, int zero_point, uint8_t* bytes) {
-  const __m512 inverse = _mm512_set1_ps(1.0f / scale);
-  const __m512i zero = _mm512_set1_epi32(zero_point);
-  // Beyond the integers of 32 bits the conversion would turn large numbers into negative ones.
-  const __m512 least = _mm512_set1_ps(-1e6f), most = _mm512_set1_ps(1e6f);
-  for_vectors(width, [&](int column, auto lanes) {
-    const __m512 x = _mm512_mul_ps(load_scaled(row, factors, column, lanes), inverse);
-    const __m512i integers = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(x, least), most));
-    lanes.store_bytes(bytes + column, _mm512_max_epi32(_mm512_add_epi32(integers, zero), _mm512_setzero_si512()));
+// How a row's numbers become bytes.
+struct Bytes {
+  const float* factors;
+  __m512 inverse, zero;
+
+  template <class Lanes>
+  __m512i integers(const float* row, int column, Lanes lanes) const {
+    const __m512 x = _mm512_fmadd_ps(load_scaled(row, factors, column, lanes), inverse, zero);
+    // Beyond the integers of 32 bits the conversion would turn large numbers into negative ones.
+    return _mm512_cvtps_epi32(_mm512_min_ps(x, _mm512_set1_ps(1e6f)));
+  }
+};
+
+// Rounds one row to bytes, saturated at both ends.
+inline void round_row(const float* row, int width, const Bytes& by, uint8_t* bytes) {
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  int column = 0;
+  for (; column + 4 * kLanes <= width; column += 4 * kLanes) {
+    __m512i x[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) x[j] = by.integers(row, column + j * kLanes, AllLanes{});
+    const __m512i all = _mm512_packus_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
+    _mm512_storeu_si512(bytes + column, _mm512_permutexvar_epi32(in_order, all));
+  }
+  for_vectors(width - column, [&](int rest, auto lanes) {
+    const __m512i x = by.integers(row, column + rest, lanes);
+    lanes.store_bytes(bytes + column + rest, _mm512_max_epi32(x, _mm512_setzero_si512()));
   });
 }
 
@@ -84,7 +101,8 @@ inline void round_rows(const RowsIn& rows, const float* factors, const Rounding&
       scale = std::fmax(2 * (range.high / (2 * kSteps) - range.low / (2 * kSteps)), kTiniest);
       zero_point = static_cast<int>(std::lrintf(-range.low / scale));
     }
-    if (finite) round_row(row, factors, rows.width, scale, zero_point, out.bytes + r * out.stride);
+    const Bytes by{factors, _mm512_set1_ps(1.0f / scale), _mm512_set1_ps(static_cast<float>(zero_point))};
+    if (finite) round_row(row, rows.width, by, out.bytes + r * out.stride);
     out.scales[r] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
     out.zero_points[r] = zero_point;
   }
