@@ -15,6 +15,9 @@ Header: TypeAlias = tuple[bytes, bytes]
 ENDS_WITH_CLIENT: Final = "ends_with_client"
 """The key of a request's state by which a server says that it cancels the request's task when its client hangs up."""
 
+ANSWER_HEADERS: Final = "answer_headers"
+"""The key of a request's state to the headers, a list, that are added to its answer, whoever gives it."""
+
 
 def find_header(scope: Scope, name: bytes) -> bytes | None:
     """Return the first value of a header, whose name is in lower case; None where the request has none."""

@@ -53,40 +53,37 @@ class Dispatcher:
         if scope["type"] == "lifespan":
             await _answer_lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._answer_http(scope, receive, send)
+            is_watched = scope.get("state", {}).get(ENDS_WITH_CLIENT)
+            await self._answer_http(scope, receive, send, None if is_watched else _Watch(receive))
 
-    async def _answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        route = self._routes.get((method, scope["path"]))
-        if route is None:
-            await _send(send, self._answer_no_route(scope["path"]))
-            return
-        watch = _Watch(receive)
+    async def _answer_http(self, scope: Scope, receive: Receive, send: Send, watch: _Watch | None) -> None:
+        """Answer a request; ``watch`` cancels it when its client hangs up, where the server does not."""
         try:
-            answer = await self._answer_route(*route, scope, receive, watch)
-            watch.stop()
-            await _send(send, answer)
+            await _send(send, await self._answer_route(scope, receive, watch))
         except ClientGone:
             return
         except asyncio.CancelledError:
-            if not watch.has_hung_up:
+            if watch is None or not watch.has_hung_up:
                 raise
             watch.task.uncancel()
-        finally:
-            watch.stop()
 
-    async def _answer_route(
-        self, endpoint: Endpoint, decode: Any, scope: Scope, receive: Receive, watch: _Watch
-    ) -> Answer:
+    async def _answer_route(self, scope: Scope, receive: Receive, watch: _Watch | None) -> Answer:
+        route = self._routes.get(("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]))
+        if route is None:
+            return self._answer_no_route(scope["path"])
+        endpoint, decode = route
         try:
             body = None if decode is None else _decode(decode, await _read_json(scope, receive))
-            if not scope.get("state", {}).get(ENDS_WITH_CLIENT):
+            if watch is not None:
                 watch.start()
             return await endpoint.function(_make_call(self._context, scope), body)
         except ClientGone:
             raise
         except Exception as error:
             return answer_error(error, self._hidden)
+        finally:
+            if watch is not None:
+                watch.stop()
 
     def _answer_no_route(self, path: str) -> Answer:
         methods = self._methods.get(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Final
@@ -31,11 +31,10 @@ def require_api_keys(app: ASGIApp, api_keys: Sequence[str], public_routes: Colle
     digests = tuple(sha256(key.encode()).digest() for key in api_keys)
     public = ALWAYS_PUBLIC | frozenset(public_routes)
 
-    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+    def guard(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http" or scope["path"] in public or _has_key(scope, digests):
-            await app(scope, receive, send)
-        else:
-            await refuse(send, UNAUTHORIZED, _MESSAGE, _CHALLENGE)
+            return app(scope, receive, send)
+        return refuse(send, UNAUTHORIZED, _MESSAGE, _CHALLENGE)
 
     return guard
 

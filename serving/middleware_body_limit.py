@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from poolgraph.serving.asgi_types import ASGIApp, Message, Receive, Scope, Send, find_header
 from poolgraph.serving.refusals import BAD_REQUEST, TOO_LARGE, refuse
 
@@ -17,19 +19,17 @@ def limit_body(app: ASGIApp, max_bytes: int) -> ASGIApp:
     """
     message = f"The request's body is larger than {max_bytes} bytes. Send fewer or shorter texts a request."
 
-    async def limit(scope: Scope, receive: Receive, send: Send) -> None:
+    def limit(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
+            return app(scope, receive, send)
         length = find_header(scope, b"content-length")
         if length is None:
-            await _count_body(app, scope, receive, send, max_bytes, message)
-        elif not length.isdigit():
-            await refuse(send, BAD_REQUEST, "Content-Length is not a number of bytes.")
-        elif int(length) > max_bytes:
-            await refuse(send, TOO_LARGE, message)
-        else:
-            await app(scope, receive, send)
+            return _count_body(app, scope, receive, send, max_bytes, message)
+        if not length.isdigit():
+            return refuse(send, BAD_REQUEST, "Content-Length is not a number of bytes.")
+        if int(length) > max_bytes:
+            return refuse(send, TOO_LARGE, message)
+        return app(scope, receive, send)
 
     return limit
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
-from poolgraph.serving.asgi_types import ASGIApp, Header, Message, Receive, Scope, Send, find_header
+from poolgraph.serving.asgi_types import ANSWER_HEADERS, ASGIApp, Header, Receive, Scope, Send, find_header
 
 ANY_ORIGIN: Final = "*"
 _METHODS: Final = (b"access-control-allow-methods", b"GET, POST")
@@ -25,23 +25,23 @@ def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         return app
     allowed = frozenset(origin.encode() for origin in origins)
 
-    async def share(scope: Scope, receive: Receive, send: Send) -> None:
+    def share(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         origin = find_header(scope, b"origin") if scope["type"] == "http" else None
-        headers = _allow(origin, allowed)
         if origin is None:
-            await app(scope, receive, send)
-        elif scope["method"] == "OPTIONS" and find_header(scope, b"access-control-request-method") is not None:
-            await _answer_preflight(send, headers)
-        else:
-            await app(scope, receive, _add_headers(send, [*headers, _EXPOSED, _VARY]))
+            return app(scope, receive, send)
+        headers = _allow(origin, allowed)
+        if scope["method"] == "OPTIONS" and find_header(scope, b"access-control-request-method") is not None:
+            return _answer_preflight(send, headers)
+        scope["state"][ANSWER_HEADERS] += [*headers, _EXPOSED, _VARY]
+        return app(scope, receive, send)
 
     return share
 
 
-def _allow(origin: bytes | None, allowed: frozenset[bytes]) -> list[Header]:
+def _allow(origin: bytes, allowed: frozenset[bytes]) -> list[Header]:
     if ANY_ORIGIN.encode() in allowed:
         return [(b"access-control-allow-origin", b"*")]
-    return [(b"access-control-allow-origin", origin)] if origin is not None and origin in allowed else []
+    return [(b"access-control-allow-origin", origin)] if origin in allowed else []
 
 
 async def _answer_preflight(send: Send, headers: list[Header]) -> None:
@@ -49,12 +49,3 @@ async def _answer_preflight(send: Send, headers: list[Header]) -> None:
     all_headers = [*headers, *permissions, _VARY, (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": 200 if headers else 400, "headers": all_headers})
     await send({"type": "http.response.body", "body": b""})
-
-
-def _add_headers(send: Send, headers: list[Header]) -> Send:
-    async def send_shared(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *headers]
-        await send(message)
-
-    return send_shared

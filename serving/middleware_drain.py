@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Final
 
-from poolgraph.serving.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from poolgraph.serving.asgi_types import ASGIApp, Header, Receive, Scope, Send
 from poolgraph.serving.refusals import UNAVAILABLE, refuse
 
 STILL_ANSWERED: Final = frozenset({"/health", "/metrics", "/version"})
@@ -20,7 +21,7 @@ class Drain:
 
     Attributes:
         is_draining: Whether new work is refused; ``/ready`` then answers 503.
-        in_flight: Requests that have been accepted and not answered.
+        in_flight: Requests that have come in and are not answered.
     """
 
     def __init__(self) -> None:
@@ -31,29 +32,16 @@ class Drain:
         """Refuse new work from now on."""
         self.is_draining = True
 
-    def wrap(self, app: ASGIApp) -> ASGIApp:
-        """Return the application that counts requests and refuses them while the server drains."""
+    def guard(self, app: ASGIApp) -> ASGIApp:
+        """Return the application that refuses requests while the server drains."""
 
-        async def count(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-            elif self.is_draining and scope["path"] not in STILL_ANSWERED:
-                await refuse(send, UNAVAILABLE, _MESSAGE, _RETRY)
-            else:
-                self.in_flight += 1
-                try:
-                    await app(scope, receive, self._close_after(send))
-                finally:
-                    self.in_flight -= 1
+        def choose(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            if self.is_draining and scope["type"] == "http" and scope["path"] not in STILL_ANSWERED:
+                return refuse(send, UNAVAILABLE, _MESSAGE, _RETRY)
+            return app(scope, receive, send)
 
-        return count
+        return choose
 
-    def _close_after(self, send: Send) -> Send:
-        """Tell clients whose answer goes out while draining not to send another request on this connection."""
-
-        async def send_last(message: Message) -> None:
-            if self.is_draining and message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), _CLOSE]
-            await send(message)
-
-        return send_last
+    def close_after(self, headers: list[Header]) -> list[Header]:
+        """Return headers that tell a client not to send another request on its connection."""
+        return headers if _CLOSE in headers else [*headers, _CLOSE]

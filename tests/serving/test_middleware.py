@@ -2,21 +2,25 @@
 
 import asyncio
 import re
+import time
 
 import pytest
 from fake_app import FakeApp, answer, call, run
 
-from poolgraph.serving.middleware_access import CLIENT_LEFT, watch_access
 from poolgraph.serving.middleware_api_keys import require_api_keys
 from poolgraph.serving.middleware_body_limit import limit_body
 from poolgraph.serving.middleware_cors import allow_origins
 from poolgraph.serving.middleware_drain import Drain
-from poolgraph.serving.middleware_request_ids import choose_request_id, name_requests
-from poolgraph.serving.middleware_request_timeout import limit_time
+from poolgraph.serving.middleware_request_ids import choose_request_id
 from poolgraph.serving.middleware_stack import wrap_app
+from poolgraph.serving.middleware_watch import CLIENT_LEFT, watch_requests
 from poolgraph.serving.settings import ServeSettings
 
 KEYS = ("first-key", "second-key")
+
+
+def watch(app, *, timeout_s=5.0, drain=None, on_end=lambda access: None):
+    return watch_requests(app, timeout_s=timeout_s, drain=drain or Drain(), on_end=on_end)
 
 
 # --- API keys
@@ -127,7 +131,7 @@ def test_a_length_that_is_no_number_is_refused():
 
 def test_a_sane_id_is_kept_and_returned():
     app = FakeApp()
-    found = run(call(name_requests(app), headers=[("X-Request-Id", "my-id.1")]))
+    found = run(call(watch(app), headers=[("X-Request-Id", "my-id.1")]))
     assert found.headers["x-request-id"] == "my-id.1"
     assert app.scopes[0]["state"]["request_id"] == "my-id.1"
 
@@ -146,7 +150,7 @@ def test_ids_are_not_made_twice():
 
 def test_a_request_that_takes_too_long_is_cancelled_and_told():
     app = FakeApp()
-    refused = run(call(limit_time(app, 0.02), "/sleep?5"))
+    refused = run(call(watch(app, timeout_s=0.02), "/sleep?5"))
     assert (refused.status, refused.error["type"]) == (504, "DeadlineExceeded")
     assert app.cancelled == 1
 
@@ -155,8 +159,51 @@ def test_a_timeout_of_the_application_is_not_taken_for_ours():
     async def failing(scope, receive, send):
         raise TimeoutError
 
+    assert run(call(watch(failing))).status == 500
+
+
+def test_an_answer_that_has_begun_is_cut_off_when_it_takes_too_long(caplog):
+    ended = []
+
+    async def slow(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(5)
+
     with pytest.raises(TimeoutError):
-        run(call(limit_time(failing, 5)))
+        run(call(watch(slow, timeout_s=0.02, on_end=ended.append)))
+    assert [access.status for access in ended] == [200]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_request_that_takes_too_long_and_whose_client_leaves_is_told_nothing():
+    async def scenario():
+        ended = []
+        state = {}
+        task = asyncio.create_task(call(watch(FakeApp(), timeout_s=0.02, on_end=ended.append), "/sleep?5", state=state))
+        await asyncio.sleep(0.01)
+        time.sleep(0.02)  # the limit passes, and the client leaves, while the loop is busy
+        state["is_disconnected"] = True
+        asyncio.get_running_loop().call_later(0, task.cancel)
+        with pytest.raises(IndexError):  # nothing was sent
+            await task
+        assert [access.status for access in ended] == [CLIENT_LEFT]
+
+    run(scenario())
+
+
+def test_each_request_has_its_own_limit_of_time():
+    async def scenario():
+        app = watch(FakeApp(), timeout_s=0.1)
+        tasks = []
+        for seconds in ("5", "0.01", "5", "0.07"):
+            tasks.append(asyncio.create_task(call(app, f"/sleep?{seconds}")))
+            await asyncio.sleep(0.02)
+        assert [(await task).status for task in tasks] == [504, 200, 504, 200]
+        await asyncio.sleep(0.1)
+        assert (await call(app, "/sleep?0.01")).status == 200  # after a while with none
+        assert (await call(app, "/sleep?5")).status == 504
+
+    run(scenario())
 
 
 # --- origins
@@ -170,7 +217,7 @@ def test_without_origins_there_is_no_middleware():
 
 
 def test_an_allowed_origin_may_read():
-    app = allow_origins(FakeApp(), ["https://a.example"])
+    app = watch(allow_origins(FakeApp(), ["https://a.example"]))
     found = run(call(app, headers=[("Origin", "https://a.example")]))
     assert found.headers["access-control-allow-origin"] == "https://a.example"
     assert found.headers["vary"] == "origin"
@@ -182,7 +229,7 @@ def test_an_allowed_origin_may_read():
 
 @pytest.mark.parametrize("origin", ["https://b.example", "https://a.example.evil", "null", "https://A.example"])
 def test_another_origin_may_not(origin):
-    app = allow_origins(FakeApp(), ["https://a.example"])
+    app = watch(allow_origins(FakeApp(), ["https://a.example"]))
     assert "access-control-allow-origin" not in run(call(app, headers=[("Origin", origin)])).headers
     preflight = run(call(app, method="OPTIONS", headers=[("Origin", origin), *PREFLIGHT]))
     assert preflight.status == 400
@@ -190,7 +237,7 @@ def test_another_origin_may_not(origin):
 
 
 def test_any_origin_if_asked_for():
-    found = run(call(allow_origins(FakeApp(), ["*"]), headers=[("Origin", "https://b.example")]))
+    found = run(call(watch(allow_origins(FakeApp(), ["*"])), headers=[("Origin", "https://b.example")]))
     assert found.headers["access-control-allow-origin"] == "*"
 
 
@@ -199,7 +246,7 @@ def test_any_origin_if_asked_for():
 
 def test_a_draining_server_refuses_new_work_and_still_tells_of_itself():
     drain = Drain()
-    app = drain.wrap(FakeApp())
+    app = watch(drain.guard(FakeApp()), drain=drain)
     assert run(call(app, "/ready")).status == 200
     drain.begin()
     refused = run(call(app))
@@ -213,7 +260,7 @@ def test_a_draining_server_refuses_new_work_and_still_tells_of_itself():
 def test_what_was_accepted_is_answered_and_counted():
     async def scenario():
         drain = Drain()
-        app = drain.wrap(FakeApp())
+        app = watch(drain.guard(FakeApp()), drain=drain)
         accepted = asyncio.create_task(call(app, "/sleep?0.05"))
         await asyncio.sleep(0.01)
         assert drain.in_flight == 1
@@ -229,7 +276,7 @@ def test_what_was_accepted_is_answered_and_counted():
 
 def test_an_exception_becomes_an_error_without_its_message(caplog):
     ended = []
-    found = run(call(watch_access(FakeApp(), ended.append), "/fail"))
+    found = run(call(watch(FakeApp(), on_end=ended.append), "/fail"))
     assert (found.status, found.error["type"]) == (500, "InternalServerError")
     assert "SECRET" not in found.body.decode()
     assert [(access.path, access.status, access.method) for access in ended] == [("/fail", 500, "POST")]
@@ -238,8 +285,8 @@ def test_an_exception_becomes_an_error_without_its_message(caplog):
 def test_a_client_that_left_is_counted_as_such():
     async def scenario():
         ended = []
-        state = {"request_id": "a"}
-        task = asyncio.create_task(call(watch_access(FakeApp(), ended.append), "/sleep?5", state=state))
+        state = {}
+        task = asyncio.create_task(call(watch(FakeApp(), on_end=ended.append), "/sleep?5", state=state))
         await asyncio.sleep(0.01)
         state["is_disconnected"] = True
         task.cancel()
@@ -252,7 +299,7 @@ def test_a_client_that_left_is_counted_as_such():
 
 def test_a_cancellation_that_is_not_the_clients_goes_on():
     async def scenario():
-        task = asyncio.create_task(call(watch_access(FakeApp(), lambda access: None), "/sleep?5"))
+        task = asyncio.create_task(call(watch(FakeApp()), "/sleep?5"))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -264,9 +311,9 @@ def test_a_cancellation_that_is_not_the_clients_goes_on():
 # --- all together
 
 
-def stack(app=None, **settings):
+def stack(app=None, drain=None, **settings):
     ended = []
-    return wrap_app(app or FakeApp(), ServeSettings(engine=None, **settings), Drain(), ended.append), ended
+    return wrap_app(app or FakeApp(), ServeSettings(engine=None, **settings), drain or Drain(), ended.append), ended
 
 
 def test_refusals_have_ids_and_are_recorded():
@@ -287,6 +334,40 @@ def test_a_body_is_not_read_without_a_key():
     app, _ = stack(api_keys=KEYS, max_body_bytes=1024)
     assert run(call(app, headers=[("Content-Length", "5000")])).status == 401
     assert run(call(app, headers=[("Content-Length", "5000"), ("X-API-Key", KEYS[0])])).status == 413
+
+
+def test_every_refusal_may_be_read_by_an_allowed_origin():
+    drain = Drain()
+    app, _ = stack(drain=drain, request_timeout=0.02, cors_origins=("https://a.example",))
+    origin = [("Origin", "https://a.example")]
+    late = run(call(app, "/sleep?5", headers=origin))
+    failed = run(call(app, "/fail", headers=origin))
+    drain.begin()
+    refused = run(call(app, headers=origin))
+    assert [found.status for found in (late, failed, refused)] == [504, 500, 503]
+    for found in (late, failed, refused):
+        assert found.headers["access-control-allow-origin"] == "https://a.example"
+        assert found.headers["x-request-id"]
+
+
+def test_a_draining_server_closes_each_connection_once():
+    drain = Drain()
+    app, _ = stack(drain=drain)
+    drain.begin()
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def scenario():
+        for path in ("/echo", "/health"):
+            scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+            await app(scope, lambda: asyncio.sleep(0, {"type": "http.request"}), send)
+
+    run(scenario())
+    heads = [message for message in sent if message["type"] == "http.response.start"]
+    assert [head["status"] for head in heads] == [503, 200]
+    assert [head["headers"].count((b"connection", b"close")) for head in heads] == [1, 1]
 
 
 def test_what_is_not_http_passes():
