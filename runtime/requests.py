@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
@@ -212,10 +211,12 @@ class RequestRunner:
         Raises:
             InputError: a parameter that the task or the artifact does not take.
         """
-        plan = partial(
-            plan_finish, task=task, manifest=self.manifest, dimensions=self.config.dimensions, model=self.name
-        )
-        plans = {one: plan(one) for one in dict.fromkeys(params)}
+        plans: dict[PoolingParams, Finish] = {}
+        for one in params:
+            if one not in plans:
+                plans[one] = plan_finish(
+                    one, task, manifest=self.manifest, dimensions=self.config.dimensions, model=self.name
+                )
         if any(finish.chunk_size is not None for finish in plans.values()):
             check_late_chunking(self.model.path)
         return [plans[one] for one in params]

@@ -6,7 +6,6 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TextIO
 
 import msgspec
@@ -18,8 +17,7 @@ _FLUSH_LINES: Final = 256
 _MAX_PATH: Final = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class Access(msgspec.Struct, frozen=True, kw_only=True):
     """One request that has ended.
 
     Attributes:

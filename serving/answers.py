@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Outputs = list[PoolingRequestOutput[PoolingOutput]]
 
 
-async def answer_texts(
+def answer_texts(
     model: ServedModel,
     request: TextRequest,
     task: str,
@@ -30,7 +30,7 @@ async def answer_texts(
     urgency: Urgency,
     *,
     refuses_long: bool = False,
-) -> Outputs:
+) -> Awaitable[Outputs]:
     """Answer the texts of a request by one task, all of them as one piece of work.
 
     Args:
@@ -45,7 +45,7 @@ async def answer_texts(
         PoolgraphError: a text is not acceptable, or the model could not answer.
     """
     runner = choose_runner(model, refuses_long=refuses_long)
-    return await model.answer(
+    return model.answer(
         lambda: runner.answer_prompts(request.prompts, task, options, count()),
         urgency,
         num_chars=request.num_chars,

@@ -169,3 +169,4 @@ class Backlog:
         if not text.run.num_waiting:
             del self._runs[text.run]
             self._weight -= text.run.weight
+            text.run.texts.clear()  # a ring of references would leave each request to the garbage collector

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
@@ -48,13 +48,12 @@ class Dispatcher:
         for one in endpoints:
             self._methods.setdefault(one.path, []).append(one.method)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request, or the server's lifespan messages."""
         if scope["type"] == "lifespan":
-            await _answer_lifespan(receive, send)
-        elif scope["type"] == "http":
-            is_watched = scope.get("state", {}).get(ENDS_WITH_CLIENT)
-            await self._answer_http(scope, receive, send, None if is_watched else _Watch(receive))
+            return _answer_lifespan(receive, send)
+        is_watched = scope.get("state", {}).get(ENDS_WITH_CLIENT)
+        return self._answer_http(scope, receive, send, None if is_watched else _Watch(receive))
 
     async def _answer_http(self, scope: Scope, receive: Receive, send: Send, watch: _Watch | None) -> None:
         """Answer a request; ``watch`` cancels it when its client hangs up, where the server does not."""

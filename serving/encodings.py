@@ -6,6 +6,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -95,6 +96,12 @@ class WireFormat:
                 parameter="embed_dtype",
                 value=self.embed_dtype,
             )
+
+
+@lru_cache(maxsize=64)
+def build_wire(encoding_format: str, embed_dtype: str, endianness: str) -> WireFormat:
+    """Return how vectors are written; equal ones are one object."""
+    return WireFormat(encoding_format=encoding_format, embed_dtype=embed_dtype, endianness=endianness)
 
 
 def check_finite(values: Any) -> None:

@@ -48,7 +48,7 @@ class PendingRun:
         deadline: When texts that still wait are given up, on that clock; None for never.
         loop: The event loop that waits for the answers; None where nobody does.
         future: Where the answers are expected.
-        texts: Its texts in the queue, in their order.
+        texts: Its texts in the queue, in their order; none once all have left it.
         num_waiting: Texts that still wait.
         weight: Its share of the queue beside others' of weight 1.
         answers: What is there so far.

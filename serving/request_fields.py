@@ -244,4 +244,9 @@ def build_params(
 def plan_urgency(body: Any, settings: ServeSettings) -> Urgency:
     """Return how soon a request wants its answer: by its own field, within the server's limit."""
     timeout = settings.request_timeout if body.timeout is None else min(body.timeout, settings.request_timeout)
-    return Urgency(priority=body.priority, timeout=timeout)
+    return _build_urgency(body.priority, timeout)
+
+
+@lru_cache(maxsize=256)
+def _build_urgency(priority: int, timeout: float) -> Urgency:
+    return Urgency(priority=priority, timeout=timeout)

@@ -11,7 +11,7 @@ import numpy as np
 
 from poolgraph.errors import InputError
 from poolgraph.serving.answers import Outputs, answer_bytes, answer_texts, count_usage, count_values, describe_use, now
-from poolgraph.serving.encodings import WireFormat, encode_floats
+from poolgraph.serving.encodings import WireFormat, build_wire, encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import build_params, plan_options, plan_urgency, read_texts, refuse_normalize
 from poolgraph.serving.routing import find_model, show_name
@@ -183,7 +183,7 @@ def read_wire(body: EncodingFields) -> WireFormat:
     Raises:
         InputError: a type that is not served.
     """
-    return WireFormat(encoding_format=body.encoding_format, embed_dtype=body.embed_dtype, endianness=body.endianness)
+    return build_wire(body.encoding_format, body.embed_dtype, body.endianness)
 
 
 def build_bytes(name: str, model: str, outputs: Outputs, wire: WireFormat) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -135,10 +135,10 @@ class ServedModel:
         num_tokens = sum(len(text.input_ids) for text in run.encoded)
         self.observer.tokenized(self.names[0], len(run.encoded), num_tokens, seconds)
 
-    async def _run(self, run: Run, urgency: Urgency, deadline: float | None) -> Answers:
+    def _run(self, run: Run, urgency: Urgency, deadline: float | None) -> Awaitable[Answers]:
         if self.cache is None:
-            return await self._queue(run, urgency, deadline)
-        return await self.cache.answer(run, lambda rest: self._queue(rest, urgency, deadline))
+            return self._queue(run, urgency, deadline)
+        return self.cache.answer(run, lambda rest: self._queue(rest, urgency, deadline))
 
     async def _queue(self, run: Run, urgency: Urgency, deadline: float | None, *, bounded: bool = True) -> Answers:
         """Let a run's texts wait and run; whatever ends this early lets go of those that still wait."""

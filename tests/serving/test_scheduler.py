@@ -1,3 +1,4 @@
+import gc
 import random
 import time
 from collections import Counter
@@ -328,6 +329,20 @@ def test_lengths_do_not_starve_each_other(layout, long, short):
         pending(long, arrived=0), most=60 * (long + 30 * short)
     )
     assert end <= (MOST_PASSED_OVER + 2) * (long + 31 * 512)
+
+
+@pytest.mark.parametrize("leave", [lambda backlog, run: drain(backlog, IDLE, packed()), Backlog.drop])
+def test_a_run_whose_texts_have_left_needs_no_garbage_collector(leave):
+    gc.collect()
+    gc.disable()
+    try:
+        backlog, run = make_backlog(packed().slots), pending(3, 5)
+        backlog.add(run)
+        leave(backlog, run)
+        del run
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_dropped_texts_are_gone():
