@@ -110,7 +110,7 @@ class Engine:
                     self._company_until = time.monotonic() + COMPANY_SECONDS
                 self._backlog.add(run)
                 self._changed.notify()
-                self._tell_queue()
+                self._tell_locked_queue()
         if is_full:
             self._observer.dropped(self._name, "full", len(run.run.encoded))
             excess = waiting + run.num_tokens - limit
@@ -191,7 +191,7 @@ class Engine:
                     self._backlog.take(chosen.texts)
                     self._running.append(chosen)
                     self._started[id(chosen)] = time.monotonic()
-                    self._tell_queue()
+                    self._tell_locked_queue()
                     if self._backlog.num_texts:
                         self._changed.notify()
                     return chosen
@@ -275,7 +275,10 @@ class Engine:
 
     def _tell_queue(self) -> None:
         with self._changed:  # so that what is told last is what is so
-            self._observer.queue(self._name, self._backlog.num_texts, self._backlog.num_tokens)
+            self._tell_locked_queue()
+
+    def _tell_locked_queue(self) -> None:
+        self._observer.queue(self._name, self._backlog.num_texts, self._backlog.num_tokens)
 
     def _tell_batch(self, batch: NextBatch, started: float, seconds: float) -> None:
         real = sum(len(text.encoded.input_ids) for text in batch.texts)

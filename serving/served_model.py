@@ -118,9 +118,11 @@ class ServedModel:
         Raises:
             AnswerTooLarge: a row a token, of too many tokens.
         """
+        if run.family == "sequence":
+            return
         pooler = self.manifest.pooler
         width = pooler.token_embedding_size or pooler.embedding_size
-        num_bytes = 0 if run.family == "sequence" else 4 * width * sum(len(text.input_ids) for text in run.encoded)
+        num_bytes = 4 * width * sum(len(text.input_ids) for text in run.encoded)
         if num_bytes > self.settings.max_answer_bytes:
             raise AnswerTooLarge(num_bytes, self.settings.max_answer_bytes)
 
