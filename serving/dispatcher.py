@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
@@ -48,15 +48,14 @@ class Dispatcher:
         for one in endpoints:
             self._methods.setdefault(one.path, []).append(one.method)
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or the server's lifespan messages."""
         if scope["type"] == "lifespan":
-            return _answer_lifespan(receive, send)
-        is_watched = scope.get("state", {}).get(ENDS_WITH_CLIENT)
-        return self._answer_http(scope, receive, send, None if is_watched else _Watch(receive))
-
-    async def _answer_http(self, scope: Scope, receive: Receive, send: Send, watch: _Watch | None) -> None:
-        """Answer a request; ``watch`` cancels it when its client hangs up, where the server does not."""
+            await _answer_lifespan(receive, send)
+        if scope["type"] != "http":
+            return
+        ends_with_client = scope.get("state", {}).get(ENDS_WITH_CLIENT)
+        watch = None if ends_with_client else _Watch(receive)
         try:
             await _send(send, await self._answer_route(scope, receive, watch))
         except ClientGone:
