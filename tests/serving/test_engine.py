@@ -19,10 +19,11 @@ from fake_batches import (
 )
 
 from poolgraph.errors import SessionError, TaskNotSupported
+from poolgraph.serving import engine
 from poolgraph.serving.engine import Engine
 from poolgraph.serving.engine_errors import DeadlineExceeded, EngineStopped, QueueFull
 from poolgraph.serving.engine_settings import EngineSettings
-from poolgraph.serving.scheduler import COMPANY_SECONDS, Rules
+from poolgraph.serving.scheduler import Rules
 from poolgraph.serving.speed import Speed
 from poolgraph.serving.urgency import NO_HURRY, Urgency
 
@@ -239,7 +240,8 @@ async def test_one_wake_up_of_the_loop_a_batch(monkeypatch):
 
 
 @in_loop
-async def test_a_lone_text_has_all_threads_to_itself():
+async def test_a_lone_text_has_all_threads_to_itself(monkeypatch):
+    monkeypatch.setattr(engine, "COMPANY_SECONDS", 0.5)  # longer than a busy machine keeps the two apart
     async with Bench(runs=2) as bench:
         await bench.hold()
         later = bench.submit(make_text(5))
@@ -248,7 +250,7 @@ async def test_a_lone_text_has_all_threads_to_itself():
         bench.model.gate.set()
         await later.future
         assert bench.model.threads == [2, 1]  # the two met
-        await asyncio.sleep(COMPANY_SECONDS)
+        await asyncio.sleep(0.5)
         for _ in range(2):  # each in its turn
             await bench.submit(make_text(5)).future
         assert bench.model.threads == [2, 1, 2, 2]
