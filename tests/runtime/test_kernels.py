@@ -322,7 +322,7 @@ def test_attention_refuses_scales_that_turn_the_order_of_scores(scale: float) ->
 
 @pytest.mark.parametrize("keys", [40, 300])
 def test_weights_of_every_size_add_up(keys: int) -> None:
-    """Scores fall evenly from 0 to -18 in units of log2, past the smallest weight; each query's top is another key's."""
+    """Scores fall evenly from 0 to -18 in units of log2, past the smallest weight."""
     falling = np.linspace(0, -18 / np.log2(np.e), keys, dtype=np.float32)
     key = np.stack([falling, np.zeros_like(falling)], axis=-1)[None]
     query = np.stack([np.linspace(0.05, 1, keys), np.zeros(keys)], axis=-1).astype(np.float32)[None]
