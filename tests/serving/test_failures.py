@@ -228,8 +228,11 @@ def test_a_slow_client_is_cut(artifact):
 
 def test_a_full_queue_answers_at_once(artifact):
     with serving(artifact, "--max-queue-tokens", "4", "--request-timeout", "20") as server:
-        # One slow batch a slot, and one that waits.
-        waiting = [in_thread(embed, server, f"{SLOW_WORD} w{number}") for number in range(8)]
+        # One slow batch a slot, and one that waits. All at once might be refused but the first, before that one runs.
+        waiting = []
+        for number in range(8):
+            waiting.append(in_thread(embed, server, f"{SLOW_WORD} w{number}"))
+            time.sleep(0.05)
         eventually(lambda: metrics(server).get(("poolgraph_queue_tokens",), 0) >= 4, what="a full queue")
         started = time.monotonic()
         found = embed(server, "w1")
