@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
@@ -107,11 +107,6 @@ class RequestRunner:
     default_task: str | None = None
     chat_template: str | None = None
     long_texts: LongTexts = field(default_factory=LongTexts)
-    _plan_finish: Callable[[PoolingParams, str], Finish] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        plan = partial(plan_finish, manifest=self.manifest, dimensions=self.config.dimensions, model=self.name)
-        object.__setattr__(self, "_plan_finish", lru_cache(maxsize=256)(plan))
 
     @property
     def embed_task(self) -> str:
@@ -217,10 +212,13 @@ class RequestRunner:
         Raises:
             InputError: a parameter that the task or the artifact does not take.
         """
-        plans = [self._plan_finish(one, task) for one in params]
-        if any(plan.chunk_size is not None for plan in plans):
+        plan = partial(
+            plan_finish, task=task, manifest=self.manifest, dimensions=self.config.dimensions, model=self.name
+        )
+        plans = {one: plan(one) for one in dict.fromkeys(params)}
+        if any(finish.chunk_size is not None for finish in plans.values()):
             check_late_chunking(self.model.path)
-        return plans
+        return [plans[one] for one in params]
 
     def _describe_chunks(
         self, prompt: ParsedPrompt, text: EncodedText, finish: Finish, tokenization: TokenizationOptions

@@ -21,7 +21,7 @@ class Drain:
 
     Attributes:
         is_draining: Whether new work is refused; ``/ready`` then answers 503.
-        in_flight: Requests that have come in and are not answered.
+        in_flight: Requests that have been accepted and not answered.
     """
 
     def __init__(self) -> None:
@@ -32,13 +32,17 @@ class Drain:
         """Refuse new work from now on."""
         self.is_draining = True
 
+    def accepts(self, path: str) -> bool:
+        """Return whether a request for this path is answered now."""
+        return not self.is_draining or path in STILL_ANSWERED
+
     def guard(self, app: ASGIApp) -> ASGIApp:
         """Return the application that refuses requests while the server drains."""
 
         def choose(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            if self.is_draining and scope["type"] == "http" and scope["path"] not in STILL_ANSWERED:
-                return refuse(send, UNAVAILABLE, _MESSAGE, _RETRY)
-            return app(scope, receive, send)
+            if scope["type"] != "http" or self.accepts(scope["path"]):
+                return app(scope, receive, send)
+            return refuse(send, UNAVAILABLE, _MESSAGE, _RETRY)
 
         return choose
 

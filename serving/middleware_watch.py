@@ -49,14 +49,18 @@ def watch_requests(app: ASGIApp, *, timeout_s: float, drain: Drain, on_end: Call
         state["request_id"] = request_id = choose_request_id(find_header(scope, HEADER))
         state[ANSWER_HEADERS] = headers = [(HEADER, request_id.encode())]
         answer = _Answer(send, headers, drain)
-        drain.in_flight += 1
         task = limit.begin()
+        is_accepted = drain.accepts(scope["path"])
+        drain.in_flight += is_accepted
         try:
-            await app(scope, receive, answer.send)
+            try:
+                await app(scope, receive, answer.send)
+            except asyncio.CancelledError:
+                if not limit.end(task):
+                    raise
+                await _refuse_late(answer, timeout_s)
         except asyncio.CancelledError:
-            if limit.end(task) and not task.uncancel():
-                await _refuse_late(answer, request_id, timeout_s)
-            elif not state.get("is_disconnected"):
+            if not state.get("is_disconnected"):
                 raise
         except Exception:
             _LOGGER.exception("request %s failed", request_id)
@@ -65,7 +69,7 @@ def watch_requests(app: ASGIApp, *, timeout_s: float, drain: Drain, on_end: Call
             await refuse(answer.send, UNFORESEEN, _MESSAGE)
         finally:
             limit.end(task)
-            drain.in_flight -= 1
+            drain.in_flight -= is_accepted
             on_end(_describe(scope, answer.status or CLIENT_LEFT, perf_counter() - started))
 
     return watch
@@ -91,14 +95,11 @@ class _Answer:
         return self._send(message)
 
 
-async def _refuse_late(answer: _Answer, request_id: str, timeout_s: float) -> None:
+async def _refuse_late(answer: _Answer, timeout_s: float) -> None:
     message = _TOO_LATE.format(timeout_s)
-    if not answer.status:
-        await refuse(answer.send, TIMED_OUT, message)
-        return
-    error = TimeoutError(message)
-    _LOGGER.error("request %s failed", request_id, exc_info=error)
-    raise error
+    if answer.status:
+        raise TimeoutError(message)
+    await refuse(answer.send, TIMED_OUT, message)
 
 
 def _describe(scope: Scope, status: int, seconds: float) -> Access:

@@ -206,6 +206,53 @@ def test_each_request_has_its_own_limit_of_time():
     run(scenario())
 
 
+def test_a_client_that_leaves_while_it_is_told_so_is_no_failure(caplog):
+    async def scenario():
+        ended = []
+        scope = {"type": "http", "method": "GET", "path": "/sleep", "query_string": b"5", "headers": [], "state": {}}
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        app = watch(FakeApp(), timeout_s=0.02, on_end=ended.append)
+        task = asyncio.create_task(app(scope, receive, lambda message: asyncio.sleep(5)))
+        await asyncio.sleep(0.05)
+        scope["state"]["is_disconnected"] = True
+        task.cancel()
+        await task
+        assert [access.status for access in ended] == [504]
+
+    run(scenario())
+    assert not caplog.records
+
+
+def test_a_limit_that_the_application_passes_over_leaves_the_task_as_it_was():
+    async def stubborn(scope, receive, send):
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            await answer(send, 200, b"all the same")
+
+    async def scenario():
+        found = await call(watch(stubborn, timeout_s=0.02))
+        return found.status, asyncio.current_task().cancelling()
+
+    assert run(scenario()) == (200, 0)
+
+
+def test_a_limit_works_in_the_loop_after_one_that_was_closed():
+    app = watch(FakeApp(), timeout_s=0.02)
+    loop = asyncio.new_event_loop()
+    pending = loop.create_task(call(app, "/sleep?5"))
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    assert run(call(app, "/sleep?5")).status == 504
+    pending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(pending)
+    loop.close()
+
+
 # --- origins
 
 PREFLIGHT = (("Access-Control-Request-Method", "POST"),)
@@ -267,6 +314,22 @@ def test_what_was_accepted_is_answered_and_counted():
         drain.begin()
         found = await accepted
         assert (found.status, found.headers["connection"], drain.in_flight) == (200, "close", 0)
+
+    run(scenario())
+
+
+def test_what_was_refused_does_not_hold_up_the_drain():
+    async def scenario():
+        drain = Drain()
+        drain.begin()
+        scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "state": {}}
+        app = watch(drain.guard(FakeApp()), drain=drain)
+        task = asyncio.create_task(app(scope, None, lambda message: asyncio.sleep(5)))
+        await asyncio.sleep(0.01)
+        assert drain.in_flight == 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     run(scenario())
 
