@@ -105,7 +105,8 @@ inline __m256i narrow(__m512 x) { return _mm512_cvtepi32_epi16(_mm512_cvtps_epi3
 // Rounds up to sixteen rows, `row(r)` being one, to integers of up to `most`, with zeros up to `padded`; returns what one is
 // worth in each: NaN or infinity where a row has one.
 template <class Row>
-inline __attribute__((always_inline)) __m512 round_rows(Row&& row, int count, int size, int padded, int16_t* to, size_t stride) {
+inline __attribute__((always_inline)) __m512 round_rows(Row&& row, int count, int size, int padded, int16_t* to,
+                                                        size_t stride) {
   const float most = most_number(padded);
   __m512 ranges[kLanes];
 #pragma GCC unroll 16

@@ -32,7 +32,6 @@ struct ScoreTile {
 // The keys of a block that a query sees: all of them, or a bit each.
 struct WholeBlock {
   static constexpr int size = kBlockKeys;
-  static WholeBlock of(KeyRange, int, int) { return {}; }
   __mmask16 lanes(int) const { return 0xffff; }
   __mmask32 group(int) const { return 0xffffffff; }
 };
@@ -40,7 +39,9 @@ struct WholeBlock {
 struct PartBlock {
   uint64_t bits;
   int size;
-  static PartBlock of(KeyRange range, int first, int size) { return {below(range.last - first) & ~below(range.first - first), size}; }
+  static PartBlock of(KeyRange range, int first, int size) {
+    return {below(range.last - first) & ~below(range.first - first), size};
+  }
   static uint64_t below(int count) { return count >= 64 ? ~0ull : (1ull << std::max(count, 0)) - 1; }
   __mmask16 lanes(int key) const { return static_cast<__mmask16>(bits >> key); }
   __mmask32 group(int key) const { return static_cast<__mmask32>(bits >> key); }
@@ -139,15 +140,17 @@ inline __m512 weigh_blocks(const ScoreTile& tile, __m512 most, int16_t* weights,
   return reduce_rows(totals, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
 }
 
-// Turns scores into weights [count][stride]: integers, the largest of each block of keys 2**13, zero for keys that a query does not
-// see. `factors` [blocks][16 queries] gets what one is worth in each block, all weights of a query together being worth 1;
-// NaN where a score may be NaN or infinite, as `poison`, NaN or 0, says of the keys.
+// Turns scores into weights [count][stride]: integers, the largest of each block of keys nearly 2**13, zero for keys that a
+// query does not see. `factors` [blocks][16 queries] gets what one is worth in each block, all weights of a query together
+// being worth 1; NaN where a score may be NaN or infinite, as `poison`, NaN or 0, says of the keys.
 inline void soften(const ScoreTile& tile, float poison, int16_t* weights, float* factors) {
   const __m512 most = find_tops(tile, factors);
   const __m512 total = weigh_blocks(tile, most, weights, factors);
   const __m512 nothing = _mm512_fmadd_ps(_mm512_add_ps(tile.worth, most), _mm512_setzero_ps(), _mm512_set1_ps(poison));
   const __m512 unit = _mm512_add_ps(_mm512_div_ps(_mm512_set1_ps(32768), total), nothing);
-  for_blocks(tile, factors, [&](int, float* factor, auto) { _mm512_storeu_ps(factor, _mm512_mul_ps(_mm512_loadu_ps(factor), unit)); });
+  for_blocks(tile, factors, [&](int, float* factor, auto) {
+    _mm512_storeu_ps(factor, _mm512_mul_ps(_mm512_loadu_ps(factor), unit));
+  });
 }
 
 }  // namespace poolgraph
