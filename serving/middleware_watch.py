@@ -12,8 +12,8 @@ from poolgraph.serving.access_log import Access
 from poolgraph.serving.asgi_types import ANSWER_HEADERS, ASGIApp, Header, Message, Receive, Scope, Send, find_header
 from poolgraph.serving.logs import OWN_LOGGER
 from poolgraph.serving.middleware_drain import Drain
-from poolgraph.serving.middleware_request_ids import HEADER, choose_request_id
 from poolgraph.serving.refusals import TIMED_OUT, UNFORESEEN, refuse
+from poolgraph.serving.request_ids import HEADER, choose_request_id
 from poolgraph.serving.time_limit import TimeLimit
 
 CLIENT_LEFT: Final = 499

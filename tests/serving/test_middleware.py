@@ -10,9 +10,9 @@ from poolgraph.serving.middleware_api_keys import require_api_keys
 from poolgraph.serving.middleware_body_limit import limit_body
 from poolgraph.serving.middleware_cors import allow_origins
 from poolgraph.serving.middleware_drain import Drain
-from poolgraph.serving.middleware_request_ids import choose_request_id
 from poolgraph.serving.middleware_stack import wrap_app
 from poolgraph.serving.middleware_watch import CLIENT_LEFT, watch_requests
+from poolgraph.serving.request_ids import choose_request_id
 from poolgraph.serving.settings import ServeSettings
 
 KEYS = ("first-key", "second-key")
