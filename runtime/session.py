@@ -20,6 +20,7 @@ from poolgraph.runtime.capture_gate import GATE
 from poolgraph.runtime.native_library import library_path
 from poolgraph.runtime.provider_libraries import explain_failure, is_provider_failure, preload_libraries
 from poolgraph.runtime.provider_options import DEFAULT_SETTINGS, ProviderRow, ProviderSettings, build_providers
+from poolgraph.runtime.provider_trial import FATAL, try_provider
 from poolgraph.runtime.providers import CPU_PROVIDER, INSTALL_CURES
 
 ERROR_SEVERITY: Final = 3
@@ -123,16 +124,19 @@ def open_session(
 
 def _open_on_device(build: Callable[[], Session], provider: str) -> Session:
     """Open a session on a provider that may fail to load, and say why it does."""
+    onnxruntime = import_onnxruntime()
     preload_libraries()
-    # It warns of every such session that no plugin has the provider, which is built in.
-    import_onnxruntime().set_default_logger_severity(ERROR_SEVERITY)
+    # It warns of every such session that no plugin has the provider, which is built in; what fails is raised below.
+    onnxruntime.set_default_logger_severity(FATAL)
     try:
         with GATE.shared():
             session = build()
     except Exception as error:
-        if not is_provider_failure(str(error)):
+        # Where the provider does not load, it may be the graph that is refused: the CPU lacks an operator of it.
+        said = str(error) if is_provider_failure(str(error)) else try_provider(onnxruntime, provider)
+        if said is None:
             raise
-        raise _did_not_load(provider, "", str(error)) from error
+        raise _did_not_load(provider, "", said) from error
     if provider not in session.get_providers():
         raise _did_not_load(provider, f", ONNX Runtime fell back to {session.get_providers()}", "")
     return session

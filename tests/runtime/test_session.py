@@ -10,6 +10,7 @@ import pytest
 from poolgraph.errors import ProviderError, SessionError, TaskNotSupported
 from poolgraph.graphs.manifest import parse_manifest
 from poolgraph.runtime import session as session_module
+from poolgraph.runtime.provider_trial import IDENTITY_MODEL
 from poolgraph.runtime.session import (
     SessionPool,
     available_providers,
@@ -88,8 +89,10 @@ def test_a_provider_that_silently_falls_back_is_an_error(monkeypatch, artifact, 
     ],
 )
 def test_a_provider_that_fails_aloud_is_told_from_a_graph_that_does(monkeypatch, artifact, variant, message, kind):
-    def fail(*_arguments, enable_fallback, **_others):
+    def fail(model, *_arguments, enable_fallback, **_others):
         assert enable_fallback is False
+        if model == IDENTITY_MODEL:
+            return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider", CPU])
         raise RuntimeError(message)
 
     monkeypatch.setattr(import_onnxruntime(), "InferenceSession", fail)
@@ -99,6 +102,20 @@ def test_a_provider_that_fails_aloud_is_told_from_a_graph_that_does(monkeypatch,
     if kind is ProviderError:
         assert "provider CUDAExecutionProvider did not load: " in str(caught.value)
         assert "pip install poolgraph[gpu]" in str(caught.value)
+
+
+def test_a_graph_that_is_refused_since_the_provider_is_not_there(monkeypatch, artifact, variant):
+    """What onnxruntime-gpu does without a driver: it goes on with the CPU, which lacks the graph's operators."""
+
+    def fall_back(model, *_arguments, **_others):
+        if model == IDENTITY_MODEL:
+            return SimpleNamespace(get_providers=lambda: [CPU])
+        raise RuntimeError("NOT_IMPLEMENTED : Failed to find kernel for com.microsoft.PackedMultiHeadAttention(1)")
+
+    monkeypatch.setattr(import_onnxruntime(), "InferenceSession", fall_back)
+    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider did not load: .*poolgraph\[gpu\]") as caught:
+        open_session(artifact / "x", variant, 1, provider="CUDAExecutionProvider")
+    assert "find kernel" not in str(caught.value)
 
 
 def test_a_graph_that_onnxruntime_refuses(tmp_path, variant):
