@@ -18,6 +18,7 @@ from poolgraph.runtime.provider_libraries import LIBRARIES, explain_failure, pre
 from poolgraph.runtime.provider_trial import FATAL, try_provider
 from poolgraph.runtime.providers import AUTOMATIC, CUDA_PROVIDER, INSTALL_CURES, PROVIDER_NAMES
 from poolgraph.runtime.threads import Parallelism, choose_parallelism
+from poolgraph.runtime.versions import read_version
 
 PACKAGES: Final = ("numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "pyarrow", "torch", "transformers")
 EXTRAS: Final = ("cpu", "gpu", "tensorrt", "files", "export")
@@ -148,14 +149,6 @@ def check_extra(name: str) -> ExtraCheck:
         return ExtraCheck(name=name, missing=("poolgraph itself is not installed as a package",))
     packages = [_parse_name(line) for line in requirements if re.search(rf'extra == "{name}"', line)]
     return ExtraCheck(name=name, missing=tuple(package for package in packages if read_version(package) is None))
-
-
-def read_version(package: str) -> str | None:
-    """Return the version of an installed package, None where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def format_doctor(report: DoctorReport) -> str:
