@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -75,6 +76,17 @@ def import_onnxruntime() -> ModuleType:
 def available_providers() -> tuple[str, ...]:
     """Return the execution providers that this build of ONNX Runtime has; one may still fail to load."""
     return tuple(import_onnxruntime().get_available_providers())
+
+
+@cache
+def provider_loads(name: str) -> bool:
+    """Whether a session really runs on a provider; found out once a process."""
+    if name == CPU_PROVIDER:
+        return True
+    onnxruntime = import_onnxruntime()
+    preload_libraries()
+    onnxruntime.set_default_logger_severity(FATAL)
+    return try_provider(onnxruntime, name) is None
 
 
 @contextlib.contextmanager
