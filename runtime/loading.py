@@ -22,7 +22,7 @@ from poolgraph.runtime.model_paths import check_model_path, is_checkpoint_dir, i
 from poolgraph.runtime.native_library import available_operators
 from poolgraph.runtime.provider_options import BOUND_DEVICES, BOUND_THREADS, TENSORRT_FOLDER, ProviderSettings
 from poolgraph.runtime.providers import CPU_PROVIDER, TENSORRT_PROVIDER, Choice, Machine, Wish, choose_variant
-from poolgraph.runtime.session import SessionPool, available_providers, provider_loads
+from poolgraph.runtime.session import OTHER_CURES, SessionPool, available_providers, provider_loads
 
 
 def resolve_directory(path: str | Path) -> Path:
@@ -175,7 +175,7 @@ def _try_provider(sessions: SessionPool, threads: int) -> None:
 
 
 def _warn_of_fallback(choice: Choice, failure: ProviderError | None) -> None:
-    message = choice.warning or (str(failure) if failure else None)
+    message = str(failure).removesuffix(OTHER_CURES) if failure else choice.warning
     if message is not None:
         warnings.warn(f"{message}. Running on {choice.provider} instead.", UserWarning, stacklevel=4)
 

@@ -22,9 +22,11 @@ from poolgraph.runtime.native_library import library_path
 from poolgraph.runtime.provider_libraries import explain_failure, is_provider_failure, preload_libraries
 from poolgraph.runtime.provider_options import DEFAULT_SETTINGS, ProviderRow, ProviderSettings, build_providers
 from poolgraph.runtime.provider_trial import FATAL, try_provider
-from poolgraph.runtime.providers import CPU_PROVIDER, INSTALL_CURES
+from poolgraph.runtime.providers import CPU_PROVIDER
 
 ERROR_SEVERITY: Final = 3
+
+OTHER_CURES: Final = "; or choose another with provider=..., or pass fallback=True"
 
 _STRICT: Final = MappingProxyType({"enable_fallback": False})
 """ONNX Runtime would try other providers by itself, and write about it to standard output."""
@@ -156,8 +158,7 @@ def _open_on_device(build: Callable[[], Session], provider: str) -> Session:
 
 def _did_not_load(provider: str, instead: str, message: str) -> ProviderError:
     return ProviderError(
-        f"provider {provider} did not load{instead}: {explain_failure(provider, message)}. Install it with "
-        f"`{INSTALL_CURES[provider]}`, choose another with provider=..., or pass fallback=True"
+        f"provider {provider} did not load{instead}: {explain_failure(provider, message)}{OTHER_CURES}"
     )
 
 

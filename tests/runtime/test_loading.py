@@ -58,7 +58,7 @@ def test_a_provider_that_does_not_load_is_not_one_to_compare_precisions_on(with_
 
 
 def test_it_is_a_warning_with_fallback(artifact, with_cuda, cuda_listed):
-    with pytest.warns(UserWarning, match="Running on CPUExecutionProvider instead"):
+    with pytest.warns(UserWarning, match=r"did not load.*(?<!fallback=True)\. Running on CPUExecutionProvider"):
         sessions = loading.open_sessions(artifact, with_cuda, Wish(provider="cuda", fallback=True), CPU_INFO)
     assert sessions.variant.name == "cpu_fp32"
 
