@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +20,10 @@ from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS, output_width
 from poolgraph.runtime.bound_slot import BoundSlot
 from poolgraph.runtime.bucket_assignment import assign_texts
-from poolgraph.runtime.buckets import Bucket, BucketBatch, Padding, PaddingCounter, halve_bucket
+from poolgraph.runtime.buckets import RUN_COST_TOKENS, Bucket, BucketBatch, Padding, PaddingCounter, halve_bucket
 from poolgraph.runtime.executor import BatchAnswer, Progress, Slots, check_finite, serialize_progress
 from poolgraph.runtime.provider_options import BOUND_DEVICES
+from poolgraph.runtime.run_cost import fit_run_cost
 from poolgraph.runtime.session import SessionPool
 from poolgraph.runtime.slot_pool import SlotPool
 from poolgraph.runtime.tokenizer import EncodedText
@@ -29,6 +32,8 @@ WarmUp: TypeAlias = Callable[[int, int], None]
 """Called with the number of buckets that are warm and the number of all."""
 
 Collect: TypeAlias = Callable[[BucketBatch, Sequence[EncodedText], NDArray[np.float32]], None]
+
+_Result = TypeVar("_Result")
 
 _IN_FLIGHT: Final = 2
 """Batches of a call that are staged or running: one runs while the next one is staged."""
@@ -77,12 +82,14 @@ class BoundExecutor:
     uses_graphs: bool
     max_model_len: int | None = None
     _counter: PaddingCounter = field(default_factory=PaddingCounter, init=False)
-    _refused: set[Bucket] = field(default_factory=set, init=False)
+    _usable: tuple[Bucket, ...] = field(init=False)
+    _run_costs: dict[str, int] = field(default_factory=dict, init=False)
     _pools: dict[str, SlotPool] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _thread: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
+        self._usable = self.buckets
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="poolgraph-inference")
 
     @property
@@ -91,7 +98,7 @@ class BoundExecutor:
         return self._counter.total
 
     def warm_up(self, family: str, on_warm_up: WarmUp | None = None) -> None:
-        """Make and run every planned bucket once, largest first, so that memory is allocated once.
+        """Make and run every planned bucket, largest first, so that memory is allocated once; measure what a run costs.
 
         Args:
             family: The graph, ``sequence`` or ``token``.
@@ -101,15 +108,17 @@ class BoundExecutor:
             SessionError: ONNX Runtime failed; a bucket that no memory is left for is left out instead, with a warning.
         """
         pool = self._pool(family)
+        seconds: dict[Bucket, float] = {}
         for done, bucket in enumerate(self.buckets, start=1):
             try:
-                self._warm_bucket(pool, bucket)
+                seconds[bucket] = self._warm_bucket(pool, bucket)
             except SessionError as error:
                 if not is_out_of_memory(error):
                     raise
                 self._refuse(bucket, error)
             if on_warm_up is not None:
                 on_warm_up(done, len(self.buckets))
+        self._run_costs[family] = fit_run_cost({bucket.size: elapsed for bucket, elapsed in seconds.items()})
 
     def run_sequence(
         self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None, first_index: int = 0
@@ -147,7 +156,8 @@ class BoundExecutor:
             threads=1,
             lone_threads=1,
             max_batch_tokens=max(bucket.size for bucket in self.buckets),
-            layout="padded",
+            layout=self.buckets[0].layout,
+            in_turn=True,
         )
 
     def run_batch(self, texts: Sequence[EncodedText], family: str, *, threads: int) -> BatchAnswer:
@@ -197,7 +207,8 @@ class BoundExecutor:
         pool = self._pool(family)
         report = serialize_progress(on_progress)
         lengths = [text.num_tokens for text in encoded]
-        queue = deque(assign_texts(lengths, [bucket for bucket in self.buckets if bucket not in self._refused]))
+        run_cost = self._run_costs.get(family, RUN_COST_TOKENS)
+        queue = deque(assign_texts(lengths, self._usable, run_cost=run_cost))
         flights: deque[_Flight] = deque()
         try:
             while queue or flights:
@@ -276,8 +287,8 @@ class BoundExecutor:
     def _refuse(self, bucket: Bucket, error: Exception) -> None:
         """Use a bucket no more: the next batch of it would fail too."""
         with self._lock:
-            is_news = bucket in self.buckets and bucket not in self._refused
-            self._refused.add(bucket)
+            is_news = bucket in self._usable
+            self._usable = tuple(usable for usable in self._usable if usable != bucket)
         if is_news:
             warnings.warn(
                 f"no memory is left for the bucket {bucket} ({error}). Smaller ones are used instead.",
@@ -311,7 +322,8 @@ class BoundExecutor:
         if slot.captured:
             self._submit(slot.release_graph).result()
 
-    def _warm_bucket(self, pool: SlotPool, bucket: Bucket) -> None:
+    def _warm_bucket(self, pool: SlotPool, bucket: Bucket) -> float:
+        """Make a bucket's slots and run them; return the seconds of a run that is warm."""
         slots: list[BoundSlot] = []
         try:
             for _ in range(pool.depth(bucket)):
@@ -319,14 +331,16 @@ class BoundExecutor:
                 if slot is not None:
                     slots.append(slot)
                     self._submit(slot.warm_up).result()
+            elapsed = self._submit(partial(_time, slots[0].run)).result()
         except BaseException:
             for slot in slots:
                 pool.drop(slot)
             raise
         for slot in slots:
             pool.release(slot)
+        return elapsed
 
-    def _submit(self, run: Callable[[], None]) -> Future[None]:
+    def _submit(self, run: Callable[[], _Result]) -> Future[_Result]:
         try:
             return self._thread.submit(run)
         except RuntimeError as error:
@@ -353,6 +367,12 @@ def build_bound_executor(sessions: SessionPool, manifest: Manifest) -> BoundExec
         uses_graphs=sessions.settings.uses_graphs,
         max_model_len=manifest.limits.max_model_len,
     )
+
+
+def _time(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from poolgraph.runtime.buckets import RUN_COST_TOKENS, Bucket, BucketBatch, lone_bucket, round_length
 
-EXACT_TEXTS: Final = 48
-"""Of so many texts the cheapest plan is found: half a millisecond of Python; a short batch on a GPU takes no longer."""
+EXACT_TEXTS: Final = 1024
+"""Of so many texts the cheapest plan is found, in two microseconds a text; a GPU takes ten times as long for
+it or more. Of many more than that, the greedy plan is hardly worse."""
+
+_NEVER: Final = 1 << 60
 
 
 def assign_texts(
@@ -35,8 +38,10 @@ def assign_texts(
     """
     if not lengths:
         return ()
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
-    cuts = _cut(_Choices(np.asarray(lengths, dtype=np.int64)[order], tuple(buckets), run_cost))
+    numbers = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-numbers, kind="stable")
+    full = _find_full(int(numbers.sum()), len(lengths), max(lengths), buckets)
+    cuts = [(full, len(lengths))] if full else _cut(_Choices(numbers[order], tuple(buckets), run_cost))
     batches = []
     start = 0
     for bucket, stop in cuts:
@@ -46,6 +51,14 @@ def assign_texts(
     return tuple(batches)
 
 
+def _find_full(num_tokens: int, num_texts: int, longest: int, buckets: Sequence[Bucket]) -> Bucket | None:
+    """Return the bucket that texts fill to its last token, None where there is none: no plan costs less than that."""
+    for bucket in buckets:
+        if bucket.size == num_tokens and bucket.max_length >= longest and bucket.batch_size >= num_texts:
+            return bucket
+    return None
+
+
 class _Choices:
     """The buckets that a batch may have, by the place in the sorted lengths where it begins.
 
@@ -53,7 +66,7 @@ class _Choices:
         buckets: Those there are, and those that texts beyond the longest need.
         bounds: Tokens of all texts before each place.
         begins: Per bucket, the first place whose text fits into it.
-        costs: Per bucket, what a run of it costs.
+        costs: Per bucket, what a run of it costs: its tokens, and the same for all.
     """
 
     def __init__(self, ordered: NDArray[np.int64], buckets: tuple[Bucket, ...], run_cost: int) -> None:
@@ -72,19 +85,13 @@ class _Choices:
         """Return which buckets can begin at a place."""
         return [index for index, begin in enumerate(self.begins) if begin <= place]
 
-    def is_filled(self, index: int) -> bool:
-        """Return whether all texts fill one batch of a bucket to its last token."""
-        return self.buckets[index].size == self.bounds[-1] and self.stop(index, 0) == self.num_texts
-
     def stop(self, index: int, place: int) -> int:
         """Return where a batch of a bucket that begins at ``place`` ends."""
         return int(_TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], np.array([place]))[0])
 
-    def stops(self, index: int, start: int) -> list[int]:
+    def stops(self, index: int, start: int) -> NDArray[np.int64]:
         """Return where batches end that begin at each place from ``start`` on."""
-        places = np.arange(start, self.num_texts)
-        ends: list[int] = _TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], places).tolist()
-        return ends
+        return _TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], np.arange(start, self.num_texts))
 
     def tokens(self, start: int, stop: int) -> int:
         """Return the tokens of the texts in between."""
@@ -97,9 +104,6 @@ _Cuts: TypeAlias = list[tuple[int, int]]
 
 def _cut(choices: _Choices) -> list[tuple[Bucket, int]]:
     """Return the cheapest cuts found; those into a single bucket are among the candidates."""
-    full = [index for index in choices.fitting(0) if choices.is_filled(index)]
-    if full:  # no plan costs less than one run without padding
-        return [(choices.buckets[full[0]], choices.num_texts)]
     place, front = 0, []
     while choices.num_texts - place > EXACT_TEXTS:
         bucket, stop = _cheapest_next(choices, place)
@@ -135,20 +139,20 @@ def _cheapest_tail(choices: _Choices, start: int) -> _Cuts:
     num_texts = choices.num_texts
     if start == num_texts:
         return []
-    rows = [
-        (index, begin, cost, choices.stops(index, start))
-        for index, (begin, cost) in enumerate(zip(choices.begins, choices.costs, strict=True))
-        if begin < num_texts
-    ]
-    best = [0] * (num_texts + 1)
-    chosen = [0] * num_texts
+    open_to = [index for index, begin in enumerate(choices.begins) if begin < num_texts]
+    # (num_places, num_buckets): a row is what one place has to choose from.
+    stops = np.array([choices.stops(index, start) for index in open_to]).T
+    is_early = np.arange(start, num_texts)[:, None] < np.array([choices.begins[index] for index in open_to])
+    costs = np.where(is_early, _NEVER, np.array([choices.costs[index] for index in open_to]))
+    best = np.zeros(num_texts + 1, dtype=np.int64)
+    chosen = np.zeros(num_texts, dtype=np.int64)
     for place in range(num_texts - 1, start - 1, -1):
-        best[place], chosen[place] = min(
-            (cost + best[stops[place - start]], index) for index, begin, cost, stops in rows if begin <= place
-        )
+        totals = costs[place - start] + best[stops[place - start]]
+        row = totals.argmin()
+        best[place], chosen[place] = totals[row], open_to[row]
     cuts = []
     while start < num_texts:
-        index = chosen[start]
+        index = int(chosen[start])
         start = choices.stop(index, start)
         cuts.append((index, start))
     return cuts

@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from poolgraph.errors import InputError
 
 LENGTH_STEP: Final = 8
 """Lengths of buckets are multiples of it: half-precision products and attention kernels want rows of 16 bytes."""
 
-RUN_COST_TOKENS: Final = 512
-"""What a run costs beside its tokens, in tokens: a launch of a CUDA graph, its copies and its turn in the queue take as
-long as a base-size encoder takes for a few hundred of them."""
+RUN_COST_TOKENS: Final = 2048
+"""What a run costs beside its tokens, in tokens, where it was not measured: about what BERT-base pays on an H200, where
+512, 8,192 and 16,384 tokens take 2.0, 4.7 and 8.5 ms (benchmarks/results/gpu_h200.md: 32x16, 64x128, 32x512)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -56,7 +56,7 @@ class Bucket:
         return self.batch_size * self.max_length if self.num_tokens is None else self.num_tokens
 
     @property
-    def layout(self) -> str:
+    def layout(self) -> Literal["padded", "packed"]:
         """``padded`` or ``packed``."""
         return "padded" if self.num_tokens is None else "packed"
 

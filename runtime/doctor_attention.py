@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from poolgraph.runtime.attention_route import SWITCH, why_slow
 from poolgraph.runtime.provider_libraries import preload_libraries
 from poolgraph.runtime.providers import CUDA_PROVIDER
 
@@ -35,6 +36,9 @@ FAST_KERNEL: Final = "CUDNN_FLASH_ATTENTION"
 
 _DEBUG: Final = "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"
 _KERNEL: Final = re.compile(r"SdpaKernel=([A-Z_]+)")
+_UNKNOWN_CURE: Final = (
+    f"GPUs below compute capability 9.0 need {SWITCH}=1 for the fast one; variants in the packed layout need none of it"
+)
 _TIMEOUT_S: Final = 120
 
 
@@ -54,13 +58,13 @@ class AttentionCheck:
 
 
 def check_attention(
-    run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run, *, cudnn_loads: bool = True
+    run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run, *, cudnn: int | None
 ) -> AttentionCheck:
     """Run the small attention in a process of its own; a machine that has CUDA is assumed.
 
     Args:
         run: As ``subprocess.run``.
-        cudnn_loads: Whether cuDNN was found, for the cure.
+        cudnn: cuDNN's number, None where there is none, for the cure.
     """
     command = [sys.executable, "-m", "poolgraph.runtime.doctor_attention"]
     try:
@@ -76,10 +80,10 @@ def check_attention(
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return AttentionCheck(kernel=None, is_fast=False, reason=f"the check did not run: {error}")
-    return parse_attention(done.stdout + done.stderr, done.returncode, cudnn_loads=cudnn_loads)
+    return parse_attention(done.stdout + done.stderr, done.returncode, cudnn=cudnn)
 
 
-def parse_attention(output: str, code: int, *, cudnn_loads: bool) -> AttentionCheck:
+def parse_attention(output: str, code: int, *, cudnn: int | None) -> AttentionCheck:
     """Read what the process printed."""
     found = _KERNEL.search(output)
     if found is None:
@@ -88,12 +92,7 @@ def parse_attention(output: str, code: int, *, cudnn_loads: bool) -> AttentionCh
     kernel = found.group(1)
     if kernel == FAST_KERNEL:
         return AttentionCheck(kernel=kernel, is_fast=True)
-    cure = (
-        "see that cuDNN is 9.3 or newer, other than 9.10.0 and 9.10.1, and set ORT_ENABLE_CUDNN_FLASH_ATTENTION=1, "
-        "which GPUs below compute capability 9.0 need; variants in the packed layout need none of it"
-        if cudnn_loads
-        else "cuDNN is missing: pip install poolgraph[gpu]"
-    )
+    cure = why_slow(cudnn, os.environ) or _UNKNOWN_CURE
     return AttentionCheck(kernel=kernel, is_fast=False, reason=f"attention of padded texts runs on {kernel}; {cure}")
 
 

@@ -6,9 +6,9 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from poolgraph.runtime.attention_route import load_cudnn_version, name_cudnn_version
 from poolgraph.runtime.doctor_attention import AttentionCheck, check_attention
 from poolgraph.runtime.provider_libraries import (
-    CUDNN,
     LibraryCheck,
     check_libraries,
     preload_libraries,
@@ -47,29 +47,13 @@ def examine_cuda(
         return CudaReport(onnxruntime_cuda=None)
     preload_libraries()
     rows = check_libraries(TENSORRT_PROVIDER, load=load, cuda_version=version)
-    cudnn = read_cudnn_version(load)
+    cudnn = load_cudnn_version(load)
     return CudaReport(
         onnxruntime_cuda=version,
         libraries=rows,
-        cudnn=cudnn,
-        attention=attention(cudnn_loads=cudnn is not None) if cuda_loads else None,
+        cudnn=None if cudnn is None else name_cudnn_version(cudnn),
+        attention=attention(cudnn=cudnn) if cuda_loads else None,
     )
-
-
-def read_cudnn_version(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> str | None:
-    """Return the version of cuDNN 9 that loads here, None where none does."""
-    try:
-        library = load(CUDNN)
-    except OSError:
-        return None
-    ask = library.cudnnGetVersion
-    ask.restype = ctypes.c_size_t
-    return name_cudnn_version(int(ask()))
-
-
-def name_cudnn_version(number: int) -> str:
-    """Return a version as cuDNN 9 numbers it, 91002 for 9.10.2, in the usual form."""
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 def format_cuda(report: CudaReport) -> list[str]:

@@ -76,6 +76,7 @@ class Slots:
         lone_threads: Threads of a batch with nothing beside it.
         max_batch_tokens: Token budget of a batch.
         layout: Which texts may share a batch: those of one length, of neighbouring ones, or any.
+        in_turn: Whether runs take turns on one device, the next one being staged meanwhile.
     """
 
     runs: int
@@ -83,6 +84,7 @@ class Slots:
     lone_threads: int
     max_batch_tokens: int
     layout: BatchLayout
+    in_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from poolgraph.errors import TaskNotSupported
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Manifest, Variant
+from poolgraph.runtime.attention_route import warn_of_slow_attention
 from poolgraph.runtime.bound_executor import BoundExecutor, WarmUp, build_bound_executor
 from poolgraph.runtime.buckets import Bucket, Padding
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
@@ -238,6 +239,7 @@ def _check_counts(**counts: int | None) -> None:
 
 def _warm_executor(sessions: SessionPool, manifest: Manifest, on_warm_up: WarmUp | None) -> BoundExecutor:
     """Build the executor of a provider that runs in buckets, and run each bucket of the first graph once."""
+    warn_of_slow_attention(sessions.directory, sessions.variant, sessions.provider)
     executor = build_bound_executor(sessions, manifest)
     try:
         executor.warm_up(next(iter(sessions.variant.graphs)), on_warm_up)

@@ -176,12 +176,10 @@ def _fill_uniform(backlog: Backlog, group: Group, load: Load, slots: Slots) -> l
 def _fill_packed(backlog: Backlog, group: Group, load: Load, slots: Slots) -> list[PendingText]:
     """Take the texts whose turns are first while they fit: the budget, and an even share of what waits.
 
-    One that does not fit is left for the next batch, and with it those that are less urgent.
+    One that does not fit is left for the next batch, and with it those that are less urgent. A device that runs one
+    batch after the other is quickest with full ones.
     """
-    free = slots.runs - load.num_batches
-    rounds = -(-backlog.num_tokens // (free * slots.max_batch_tokens))
-    share = -(-backlog.num_tokens // (free * rounds))
-    room = min(slots.max_batch_tokens, max(MIN_SPLIT_TOKENS, share))
+    room = slots.max_batch_tokens if slots.in_turn else _even_share(backlog, slots.runs - load.num_batches, slots)
     texts: list[PendingText] = []
     left: list[PendingText] = []
     for text in group.in_order():
@@ -194,6 +192,13 @@ def _fill_packed(backlog: Backlog, group: Group, load: Load, slots: Slots) -> li
         else:
             left.append(text)
     return texts
+
+
+def _even_share(backlog: Backlog, free: int, slots: Slots) -> int:
+    """Return the tokens of a batch when what waits is divided among free slots, in as few rounds as there must be."""
+    rounds = -(-backlog.num_tokens // (free * slots.max_batch_tokens))
+    share = -(-backlog.num_tokens // (free * rounds))
+    return min(slots.max_batch_tokens, max(MIN_SPLIT_TOKENS, share))
 
 
 def _fill_padded(backlog: Backlog, group: Group, load: Load, slots: Slots) -> list[PendingText]:

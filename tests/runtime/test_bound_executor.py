@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolgraph.errors import SessionError
-from poolgraph.runtime import bound_slot
+from poolgraph.runtime import bound_executor, bound_slot
 from poolgraph.runtime.bound_executor import BoundExecutor, is_out_of_memory
 from poolgraph.runtime.bound_slot import NO_GRAPH, BoundSlot
 from poolgraph.runtime.bucket_planner import BucketBudget, plan_buckets
@@ -328,7 +328,7 @@ def test_answers_that_are_not_finite_name_the_text(make_executor):
 def test_batches_of_a_scheduler_have_the_same_answers(make_executor, device, layout):
     executor = make_executor(layout, device)
     slots = executor.plan_slots()
-    assert (slots.threads, slots.lone_threads, slots.layout) == (1, 1, "padded")
+    assert (slots.threads, slots.lone_threads, slots.layout, slots.in_turn) == (1, 1, layout, True)
     assert slots.max_batch_tokens == max(bucket.size for bucket in BUCKETS[layout])
     texts = random_texts([3, 30, 5])
     texts[1] = replace(texts[1], prompt_length=30)  # no token takes part in its mean
@@ -372,3 +372,19 @@ def test_warming_up_runs_no_text_that_the_model_would_refuse(make_executor, monk
     executor = make_executor(layout, device, max_model_len=29)
     executor.warm_up("sequence")
     assert max(text.num_tokens for text in staged) == 29
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("run_cost", "runs"), [(64, 2), (1024, 1)])
+def test_batches_are_cut_by_what_warming_up_measured(make_executor, monkeypatch, device, run_cost, runs):
+    """A text of 32 tokens and nine of 8: two runs compute 160 tokens, one computes 512."""
+    measured = []
+    monkeypatch.setattr(bound_executor, "fit_run_cost", lambda seconds: measured.append(seconds) or run_cost)
+    sizes = [(32, 16), (8, 16), (32, 1)]
+    buckets = tuple(Bucket(max_length=length, batch_size=size) for length, size in sizes)
+    executor = make_executor("padded", device, buckets)
+    executor.warm_up("sequence")
+    assert set(measured[0]) == {512, 128, 32}
+    assert min(measured[0].values()) > 0
+    executor.run_sequence(random_texts([32] + [8] * 9))
+    assert executor.padding.runs == runs

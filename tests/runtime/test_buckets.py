@@ -83,7 +83,7 @@ def test_every_text_is_in_one_bucket_that_it_fits_into(layout):
     check()
 
 
-@pytest.mark.parametrize("exact_texts", [0, 512])
+@pytest.mark.parametrize("exact_texts", [0, 20, 512])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("run_cost", [0, RUN_COST_TOKENS])
 def test_no_single_bucket_is_cheaper(layout, run_cost, exact_texts):

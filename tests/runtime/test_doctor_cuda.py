@@ -9,8 +9,9 @@ import msgspec
 import onnx
 import pytest
 
+from poolgraph.runtime.attention_route import load_cudnn_version
 from poolgraph.runtime.doctor_attention import ATTENTION_MODEL, AttentionCheck, check_attention, parse_attention
-from poolgraph.runtime.doctor_cuda import CudaReport, examine_cuda, format_cuda, name_cudnn_version, read_cudnn_version
+from poolgraph.runtime.doctor_cuda import CudaReport, examine_cuda, format_cuda
 from poolgraph.runtime.provider_libraries import CUDNN
 
 
@@ -46,18 +47,19 @@ def test_the_hand_written_model_is_a_model():
 
 
 @pytest.mark.parametrize(
-    ("output", "cudnn_loads", "kernel", "is_fast", "reason"),
+    ("output", "cudnn", "kernel", "is_fast", "reason"),
     [
-        ("Operator=MultiHeadAttention SdpaKernel=CUDNN_FLASH_ATTENTION", True, "CUDNN_FLASH_ATTENTION", True, ""),
-        ("a\nNode=x SdpaKernel=MATH\nb", False, "MATH", False, "cuDNN is missing: pip install poolgraph[gpu]"),
-        ("SdpaKernel=MATH", True, "MATH", False, "see that cuDNN is 9.3 or newer"),
-        ("SdpaKernel=EFFICIENT_ATTENTION", True, "EFFICIENT_ATTENTION", False, "runs on EFFICIENT_ATTENTION"),
-        ("Traceback\nRuntimeError: no device", True, None, False, "(exit code 1): RuntimeError: no device"),
-        ("", True, None, False, "it printed nothing"),
+        ("Operator=MultiHeadAttention SdpaKernel=CUDNN_FLASH_ATTENTION", 91300, "CUDNN_FLASH_ATTENTION", True, ""),
+        ("a\nNode=x SdpaKernel=MATH\nb", None, "MATH", False, "cuDNN is missing: pip install poolgraph[gpu]"),
+        ("SdpaKernel=MATH", 91001, "MATH", False, "install 9.3 or newer, other than 9.10.0 and 9.10.1"),
+        ("SdpaKernel=MATH", 91300, "MATH", False, "below compute capability 9.0"),
+        ("SdpaKernel=EFFICIENT_ATTENTION", 91300, "EFFICIENT_ATTENTION", False, "runs on EFFICIENT_ATTENTION"),
+        ("Traceback\nRuntimeError: no device", 91300, None, False, "(exit code 1): RuntimeError: no device"),
+        ("", 91300, None, False, "it printed nothing"),
     ],
 )
-def test_what_onnxruntime_prints(output, cudnn_loads, kernel, is_fast, reason):
-    check = parse_attention(output, 1, cudnn_loads=cudnn_loads)
+def test_what_onnxruntime_prints(output, cudnn, kernel, is_fast, reason):
+    check = parse_attention(output, 1, cudnn=cudnn)
     assert (check.kernel, check.is_fast) == (kernel, is_fast)
     assert reason in check.reason
 
@@ -70,7 +72,7 @@ def test_the_check_is_a_process_of_its_own_that_is_told_to_speak(monkeypatch):
         seen.update(command=command[1:], speaks=env["ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO"], env=env)
         return subprocess.CompletedProcess(command, 0, "SdpaKernel=MATH", "")
 
-    assert check_attention(run, cudnn_loads=True).kernel == "MATH"
+    assert check_attention(run, cudnn=91300).kernel == "MATH"
     assert seen["command"] == ["-m", "poolgraph.runtime.doctor_attention"]
     assert seen["speaks"] == "1"
     assert seen["env"]["ORT_ENABLE_CUDNN_FLASH_ATTENTION"] == "0"
@@ -80,12 +82,12 @@ def test_a_check_that_hangs():
     def run(command, **options):
         raise subprocess.TimeoutExpired(command, 120)
 
-    assert "did not run" in check_attention(run).reason
+    assert "did not run" in check_attention(run, cudnn=None).reason
 
 
 @pytest.mark.gpu
 def test_attention_runs_on_the_fast_kernel():
-    check = check_attention()
+    check = check_attention(cudnn=load_cudnn_version())
     assert check.is_fast, check.reason
 
 
@@ -99,22 +101,12 @@ def fake_cudnn(name):
     return SimpleNamespace(cudnnGetVersion=ask)
 
 
-def test_cudnn_versions():
-    assert read_cudnn_version(fake_cudnn) == "9.10.2"
-    assert [name_cudnn_version(number) for number in (90300, 91300, 92001)] == ["9.3.0", "9.13.0", "9.20.1"]
-
-    def fail(name):
-        raise OSError(name)
-
-    assert read_cudnn_version(fail) is None
-
-
 def examine(*, cuda_loads, version="13.0"):
     return examine_cuda(
         cuda_loads=cuda_loads,
         read_version=lambda: version,
         load=fake_cudnn,
-        attention=lambda *, cudnn_loads: AttentionCheck(kernel="MATH", is_fast=False, reason=f"cuDNN {cudnn_loads}"),
+        attention=lambda *, cudnn: AttentionCheck(kernel="MATH", is_fast=False, reason=f"cuDNN {cudnn}"),
     )
 
 
@@ -129,5 +121,5 @@ def test_reports():
     assert "libcudart.so.13          missing (the CUDA 13 runtime): pip install poolgraph[gpu]" in text
     assert "cuDNN                    9.10.2" in text
     assert "not tried, since CUDAExecutionProvider does not load" in text
-    assert "attention                SLOW: cuDNN True" in "\n".join(format_cuda(examine(cuda_loads=True)))
+    assert "attention                SLOW: cuDNN 91002" in "\n".join(format_cuda(examine(cuda_loads=True)))
     assert b"9.10.2" in msgspec.json.encode(without)

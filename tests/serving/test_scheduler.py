@@ -2,7 +2,7 @@ import gc
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from fake_batches import make_run, make_slots, make_text
@@ -225,6 +225,12 @@ def test_packed_batches_share_what_waits_with_free_slots_evenly():
     assert choose_batch(small, IDLE, rules, 0).exclusive
     much = backlog_of(*[pending(50) for _ in range(12)], slots=rules.slots)
     assert len(choose_batch(much, Load(num_batches=1), rules, 0).texts) == 6  # two batches of 300, not one of 500
+
+
+def test_packed_batches_of_a_device_are_full_however_many_wait():
+    rules = Rules(slots=replace(packed().slots, in_turn=True))
+    backlog = backlog_of(*[pending(50) for _ in range(12)], slots=rules.slots)
+    assert [len(batch.texts) for batch in drain(backlog, IDLE, rules)] == [10, 2]
 
 
 def test_packed_batches_look_past_a_few_texts_that_do_not_fit():
