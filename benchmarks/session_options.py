@@ -26,7 +26,7 @@ from poolgraph.graphs.artifact import open_artifact
 from poolgraph.runtime.bench_machine import describe_machine, read_versions
 from poolgraph.runtime.bench_timing import Timing, measure
 from poolgraph.runtime.cpu import count_cores, read_cpu_info
-from poolgraph.runtime.loading import this_machine
+from poolgraph.runtime.loading import working_machine
 from poolgraph.runtime.session import open_session, run_graph
 
 RESULTS = Path(__file__).resolve().parent / "results" / "session_options.json"
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.run:
         print(json.dumps(run_setting(options.artifact, *options.run)))
         return
-    machine = this_machine(read_cpu_info())
+    machine = working_machine(read_cpu_info())
     names = [it.name for it in open_artifact(options.artifact).variants if machine.runs(it)]
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(options.rounds):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,6 +23,9 @@ from poolgraph.export.rotary import forget_lengths
 from poolgraph.poolers.head import Standardize
 from poolgraph.runtime.runner_uniform import attended_tokens
 from poolgraph.runtime.tokenizer import EncodedText
+from poolgraph.runtime.versions import installed_versions
+
+TOOLS = ("onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "tokenizers", "torch", "transformers")
 
 Rows = NDArray[np.float32]
 
@@ -64,8 +66,7 @@ def reference_name() -> str:
 
 def tool_versions() -> dict[str, str]:
     """Return the versions of the packages that made and checked the graphs."""
-    names = ("onnx-ir", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
-    return {name: importlib.metadata.version(name) for name in names}
+    return installed_versions(TOOLS)
 
 
 def compute_reference(plan: ExportPlan, encoded: Sequence[EncodedText]) -> ReferenceAnswers:

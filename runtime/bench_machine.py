@@ -6,15 +6,16 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.versions import installed_versions
 
 PACKAGES: Final = (
     "poolgraph",
     "onnxruntime",
+    "onnxruntime-gpu",
     "torch",
     "transformers",
     "sentence-transformers",
@@ -53,13 +54,7 @@ def describe_machine() -> dict[str, object]:
 
 def read_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of Python and of the packages; absent ones are left out."""
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    return {"python": platform.python_version()} | installed_versions(packages)
 
 
 def read_peak_rss_bytes() -> int:

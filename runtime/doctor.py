@@ -15,8 +15,10 @@ from poolgraph.runtime.cache import cache_dir
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
 from poolgraph.runtime.doctor_cuda import CudaReport, examine_cuda, format_cuda
 from poolgraph.runtime.provider_libraries import LIBRARIES, explain_failure, preload_libraries
+from poolgraph.runtime.provider_trial import FATAL, try_provider
 from poolgraph.runtime.providers import AUTOMATIC, CUDA_PROVIDER, INSTALL_CURES, PROVIDER_NAMES
 from poolgraph.runtime.threads import Parallelism, choose_parallelism
+from poolgraph.runtime.versions import read_version
 
 PACKAGES: Final = ("numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "pyarrow", "torch", "transformers")
 EXTRAS: Final = ("cpu", "gpu", "tensorrt", "files", "export")
@@ -27,19 +29,7 @@ USEFUL_CPU_FEATURES: Final = (
 """What ONNX Runtime's kernels make use of, on x86 and on Arm."""
 
 _MANY_BATCHES: Final = 1000
-_FATAL: Final = 4
 _WARNING: Final = 2
-
-IDENTITY_MODEL: Final = (
-    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01g'
-    b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
-    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x02\x10\x11"
-)
-"""A model of one node, y = Identity(x) with x of shape (1,) in float, IR version 8 and opset 17.
-
-Written by hand in protobuf's wire format, since the onnx package is not there at run time: each field is a byte
-``number << 3 | wire type`` and then a varint, or a length and that many bytes. A test reads it with onnx.
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +113,9 @@ def check_providers(import_onnxruntime: Callable[[], ModuleType]) -> tuple[Provi
     preload_libraries()
     absent = [name for name in PROVIDER_NAMES.values() if name not in listed]
     # A provider whose libraries are missing writes about it to stderr; the report says it once, in order.
-    onnxruntime.set_default_logger_severity(_FATAL)
+    onnxruntime.set_default_logger_severity(FATAL)
     try:
-        tried = [_try_provider(onnxruntime, name) for name in listed]
+        tried = [_check_provider(onnxruntime, name) for name in listed]
     finally:
         onnxruntime.set_default_logger_severity(_WARNING)
     return (*tried, *(_report_absent(name) for name in absent))
@@ -135,17 +125,14 @@ def _report_absent(name: str) -> ProviderCheck:
     return ProviderCheck(name=name, loads=False, reason=f"not in this onnxruntime; {INSTALL_CURES[name]}")
 
 
-def _try_provider(onnxruntime: ModuleType, name: str) -> ProviderCheck:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    try:
-        session = onnxruntime.InferenceSession(IDENTITY_MODEL, options, providers=[name], enable_fallback=False)
-        loads = name in session.get_providers()
-    except Exception as error:
-        reason = explain_failure(name, str(error)) if name in LIBRARIES else _first_line(error)
-        return ProviderCheck(name=name, loads=False, reason=reason)
-    reason = explain_failure(name) if not loads and name in LIBRARIES else ""
-    return ProviderCheck(name=name, loads=loads, reason=reason or ("" if loads else "it fell back to another provider"))
+def _check_provider(onnxruntime: ModuleType, name: str) -> ProviderCheck:
+    message = try_provider(onnxruntime, name)
+    if message is None:
+        return ProviderCheck(name=name, loads=True)
+    if name in LIBRARIES:
+        return ProviderCheck(name=name, loads=False, reason=explain_failure(name, message))
+    reason = _first_line(message) if message else "it fell back to another provider"
+    return ProviderCheck(name=name, loads=False, reason=reason)
 
 
 def choose_provider(providers: tuple[ProviderCheck, ...]) -> str | None:
@@ -162,14 +149,6 @@ def check_extra(name: str) -> ExtraCheck:
         return ExtraCheck(name=name, missing=("poolgraph itself is not installed as a package",))
     packages = [_parse_name(line) for line in requirements if re.search(rf'extra == "{name}"', line)]
     return ExtraCheck(name=name, missing=tuple(package for package in packages if read_version(package) is None))
-
-
-def read_version(package: str) -> str | None:
-    """Return the version of an installed package, None where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def format_doctor(report: DoctorReport) -> str:
@@ -229,5 +208,5 @@ def _parse_name(requirement: str) -> str:
     return match.group()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: object) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -30,7 +30,7 @@ ATTENTION_MODEL: Final = (
     b"B\x02\x10\x11B\x11\n\rcom.microsoft\x10\x01"
 )
 """A model of one MultiHeadAttention in fp16, as padded encoders have it: q, k, v (2, 128, 128), 2 heads, and the
-lengths l (2,) of the texts as its mask. In protobuf's wire format, like ``doctor.IDENTITY_MODEL``; a test reads it."""
+lengths l (2,) of the texts as its mask. In protobuf's wire format, as ``IDENTITY_MODEL`` is; a test reads it."""
 
 FAST_KERNEL: Final = "CUDNN_FLASH_ATTENTION"
 

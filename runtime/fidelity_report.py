@@ -29,7 +29,7 @@ from poolgraph.runtime.fidelity import (
 )
 from poolgraph.runtime.fidelity_corpus import Corpus, shipped_corpus
 from poolgraph.runtime.fidelity_kinds import Findings, Questions, Raw, choose_kind
-from poolgraph.runtime.loading import this_machine
+from poolgraph.runtime.loading import working_machine
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.providers import PORTABLE, Wish, choose_variant
 from poolgraph.runtime.tokenizer import EncodedText
@@ -123,7 +123,7 @@ def plan_fidelity(manifest: Manifest, *, with_original: bool = False) -> Fidelit
 def _runs_here(manifest: Manifest, variant: Variant) -> bool:
     wish = Wish(variant=variant.name)
     try:
-        choose_variant(manifest, wish, this_machine(read_cpu_info()))
+        choose_variant(manifest, wish, working_machine(read_cpu_info()))
     except ProviderError:
         return False
     return True

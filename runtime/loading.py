@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 
-from poolgraph.errors import InputError, ProviderError
+from poolgraph.errors import ArtifactError, InputError, ProviderError
 from poolgraph.graphs.artifact import is_artifact
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS
@@ -22,7 +22,7 @@ from poolgraph.runtime.model_paths import check_model_path, is_checkpoint_dir, i
 from poolgraph.runtime.native_library import available_operators
 from poolgraph.runtime.provider_options import BOUND_DEVICES, BOUND_THREADS, TENSORRT_FOLDER, ProviderSettings
 from poolgraph.runtime.providers import CPU_PROVIDER, TENSORRT_PROVIDER, Choice, Machine, Wish, choose_variant
-from poolgraph.runtime.session import SessionPool, available_providers
+from poolgraph.runtime.session import OTHER_CURES, SessionPool, available_providers, provider_loads
 
 
 def resolve_directory(path: str | Path) -> Path:
@@ -65,8 +65,14 @@ def check_name(name: str, value: object) -> None:
 
 
 def this_machine(cpu: CpuInfo) -> Machine:
-    """Return what this machine offers to a choice of variants."""
+    """Return what this machine offers to a choice of variants, with all providers that ONNX Runtime was built with."""
     return Machine(providers=available_providers(), cpu_features=cpu.features, operators=available_operators())
+
+
+def working_machine(cpu: CpuInfo) -> Machine:
+    """Return what this machine offers, with the providers that really load."""
+    machine = this_machine(cpu)
+    return replace(machine, providers=tuple(filter(provider_loads, machine.providers)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +105,12 @@ def open_sessions(
     machine = this_machine(cpu)
     failure: ProviderError | None = None
     while True:
-        choice = choose_variant(manifest, wish, machine)
+        try:
+            choice = choose_variant(manifest, wish, machine)
+        except (ProviderError, ArtifactError):
+            if failure is None:
+                raise
+            raise failure from None  # why the provider of what was asked for does not load
         settings = resolve_settings(directory, manifest, choice, wish, bucket_wish or BucketWish())
         sessions = SessionPool(directory=directory, variant=choice.variant, provider=choice.provider, settings=settings)
         try:
@@ -164,7 +175,7 @@ def _try_provider(sessions: SessionPool, threads: int) -> None:
 
 
 def _warn_of_fallback(choice: Choice, failure: ProviderError | None) -> None:
-    message = choice.warning or (str(failure) if failure else None)
+    message = str(failure).removesuffix(OTHER_CURES) if failure else choice.warning
     if message is not None:
         warnings.warn(f"{message}. Running on {choice.provider} instead.", UserWarning, stacklevel=4)
 

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -20,9 +21,12 @@ from poolgraph.runtime.capture_gate import GATE
 from poolgraph.runtime.native_library import library_path
 from poolgraph.runtime.provider_libraries import explain_failure, is_provider_failure, preload_libraries
 from poolgraph.runtime.provider_options import DEFAULT_SETTINGS, ProviderRow, ProviderSettings, build_providers
-from poolgraph.runtime.providers import CPU_PROVIDER, INSTALL_CURES
+from poolgraph.runtime.provider_trial import FATAL, try_provider
+from poolgraph.runtime.providers import CPU_PROVIDER
 
 ERROR_SEVERITY: Final = 3
+
+OTHER_CURES: Final = "; or choose another with provider=..., or pass fallback=True"
 
 _STRICT: Final = MappingProxyType({"enable_fallback": False})
 """ONNX Runtime would try other providers by itself, and write about it to standard output."""
@@ -76,6 +80,17 @@ def available_providers() -> tuple[str, ...]:
     return tuple(import_onnxruntime().get_available_providers())
 
 
+@cache
+def provider_loads(name: str) -> bool:
+    """Whether a session really runs on a provider; found out once a process."""
+    if name == CPU_PROVIDER:
+        return True
+    onnxruntime = import_onnxruntime()
+    preload_libraries()
+    onnxruntime.set_default_logger_severity(FATAL)
+    return try_provider(onnxruntime, name) is None
+
+
 @contextlib.contextmanager
 def mapped_errors(what: str) -> Iterator[None]:
     """Turn whatever ONNX Runtime raises inside the block into a SessionError that says ``what`` was being done."""
@@ -123,16 +138,19 @@ def open_session(
 
 def _open_on_device(build: Callable[[], Session], provider: str) -> Session:
     """Open a session on a provider that may fail to load, and say why it does."""
+    onnxruntime = import_onnxruntime()
     preload_libraries()
-    # It warns of every such session that no plugin has the provider, which is built in.
-    import_onnxruntime().set_default_logger_severity(ERROR_SEVERITY)
+    # It warns of every such session that no plugin has the provider, which is built in; what fails is raised below.
+    onnxruntime.set_default_logger_severity(FATAL)
     try:
         with GATE.shared():
             session = build()
     except Exception as error:
-        if not is_provider_failure(str(error)):
+        # Where the provider does not load, it may be the graph that is refused: the CPU lacks an operator of it.
+        said = str(error) if is_provider_failure(str(error)) else try_provider(onnxruntime, provider)
+        if said is None:
             raise
-        raise _did_not_load(provider, "", str(error)) from error
+        raise _did_not_load(provider, "", said) from error
     if provider not in session.get_providers():
         raise _did_not_load(provider, f", ONNX Runtime fell back to {session.get_providers()}", "")
     return session
@@ -140,8 +158,7 @@ def _open_on_device(build: Callable[[], Session], provider: str) -> Session:
 
 def _did_not_load(provider: str, instead: str, message: str) -> ProviderError:
     return ProviderError(
-        f"provider {provider} did not load{instead}: {explain_failure(provider, message)}. Install it with "
-        f"`{INSTALL_CURES[provider]}`, choose another with provider=..., or pass fallback=True"
+        f"provider {provider} did not load{instead}: {explain_failure(provider, message)}{OTHER_CURES}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -25,6 +25,7 @@ from poolgraph.runtime.pair_tokenizer import encode_pairs
 from poolgraph.runtime.providers import CPU_PROVIDER
 from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.runtime.versions import installed_versions
 
 OnRow: TypeAlias = Callable[[CheckRow], None]
 Answers: TypeAlias = Sequence[NDArray[np.float32]] | NDArray[np.float32]
@@ -122,12 +123,7 @@ def encode_probes(
 
 def build_report(reference: str, rows: Sequence[CheckRow]) -> Report:
     """Build a report with the versions and the processor at hand."""
-    versions = {"poolgraph": __version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    versions = {"poolgraph": __version__} | installed_versions(PACKAGES)
     return Report(reference=reference, rows=tuple(rows), versions=versions, cpu=read_cpu_info().model)
 
 

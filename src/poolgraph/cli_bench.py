@@ -51,12 +51,12 @@ def run_command(args: argparse.Namespace) -> int:
     from poolgraph.runtime.bench_engines import EngineRequest, choose_variants
     from poolgraph.runtime.bench_tasks import choose_task
     from poolgraph.runtime.cpu import read_cpu_info
-    from poolgraph.runtime.loading import this_machine
+    from poolgraph.runtime.loading import working_machine
 
     _check_options(args)
     manifest = open_artifact(args.artifact)
     cpu = read_cpu_info()
-    variants = choose_variants(manifest, args.precision, this_machine(cpu))
+    variants = choose_variants(manifest, args.precision, working_machine(cpu))
     request = EngineRequest(directory=args.artifact, task=choose_task(manifest, args.task), threads=args.threads)
     if args.tune:
         return _tune(args, manifest, request, variants, cpu)

@@ -21,10 +21,10 @@ from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.inspect import describe
 from poolgraph.runtime.providers import CUDA_PROVIDER, Machine, Wish, check_verified, choose_variant
-from poolgraph.runtime.session import available_providers
+from poolgraph.runtime.session import provider_loads
 from poolgraph.runtime.verify import verify_artifact
 
-pytestmark = pytest.mark.skipif(CUDA_PROVIDER in available_providers(), reason="these exports are of a machine without")
+pytestmark = pytest.mark.skipif(provider_loads(CUDA_PROVIDER), reason="these exports are of a machine without")
 
 CALIBRATION = ["one text", "another text about a quick brown fox", "a third one"]
 
@@ -97,7 +97,7 @@ def test_without_cuda_the_float32_runs_and_the_others_do_not_load(name: str, req
     artifact = request.getfixturevalue(name)
     with PoolingModel.load(artifact) as model:
         assert model.variant.precision == "fp32"
-    with pytest.raises(ProviderError, match=r"cuda_fp16 .*CUDAExecutionProvider.* does not run on this machine"):
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider"):
         PoolingModel.load(artifact, variant="cuda_fp16")
 
 

@@ -16,7 +16,6 @@ import pytest
 from poolgraph.runtime import doctor
 from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.doctor import (
-    IDENTITY_MODEL,
     ExtraCheck,
     check_extra,
     check_providers,
@@ -25,6 +24,7 @@ from poolgraph.runtime.doctor import (
     format_doctor,
 )
 from poolgraph.runtime.doctor_cuda import CudaReport
+from poolgraph.runtime.provider_trial import IDENTITY_MODEL
 
 
 def fake_onnxruntime(listed, *, loading=(), failing=()):

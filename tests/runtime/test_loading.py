@@ -9,6 +9,7 @@ from poolgraph.graphs.manifest import parse_manifest
 from poolgraph.runtime import loading
 from poolgraph.runtime import session as session_module
 from poolgraph.runtime.cpu import CpuInfo
+from poolgraph.runtime.fidelity_report import plan_fidelity
 from poolgraph.runtime.providers import Wish
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -43,8 +44,21 @@ def test_it_is_an_error_when_it_was_asked_for(artifact, with_cuda, cuda_listed):
         loading.open_sessions(artifact, with_cuda, Wish(provider="cuda"), CPU_INFO)
 
 
+@pytest.mark.parametrize("wish", [Wish(variant="cuda_fp16"), Wish(precision="fp16")])
+def test_why_it_does_not_load_is_said_where_only_it_has_what_was_asked_for(artifact, with_cuda, cuda_listed, wish):
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider did not load"):
+        loading.open_sessions(artifact, with_cuda, wish, CPU_INFO)
+
+
+def test_a_provider_that_does_not_load_is_not_one_to_compare_precisions_on(with_cuda, cuda_listed, monkeypatch):
+    monkeypatch.setattr(loading, "provider_loads", session_module.provider_loads.__wrapped__)
+    assert loading.this_machine(CPU_INFO).providers == (CUDA, CPU)
+    assert loading.working_machine(CPU_INFO).providers == (CPU,)
+    assert plan_fidelity(with_cuda).variants == ()
+
+
 def test_it_is_a_warning_with_fallback(artifact, with_cuda, cuda_listed):
-    with pytest.warns(UserWarning, match="Running on CPUExecutionProvider instead"):
+    with pytest.warns(UserWarning, match=r"did not load.*(?<!fallback=True)\. Running on CPUExecutionProvider"):
         sessions = loading.open_sessions(artifact, with_cuda, Wish(provider="cuda", fallback=True), CPU_INFO)
     assert sessions.variant.name == "cpu_fp32"
 
