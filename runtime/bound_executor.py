@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
@@ -320,7 +321,9 @@ class BoundExecutor:
 
     def _dispose(self, slot: BoundSlot) -> None:
         if slot.captured:
-            self._submit(slot.release_graph).result()
+            # Of a closed model it goes with the session; what a sick device says, the error that led here says better.
+            with contextlib.suppress(Exception):
+                self._submit(slot.release_graph).result()
 
     def _warm_bucket(self, pool: SlotPool, bucket: Bucket) -> float:
         """Make a bucket's slots and run them; return the seconds of a run that is warm."""
