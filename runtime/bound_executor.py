@@ -21,7 +21,16 @@ from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS, output_width
 from poolgraph.runtime.bound_slot import BoundSlot
 from poolgraph.runtime.bucket_assignment import assign_texts
-from poolgraph.runtime.buckets import RUN_COST_TOKENS, Bucket, BucketBatch, Padding, PaddingCounter, halve_bucket
+from poolgraph.runtime.buckets import (
+    RUN_COST_TOKENS,
+    Bucket,
+    BucketBatch,
+    Padding,
+    PaddingCounter,
+    halve_bucket,
+    lone_bucket,
+    trim_bucket,
+)
 from poolgraph.runtime.executor import BatchAnswer, Progress, Slots, check_finite, serialize_progress
 from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.run_cost import fit_run_cost
@@ -209,7 +218,7 @@ class BoundExecutor:
         report = serialize_progress(on_progress)
         lengths = [text.num_tokens for text in encoded]
         run_cost = self._run_costs.get(family, RUN_COST_TOKENS)
-        queue = deque(assign_texts(lengths, self._usable, run_cost=run_cost))
+        queue = deque(assign_texts(lengths, self._usable, run_cost=run_cost, lone=self._lone_bucket))
         flights: deque[_Flight] = deque()
         try:
             while queue or flights:
@@ -222,6 +231,11 @@ class BoundExecutor:
                     self._land(pool, flights.popleft(), queue, collect, report)
         finally:
             self._abandon(pool, flights)
+
+    def _lone_bucket(self, length: int) -> Bucket:
+        """Return the bucket of a text that no usable one is long enough for; there may be none at all."""
+        bucket = lone_bucket(length, self.buckets[0].layout)
+        return bucket if self.max_model_len is None else trim_bucket(bucket, max(length, self.max_model_len))
 
     def _take_off(
         self, pool: SlotPool, queue: deque[BucketBatch], encoded: Sequence[EncodedText], *, wait: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -19,7 +20,11 @@ _NEVER: Final = 1 << 60
 
 
 def assign_texts(
-    lengths: Sequence[int], buckets: Sequence[Bucket], *, run_cost: int = RUN_COST_TOKENS
+    lengths: Sequence[int],
+    buckets: Sequence[Bucket],
+    *,
+    run_cost: int = RUN_COST_TOKENS,
+    lone: Callable[[int], Bucket] | None = None,
 ) -> tuple[BucketBatch, ...]:
     """Put texts into buckets, longest first, at the least cost (``count_cost``).
 
@@ -30,8 +35,9 @@ def assign_texts(
 
     Args:
         lengths: Tokens of each text.
-        buckets: All of one layout; a text longer than all of them gets a bucket of its own (``lone_bucket``).
+        buckets: All of one layout; a text longer than all of them gets a bucket of its own.
         run_cost: What a run costs beside its tokens.
+        lone: Makes that bucket for texts of up to a length; None takes ``lone_bucket`` of the layout of the others.
 
     Returns:
         The batches, those of the longest texts first.
@@ -41,7 +47,10 @@ def assign_texts(
     numbers = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-numbers, kind="stable")
     full = _find_full(int(numbers.sum()), len(lengths), max(lengths), buckets)
-    cuts = [(full, len(lengths))] if full else _cut(_Choices(numbers[order], tuple(buckets), run_cost))
+    if full is not None:
+        cuts = [(full, len(lengths))]
+    else:
+        cuts = _cut(_Choices(numbers[order], _with_lone_buckets(numbers, buckets, lone), run_cost))
     batches = []
     start = 0
     for bucket, stop in cuts:
@@ -70,7 +79,7 @@ class _Choices:
     """
 
     def __init__(self, ordered: NDArray[np.int64], buckets: tuple[Bucket, ...], run_cost: int) -> None:
-        self.buckets = _with_lone_buckets(ordered, buckets)
+        self.buckets = buckets
         self.bounds = np.concatenate([[0], np.cumsum(ordered)])
         longest = np.array([-bucket.max_length for bucket in self.buckets], dtype=np.int64)
         self.begins: list[int] = np.searchsorted(-ordered, longest).tolist()
@@ -158,12 +167,15 @@ def _cheapest_tail(choices: _Choices, start: int) -> _Cuts:
     return cuts
 
 
-def _with_lone_buckets(ordered: NDArray[np.int64], buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
+def _with_lone_buckets(
+    lengths: NDArray[np.int64], buckets: Sequence[Bucket], lone: Callable[[int], Bucket] | None
+) -> tuple[Bucket, ...]:
     """Add what texts beyond the longest bucket need: one more shape for each of their rounded lengths."""
     longest = max((bucket.max_length for bucket in buckets), default=0)
     layout = buckets[0].layout if buckets else "padded"
-    beyond = {round_length(int(length)) for length in ordered[ordered > longest]}
-    return (*buckets, *(lone_bucket(length, layout) for length in sorted(beyond)))
+    make = partial(lone_bucket, layout=layout) if lone is None else lone
+    beyond = {round_length(length): length for length in sorted(lengths[lengths > longest].tolist())}
+    return (*buckets, *map(make, beyond.values()))
 
 
 def _take_padded(bounds: NDArray[np.int64], bucket: Bucket, places: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from poolgraph.errors import SessionError
 from poolgraph.runtime import bound_executor, bound_slot
 from poolgraph.runtime.bound_slot import NO_GRAPH, BoundSlot
 from poolgraph.runtime.bucket_planner import BucketBudget, plan_buckets
-from poolgraph.runtime.buckets import Bucket
+from poolgraph.runtime.buckets import Bucket, packed_bucket
 
 LAYOUTS = ("padded", "packed")
 
@@ -261,3 +261,17 @@ def test_batches_are_cut_by_what_warming_up_measured(make_executor, monkeypatch,
     assert min(measured[0].values()) > 0
     executor.run_sequence(random_texts([32] + [8] * 9))
     assert executor.padding.runs == runs
+
+
+def test_what_fills_up_a_text_beyond_all_buckets_is_no_longer_than_the_models_texts(make_executor, monkeypatch):
+    """The bucket of 248 tokens that the text of 241 needs takes the text of 3 too, at less than the planned one."""
+    made = []
+    make = BoundSlot.__post_init__
+    monkeypatch.setattr(BoundSlot, "__post_init__", lambda slot: made.append(slot.bucket) or make(slot))
+    buckets = (packed_bucket(4096, 32, 16),)
+    executor = make_executor("packed", ("CPUExecutionProvider", "cpu"), buckets, max_model_len=242)
+    texts = random_texts([241, 3])
+    np.testing.assert_allclose(executor.run_sequence(texts), np.stack([reference(text) for text in texts]), atol=1e-5)
+    assert executor.padding.padded_tokens < 300
+    assert [bucket.max_length for bucket in made] == [242]
+    assert_answers(executor, random_texts([243, 300]))

@@ -46,6 +46,14 @@ def test_a_warm_up_without_memory_leaves_the_bucket_out(make_executor, monkeypat
     assert executor.padding.runs == 5
 
 
+def test_without_any_bucket_texts_have_their_own(make_executor, monkeypatch):
+    executor = make_executor("packed", ("CPUExecutionProvider", "cpu"))
+    fail_on(monkeypatch, lambda bucket: bucket in BUCKETS["packed"])
+    with pytest.warns(UserWarning, match="no memory is left for the bucket"):
+        executor.warm_up("sequence")
+    assert_answers(executor, random_texts([3, 30, 5, 5]))
+
+
 def test_no_memory_for_a_single_text_is_an_error_with_a_cure(make_executor, monkeypatch):
     executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
     fail_on(monkeypatch, lambda bucket: True)
