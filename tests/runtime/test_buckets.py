@@ -273,6 +273,12 @@ def test_edges_pad_least(rows, spare):
     assert padding(chosen) == min(map(padding, sets))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_graphs_than_there_are_lengths(layout):
+    plans = [plan_buckets(BucketBudget(max_model_len=40, max_graphs=most), layout) for most in (99, 10**15)]
+    assert plans[0] == plans[1]
+
+
 def test_a_plan_follows_the_texts():
     budget = BucketBudget(max_model_len=512, max_graphs=4, max_batch_tokens=4096)
     histogram = count_lengths([24] * 900 + [200] * 90 + [512] * 10, 512)
