@@ -54,8 +54,9 @@ _NO_MEMORY: Final = (
     "is smaller than requested bytes",
     "status_alloc_failed",
     "can't allocate memory",
+    "unable to allocate",
 )
-"""What ONNX Runtime, CUDA and its libraries say when an allocation fails, in lower case."""
+"""What ONNX Runtime, CUDA, its libraries and numpy say when an allocation fails, in lower case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

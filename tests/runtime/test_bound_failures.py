@@ -11,6 +11,7 @@ from bound_executors import BUCKETS, assert_answers, fail_on
 from bound_graphs import SIZE, random_texts, reference
 
 from poolgraph.errors import SessionError
+from poolgraph.runtime import bound_slot
 from poolgraph.runtime.bound_executor import is_out_of_memory
 from poolgraph.runtime.bound_slot import BoundSlot
 from poolgraph.runtime.buckets import Bucket
@@ -52,6 +53,24 @@ def test_without_any_bucket_texts_have_their_own(make_executor, monkeypatch):
     with pytest.warns(UserWarning, match="no memory is left for the bucket"):
         executor.warm_up("sequence")
     assert_answers(executor, random_texts([3, 30, 5, 5]))
+
+
+def test_no_memory_of_the_processors_for_a_bucket(make_executor, monkeypatch):
+    large = BUCKETS["padded"][0]
+    build = bound_slot.build_arrays
+
+    def refuse(graph, bucket):
+        if bucket == large:
+            np.zeros((2**56,), dtype=np.int64)
+        return build(graph, bucket)
+
+    monkeypatch.setattr(bound_slot, "build_arrays", refuse)
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    with pytest.warns(
+        UserWarning, match=r"no memory is left for the bucket 4x32 \(making buffers .*Unable to allocate"
+    ):
+        executor.warm_up("sequence")
+    assert_answers(executor, random_texts([32] * 5))
 
 
 def test_no_memory_for_a_single_text_is_an_error_with_a_cure(make_executor, monkeypatch):

@@ -176,6 +176,8 @@ def test_sizes_of_buckets():
     ("sizes", "message"),
     [
         ({"max_length": 0, "batch_size": 1}, "at least 1"),
+        ({"max_length": 8, "batch_size": 2**28}, "2147483647 tokens at most"),
+        ({"max_length": 8, "batch_size": 2**80, "num_tokens": 2**80}, "2147483647 tokens at most"),
         ({"max_length": 8, "batch_size": 1, "num_tokens": 4}, "no place for a text"),
         ({"max_length": 8, "batch_size": 3, "num_tokens": 24}, "needs at least 4 slots"),
     ],
