@@ -102,6 +102,11 @@ class _Choices:
         """Return where batches end that begin at each place from ``start`` on."""
         return _TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], np.arange(start, self.num_texts))
 
+    def least_runs(self, index: int) -> int:
+        """Return how many runs of a bucket all texts need at least, by its tokens and by its places for texts."""
+        bucket = self.buckets[index]
+        return max(-(-self.tokens(0, self.num_texts) // bucket.size), -(-self.num_texts // bucket.batch_size))
+
     def tokens(self, start: int, stop: int) -> int:
         """Return the tokens of the texts in between."""
         return int(self.bounds[stop] - self.bounds[start])
@@ -121,7 +126,7 @@ def _cut(choices: _Choices) -> list[tuple[Bucket, int]]:
     best = [*front, *_cheapest_tail(choices, place)]
     cost = sum(choices.costs[index] for index, _ in best)
     for index in choices.fitting(0) if front else ():
-        runs = -(-choices.tokens(0, choices.num_texts) // choices.buckets[index].size)
+        runs = choices.least_runs(index)
         if runs * choices.costs[index] < cost:  # at least so many; else its cuts need not be looked at
             single = _single_cuts(choices, index)
             if len(single) * choices.costs[index] < cost:
