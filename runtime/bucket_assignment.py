@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -50,7 +52,7 @@ def assign_texts(
     if full is not None:
         cuts = [(full, len(lengths))]
     else:
-        cuts = _cut(_Choices(numbers[order], _with_lone_buckets(numbers, buckets, lone), run_cost))
+        cuts = _cut(_Choices(numbers[order], buckets, _lone_buckets(numbers, buckets, lone), run_cost))
     batches = []
     start = 0
     for bucket, stop in cuts:
@@ -78,8 +80,11 @@ class _Choices:
         costs: Per bucket, what a run of it costs: its tokens, and the same for all.
     """
 
-    def __init__(self, ordered: NDArray[np.int64], buckets: tuple[Bucket, ...], run_cost: int) -> None:
-        self.buckets = buckets
+    def __init__(
+        self, ordered: NDArray[np.int64], given: Sequence[Bucket], lone: Sequence[Bucket], run_cost: int
+    ) -> None:
+        self.buckets = (*given, *lone)
+        self._num_given = len(given)
         self.bounds = np.concatenate([[0], np.cumsum(ordered)])
         longest = np.array([-bucket.max_length for bucket in self.buckets], dtype=np.int64)
         self.begins: list[int] = np.searchsorted(-ordered, longest).tolist()
@@ -93,6 +98,12 @@ class _Choices:
     def fitting(self, place: int) -> list[int]:
         """Return which buckets can begin at a place."""
         return [index for index, begin in enumerate(self.begins) if begin <= place]
+
+    def near(self, place: int) -> list[int]:
+        """Return the same without what a longer text needs for itself: there may be one for each text."""
+        given = [index for index in range(self._num_given) if self.begins[index] <= place]
+        lone = bisect_left(self.begins, -place, self._num_given, key=operator.neg)
+        return [*given, lone] if lone < len(self.buckets) else given
 
     def stop(self, index: int, place: int) -> int:
         """Return where a batch of a bucket that begins at ``place`` ends."""
@@ -136,7 +147,7 @@ def _cut(choices: _Choices) -> list[tuple[Bucket, int]]:
 
 def _cheapest_next(choices: _Choices, place: int) -> tuple[int, int]:
     """Return the bucket that costs least by token of the texts that it takes, and where its batch ends."""
-    ends = [(index, choices.stop(index, place)) for index in choices.fitting(place)]
+    ends = [(index, choices.stop(index, place)) for index in choices.near(place)]
     return min(ends, key=lambda it: choices.costs[it[0]] / max(1, choices.tokens(place, it[1])))
 
 
@@ -172,15 +183,15 @@ def _cheapest_tail(choices: _Choices, start: int) -> _Cuts:
     return cuts
 
 
-def _with_lone_buckets(
+def _lone_buckets(
     lengths: NDArray[np.int64], buckets: Sequence[Bucket], lone: Callable[[int], Bucket] | None
-) -> tuple[Bucket, ...]:
-    """Add what texts beyond the longest bucket need: one more shape for each of their rounded lengths."""
+) -> list[Bucket]:
+    """Return what texts beyond the longest bucket need: one more shape for each of their rounded lengths, rising."""
     longest = max((bucket.max_length for bucket in buckets), default=0)
     layout = buckets[0].layout if buckets else "padded"
     make = partial(lone_bucket, layout=layout) if lone is None else lone
     beyond = {round_length(length): length for length in sorted(lengths[lengths > longest].tolist())}
-    return (*buckets, *map(make, beyond.values()))
+    return list(map(make, beyond.values()))
 
 
 def _take_padded(bounds: NDArray[np.int64], bucket: Bucket, places: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -161,6 +161,18 @@ def test_many_texts_are_cut_like_few():
         assert own.padded_tokens < alone.padded_tokens
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_many_texts_beyond_all_buckets_are_not_weighed_against_each_others(layout, monkeypatch):
+    stop, asked = bucket_assignment._Choices.stop, []
+    monkeypatch.setattr(
+        bucket_assignment._Choices, "stop", lambda it, index, place: asked.append(index) or stop(it, index, place)
+    )
+    lengths = np.random.default_rng(0).integers(9, 30000, 3000).tolist()
+    batches = assign_texts(lengths, [lone_bucket(8, layout)])
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(3000))
+    assert len(asked) < 4 * 3000
+
+
 # --- shapes
 
 
