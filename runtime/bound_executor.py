@@ -28,6 +28,7 @@ from poolgraph.runtime.buckets import (
     Padding,
     PaddingCounter,
     halve_bucket,
+    leave_out,
     lone_bucket,
     trim_bucket,
 )
@@ -304,7 +305,7 @@ class BoundExecutor:
         """Use a bucket no more: the next batch of it would fail too."""
         with self._lock:
             is_news = bucket in self._usable
-            self._usable = tuple(usable for usable in self._usable if usable != bucket)
+            self._usable = leave_out(self._usable, bucket)
         if is_news:
             warnings.warn(
                 f"no memory is left for the bucket {bucket} ({error}). Smaller ones are used instead.",

@@ -183,3 +183,12 @@ def halve_bucket(bucket: Bucket, longest: int) -> Bucket:
     if bucket.num_tokens is None:
         return Bucket(max_length=length, batch_size=num_texts)
     return packed_bucket(max(length, -(-bucket.num_tokens // 2)), length, num_texts)
+
+
+def leave_out(buckets: Sequence[Bucket], bucket: Bucket) -> tuple[Bucket, ...]:
+    """Return buckets without one that no memory was left for; half of it in the place of the last, if there is one."""
+    others = tuple(other for other in buckets if other != bucket)
+    if others or not buckets:
+        return others
+    half = halve_bucket(bucket, bucket.max_length)
+    return (half,) if half.size < bucket.size else ()

@@ -55,6 +55,18 @@ def test_without_any_bucket_texts_have_their_own(make_executor, monkeypatch):
     assert_answers(executor, random_texts([3, 30, 5, 5]))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_the_place_of_the_only_bucket_is_one_of_half_its_size(make_executor, monkeypatch, layout):
+    only = BUCKETS[layout][0]
+    executor = make_executor(layout, ("CPUExecutionProvider", "cpu"), (only,))
+    fail_on(monkeypatch, lambda bucket: bucket == only)
+    with pytest.warns(UserWarning, match="Smaller ones are used instead"):
+        executor.warm_up("sequence")
+    executor.run_sequence(random_texts([32] * 8))
+    assert executor.padding.runs == 4
+    assert_answers(executor, random_texts([3, 30, 5, 5]))
+
+
 def test_no_memory_of_the_processors_for_a_bucket(make_executor, monkeypatch):
     large = BUCKETS["padded"][0]
     build = bound_slot.build_arrays

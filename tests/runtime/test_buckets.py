@@ -29,6 +29,7 @@ from poolgraph.runtime.buckets import (
     count_cost,
     count_padding,
     halve_bucket,
+    leave_out,
     lone_bucket,
     packed_bucket,
     round_length,
@@ -211,6 +212,13 @@ def test_halves_are_smaller_and_hold_the_longest_text(length, more, texts, is_pa
     while halve_bucket(seen[-1], 1).size < seen[-1].size:
         seen.append(halve_bucket(seen[-1], 1))
     assert seen[-1].size <= 8
+
+
+def test_buckets_without_one():
+    large, small, single = (Bucket(max_length=8, batch_size=size) for size in (4, 2, 1))
+    assert leave_out((large, small), large) == (small,)
+    assert leave_out((large,), large) == (small,)
+    assert leave_out((single,), single) == leave_out((), single) == ()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
