@@ -119,7 +119,8 @@ class BoundSlot:
     def release_graph(self) -> None:
         """Let go of the CUDA graph; call it on the thread that runs the session."""
         if self.captured:
-            self.session.release_captured_graph(self.graph_id)
+            with GATE.shared():
+                self.session.release_captured_graph(self.graph_id)
             self.captured = False
 
     def _gate(self) -> AbstractContextManager[None]:
