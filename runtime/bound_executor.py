@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
@@ -20,7 +21,17 @@ from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS, output_width
 from poolgraph.runtime.bound_slot import BoundSlot
 from poolgraph.runtime.bucket_assignment import assign_texts
-from poolgraph.runtime.buckets import RUN_COST_TOKENS, Bucket, BucketBatch, Padding, PaddingCounter, halve_bucket
+from poolgraph.runtime.buckets import (
+    RUN_COST_TOKENS,
+    Bucket,
+    BucketBatch,
+    Padding,
+    PaddingCounter,
+    halve_bucket,
+    leave_out,
+    lone_bucket,
+    trim_bucket,
+)
 from poolgraph.runtime.executor import BatchAnswer, Progress, Slots, check_finite, serialize_progress
 from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.run_cost import fit_run_cost
@@ -44,8 +55,9 @@ _NO_MEMORY: Final = (
     "is smaller than requested bytes",
     "status_alloc_failed",
     "can't allocate memory",
+    "unable to allocate",
 )
-"""What ONNX Runtime, CUDA and its libraries say when an allocation fails, in lower case."""
+"""What ONNX Runtime, CUDA, its libraries and numpy say when an allocation fails, in lower case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +220,7 @@ class BoundExecutor:
         report = serialize_progress(on_progress)
         lengths = [text.num_tokens for text in encoded]
         run_cost = self._run_costs.get(family, RUN_COST_TOKENS)
-        queue = deque(assign_texts(lengths, self._usable, run_cost=run_cost))
+        queue = deque(assign_texts(lengths, self._usable, run_cost=run_cost, lone=self._lone_bucket))
         flights: deque[_Flight] = deque()
         try:
             while queue or flights:
@@ -221,6 +233,11 @@ class BoundExecutor:
                     self._land(pool, flights.popleft(), queue, collect, report)
         finally:
             self._abandon(pool, flights)
+
+    def _lone_bucket(self, length: int) -> Bucket:
+        """Return the bucket of a text that no usable one is long enough for; there may be none at all."""
+        bucket = lone_bucket(length, self.buckets[0].layout)
+        return bucket if self.max_model_len is None else trim_bucket(bucket, max(length, self.max_model_len))
 
     def _take_off(
         self, pool: SlotPool, queue: deque[BucketBatch], encoded: Sequence[EncodedText], *, wait: bool
@@ -288,7 +305,7 @@ class BoundExecutor:
         """Use a bucket no more: the next batch of it would fail too."""
         with self._lock:
             is_news = bucket in self._usable
-            self._usable = tuple(usable for usable in self._usable if usable != bucket)
+            self._usable = leave_out(self._usable, bucket)
         if is_news:
             warnings.warn(
                 f"no memory is left for the bucket {bucket} ({error}). Smaller ones are used instead.",
@@ -320,7 +337,9 @@ class BoundExecutor:
 
     def _dispose(self, slot: BoundSlot) -> None:
         if slot.captured:
-            self._submit(slot.release_graph).result()
+            # Of a closed model it goes with the session; what a sick device says, the error that led here says better.
+            with contextlib.suppress(Exception):
+                self._submit(slot.release_graph).result()
 
     def _warm_bucket(self, pool: SlotPool, bucket: Bucket) -> float:
         """Make a bucket's slots and run them; return the seconds of a run that is warm."""

@@ -60,11 +60,13 @@ class BoundSlot:
 
     def __post_init__(self) -> None:
         onnxruntime = import_onnxruntime()
-        self._arrays = build_arrays(self.graph, self.bucket)
-        BOUND_LAYOUTS[self.bucket.layout].fill(self._arrays, self.bucket, [self._longest_text()], self.pad_token_id)
         shape = output_shape(self.graph, self.family, self.bucket)
         build = onnxruntime.OrtValue.ortvalue_from_shape_and_type
-        with mapped_errors(f"making buffers for {self.bucket} of {self.graph.file}"), GATE.shared():
+        what = f"making buffers for {self.bucket} of {self.graph.file}"
+        with mapped_errors(what):
+            self._arrays = build_arrays(self.graph, self.bucket)
+            BOUND_LAYOUTS[self.bucket.layout].fill(self._arrays, self.bucket, [self._longest_text()], self.pad_token_id)
+        with mapped_errors(what), GATE.shared():
             self._inputs = {
                 name: build(array.shape, array.dtype.type, "cpu" if name in CPU_INPUTS else self.device, 0)
                 for name, array in self._arrays.items()
@@ -117,7 +119,8 @@ class BoundSlot:
     def release_graph(self) -> None:
         """Let go of the CUDA graph; call it on the thread that runs the session."""
         if self.captured:
-            self.session.release_captured_graph(self.graph_id)
+            with GATE.shared():
+                self.session.release_captured_graph(self.graph_id)
             self.captured = False
 
     def _gate(self) -> AbstractContextManager[None]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -19,7 +22,11 @@ _NEVER: Final = 1 << 60
 
 
 def assign_texts(
-    lengths: Sequence[int], buckets: Sequence[Bucket], *, run_cost: int = RUN_COST_TOKENS
+    lengths: Sequence[int],
+    buckets: Sequence[Bucket],
+    *,
+    run_cost: int = RUN_COST_TOKENS,
+    lone: Callable[[int], Bucket] | None = None,
 ) -> tuple[BucketBatch, ...]:
     """Put texts into buckets, longest first, at the least cost (``count_cost``).
 
@@ -30,8 +37,9 @@ def assign_texts(
 
     Args:
         lengths: Tokens of each text.
-        buckets: All of one layout; a text longer than all of them gets a bucket of its own (``lone_bucket``).
+        buckets: All of one layout; a text longer than all of them gets a bucket of its own.
         run_cost: What a run costs beside its tokens.
+        lone: Makes that bucket for texts of up to a length; None takes ``lone_bucket`` of the layout of the others.
 
     Returns:
         The batches, those of the longest texts first.
@@ -41,7 +49,10 @@ def assign_texts(
     numbers = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-numbers, kind="stable")
     full = _find_full(int(numbers.sum()), len(lengths), max(lengths), buckets)
-    cuts = [(full, len(lengths))] if full else _cut(_Choices(numbers[order], tuple(buckets), run_cost))
+    if full is not None:
+        cuts = [(full, len(lengths))]
+    else:
+        cuts = _cut(_Choices(numbers[order], buckets, _lone_buckets(numbers, buckets, lone), run_cost))
     batches = []
     start = 0
     for bucket, stop in cuts:
@@ -69,8 +80,11 @@ class _Choices:
         costs: Per bucket, what a run of it costs: its tokens, and the same for all.
     """
 
-    def __init__(self, ordered: NDArray[np.int64], buckets: tuple[Bucket, ...], run_cost: int) -> None:
-        self.buckets = _with_lone_buckets(ordered, buckets)
+    def __init__(
+        self, ordered: NDArray[np.int64], given: Sequence[Bucket], lone: Sequence[Bucket], run_cost: int
+    ) -> None:
+        self.buckets = (*given, *lone)
+        self._num_given = len(given)
         self.bounds = np.concatenate([[0], np.cumsum(ordered)])
         longest = np.array([-bucket.max_length for bucket in self.buckets], dtype=np.int64)
         self.begins: list[int] = np.searchsorted(-ordered, longest).tolist()
@@ -85,6 +99,12 @@ class _Choices:
         """Return which buckets can begin at a place."""
         return [index for index, begin in enumerate(self.begins) if begin <= place]
 
+    def near(self, place: int) -> list[int]:
+        """Return the same without what a longer text needs for itself: there may be one for each text."""
+        given = [index for index in range(self._num_given) if self.begins[index] <= place]
+        lone = bisect_left(self.begins, -place, self._num_given, key=operator.neg)
+        return [*given, lone] if lone < len(self.buckets) else given
+
     def stop(self, index: int, place: int) -> int:
         """Return where a batch of a bucket that begins at ``place`` ends."""
         return int(_TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], np.array([place]))[0])
@@ -92,6 +112,11 @@ class _Choices:
     def stops(self, index: int, start: int) -> NDArray[np.int64]:
         """Return where batches end that begin at each place from ``start`` on."""
         return _TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], np.arange(start, self.num_texts))
+
+    def least_runs(self, index: int) -> int:
+        """Return how many runs of a bucket all texts need at least, by its tokens and by its places for texts."""
+        bucket = self.buckets[index]
+        return max(-(-self.tokens(0, self.num_texts) // bucket.size), -(-self.num_texts // bucket.batch_size))
 
     def tokens(self, start: int, stop: int) -> int:
         """Return the tokens of the texts in between."""
@@ -112,7 +137,7 @@ def _cut(choices: _Choices) -> list[tuple[Bucket, int]]:
     best = [*front, *_cheapest_tail(choices, place)]
     cost = sum(choices.costs[index] for index, _ in best)
     for index in choices.fitting(0) if front else ():
-        runs = -(-choices.tokens(0, choices.num_texts) // choices.buckets[index].size)
+        runs = choices.least_runs(index)
         if runs * choices.costs[index] < cost:  # at least so many; else its cuts need not be looked at
             single = _single_cuts(choices, index)
             if len(single) * choices.costs[index] < cost:
@@ -122,7 +147,7 @@ def _cut(choices: _Choices) -> list[tuple[Bucket, int]]:
 
 def _cheapest_next(choices: _Choices, place: int) -> tuple[int, int]:
     """Return the bucket that costs least by token of the texts that it takes, and where its batch ends."""
-    ends = [(index, choices.stop(index, place)) for index in choices.fitting(place)]
+    ends = [(index, choices.stop(index, place)) for index in choices.near(place)]
     return min(ends, key=lambda it: choices.costs[it[0]] / max(1, choices.tokens(place, it[1])))
 
 
@@ -158,12 +183,15 @@ def _cheapest_tail(choices: _Choices, start: int) -> _Cuts:
     return cuts
 
 
-def _with_lone_buckets(ordered: NDArray[np.int64], buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
-    """Add what texts beyond the longest bucket need: one more shape for each of their rounded lengths."""
+def _lone_buckets(
+    lengths: NDArray[np.int64], buckets: Sequence[Bucket], lone: Callable[[int], Bucket] | None
+) -> list[Bucket]:
+    """Return what texts beyond the longest bucket need: one more shape for each of their rounded lengths, rising."""
     longest = max((bucket.max_length for bucket in buckets), default=0)
     layout = buckets[0].layout if buckets else "padded"
-    beyond = {round_length(int(length)) for length in ordered[ordered > longest]}
-    return (*buckets, *(lone_bucket(length, layout) for length in sorted(beyond)))
+    make = partial(lone_bucket, layout=layout) if lone is None else lone
+    beyond = {round_length(length): length for length in sorted(lengths[lengths > longest].tolist())}
+    return list(map(make, beyond.values()))
 
 
 def _take_padded(bounds: NDArray[np.int64], bucket: Bucket, places: NDArray[np.int64]) -> NDArray[np.int64]:

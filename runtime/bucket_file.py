@@ -88,12 +88,12 @@ def load_buckets(
         budget: What planned buckets may cost.
 
     Raises:
-        InputError: a file that cannot be used, or no bucket of this layout in what was given.
+        InputError: a file that cannot be used, no buckets, or none of this layout among them.
     """
     if given is None:
         stored = _read_stored(directory / BUCKETS_FILE, layout)
         return _trim(stored, budget) if stored else plan_buckets(budget, layout)
-    buckets = read_buckets(Path(given)) if isinstance(given, str | Path) else tuple(given)
+    buckets = read_buckets(Path(given)) if isinstance(given, str | Path) else _check_buckets(given)
     own = tuple(bucket for bucket in buckets if bucket.layout == layout)
     if not own:
         raise InputError(
@@ -102,6 +102,15 @@ def load_buckets(
             parameter="buckets",
         )
     return _trim(own, budget)
+
+
+def _check_buckets(given: object) -> tuple[Bucket, ...]:
+    if not isinstance(given, Sequence) or not all(isinstance(bucket, Bucket) for bucket in given):
+        raise InputError(
+            f"buckets must be a file of `poolgraph plan` or a sequence of Bucket, not {given!r:.80}",
+            parameter="buckets",
+        )
+    return tuple(given)
 
 
 def _trim(buckets: Sequence[Bucket], budget: BucketBudget) -> tuple[Bucket, ...]:

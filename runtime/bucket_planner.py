@@ -128,6 +128,7 @@ def choose_edges(
         Indices of the chosen candidates, rising.
     """
     num_lengths = len(lengths)
+    max_graphs = min(max_graphs, sum(graphs))  # what is beyond would take memory and buy nothing
     texts = np.concatenate([[0], np.cumsum(weights[:, 0])]).astype(np.float64)
     tokens = np.concatenate([[0], np.cumsum(weights[:, 1])]).astype(np.float64)
     # best[g, j]: least padding of the first j candidates' texts with at most g graphs, the j-th being an edge.

@@ -17,6 +17,10 @@ RUN_COST_TOKENS: Final = 2048
 512, 8,192 and 16,384 tokens take 2.0, 4.7 and 8.5 ms (benchmarks/results/gpu_h200.md: 32x16, 64x128, 32x512)."""
 
 
+MOST_TOKENS: Final = 2**31 - 1
+"""What a bucket may have at most: kernels and the offsets of packed texts count in 32 bits."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Bucket:
     """One fixed shape.
@@ -28,7 +32,8 @@ class Bucket:
             ``batch_size`` rows of ``max_length`` tokens.
 
     Raises:
-        InputError: a size below 1, or a packed bucket whose slots do not suffice for one text and what fills it up.
+        InputError: a size below 1, more than MOST_TOKENS, or a packed bucket whose slots do not suffice for one text
+            and what fills it up.
     """
 
     max_length: int
@@ -39,6 +44,8 @@ class Bucket:
         sizes = (self.max_length, self.batch_size, 1 if self.num_tokens is None else self.num_tokens)
         if min(sizes) < 1:
             raise InputError(f"a bucket's sizes must be at least 1, not {self}", parameter="buckets")
+        if max(*sizes, self.size) > MOST_TOKENS:
+            raise InputError(f"a bucket may have {MOST_TOKENS} tokens at most, not {self}", parameter="buckets")
         if self.num_tokens is None:
             return
         if self.num_tokens < self.max_length:
@@ -176,3 +183,12 @@ def halve_bucket(bucket: Bucket, longest: int) -> Bucket:
     if bucket.num_tokens is None:
         return Bucket(max_length=length, batch_size=num_texts)
     return packed_bucket(max(length, -(-bucket.num_tokens // 2)), length, num_texts)
+
+
+def leave_out(buckets: Sequence[Bucket], bucket: Bucket) -> tuple[Bucket, ...]:
+    """Return buckets without one that no memory was left for; half of it in the place of the last, if there is one."""
+    others = tuple(other for other in buckets if other != bucket)
+    if others or not buckets:
+        return others
+    half = halve_bucket(bucket, bucket.max_length)
+    return (half,) if half.size < bucket.size else ()

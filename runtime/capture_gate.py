@@ -1,7 +1,7 @@
 """Keeps the CUDA calls of other threads away while a CUDA graph is captured.
 
-ONNX Runtime captures in CUDA's global mode, in which an allocation or a blocking copy of any thread of the process
-spoils the capture. So captures are exclusive; runs, transfers and allocations share the device.
+ONNX Runtime captures in CUDA's global mode, in which an allocation, what frees one or a blocking copy of any thread of
+the process spoils the capture. So captures are exclusive; runs, transfers and allocations share the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class CaptureGate:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Run, transfer or allocate inside the block."""
+        """Run, transfer, allocate or free inside the block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._captures and self._num_waiting == 0)
             self._num_shared += 1

@@ -270,4 +270,5 @@ class SessionPool:
         """Let go of the sessions; a run under way still ends well."""
         with self._lock:
             self._closed = True
-            self._sessions.clear()
+            with GATE.shared():  # what is freed of the device spoils a capture of another model's
+                self._sessions.clear()

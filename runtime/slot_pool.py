@@ -89,8 +89,10 @@ class SlotPool:
 
     def drop(self, slot: BoundSlot) -> None:
         """Give a slot back that failed and is not to be used again."""
-        self.dispose(slot)
-        self._forget(slot.bucket)
+        try:
+            self.dispose(slot)
+        finally:
+            self._forget(slot.bucket)
 
     def _build(self, bucket: Bucket, evicted: list[BoundSlot]) -> BoundSlot:
         try:

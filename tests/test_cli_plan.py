@@ -80,6 +80,13 @@ def test_what_is_refused(tiny, texts, options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_the_texts_are_not_written_over(tiny, texts, capsys):
+    before = texts.read_bytes()
+    assert main(["plan", str(texts), "--model", str(tiny), "-o", str(texts)]) == 2
+    assert "is the input itself" in capsys.readouterr().err
+    assert texts.read_bytes() == before
+
+
 def test_without_matplotlib_the_cure_is_said_before_anything_is_read(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["plan", str(tmp_path / "missing.txt"), "--model", str(tiny), "--plot", "plan.png"]) == 2

@@ -60,6 +60,7 @@ def run_command(args: argparse.Namespace) -> int:
 def _check_outputs(args: argparse.Namespace) -> None:
     """Check, before any text is read, what can be written."""
     from poolgraph.runtime.bench_chart import check_plot
+    from poolgraph.runtime.file_readers import STANDARD_INPUT
 
     require_output()
     if args.plot is not None:
@@ -67,6 +68,12 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for file in (args.output, args.plot):
         if file is not None and not file.absolute().parent.is_dir():
             raise InputError(f"there is no folder {file.absolute().parent} to write {file.name} into")
+        if file is not None and args.input != STANDARD_INPUT and _is_same(file, Path(args.input)):
+            raise InputError(f"{file} is the input itself; name another file")
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    return file.exists() and other.exists() and file.samefile(other)
 
 
 PLAN_COMMAND: Final = Command(

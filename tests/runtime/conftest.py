@@ -1,10 +1,13 @@
 """The tiny artifact of ``tiny_artifact.py`` as fixtures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bound_executors import build_executor
 from tiny_artifact import write_artifact
+
+from poolgraph.runtime.bound_executor import BoundExecutor
 
 
 @pytest.fixture
@@ -21,3 +24,17 @@ def make_artifact(tmp_path) -> Callable[..., Path]:
 def artifact(make_artifact) -> Path:
     """The tiny artifact as it comes."""
     return make_artifact()
+
+
+@pytest.fixture
+def make_executor(tmp_path) -> Iterator[Callable[..., BoundExecutor]]:
+    """Build executors of buckets, closed at the end."""
+    made = []
+
+    def make(*arguments, **changes) -> BoundExecutor:
+        made.append(build_executor(tmp_path, *arguments, **changes))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()

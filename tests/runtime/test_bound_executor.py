@@ -3,74 +3,23 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from bound_graphs import SIZE, build_variant, random_texts, reference, reference_rows
+from bound_executors import BUCKETS, assert_answers
+from bound_graphs import SIZE, random_texts, reference, reference_rows
 from devices import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolgraph.errors import SessionError
 from poolgraph.runtime import bound_executor, bound_slot
-from poolgraph.runtime.bound_executor import BoundExecutor, is_out_of_memory
 from poolgraph.runtime.bound_slot import NO_GRAPH, BoundSlot
 from poolgraph.runtime.bucket_planner import BucketBudget, plan_buckets
 from poolgraph.runtime.buckets import Bucket, packed_bucket
-from poolgraph.runtime.provider_options import ProviderSettings
-from poolgraph.runtime.session import SessionPool
 
 LAYOUTS = ("padded", "packed")
-BUCKETS = {
-    "padded": (
-        Bucket(max_length=32, batch_size=4),
-        Bucket(max_length=8, batch_size=16),
-        Bucket(max_length=32, batch_size=1),
-    ),
-    "packed": (packed_bucket(128, 32, 16), packed_bucket(32, 32, 4)),
-}
-
-
-@pytest.fixture(scope="module")
-def variants(tmp_path_factory):
-    return tmp_path_factory.mktemp("bound")
-
-
-@pytest.fixture
-def make_executor(variants):
-    """Build executors, closed at the end."""
-    made = []
-
-    def make(layout, device, buckets=None, **changes):
-        provider, name = device
-        variant = build_variant(variants, layout, (provider,))
-        own = BUCKETS[layout] if buckets is None else buckets
-        uses_graphs = name == "cuda"
-        sessions = SessionPool(
-            directory=variants,
-            variant=variant,
-            provider=provider,
-            settings=ProviderSettings(buckets=own, uses_graphs=uses_graphs),
-        )
-        made.append(
-            BoundExecutor(
-                sessions=sessions, buckets=own, device=name, pad_token_id=0, **({"uses_graphs": uses_graphs} | changes)
-            )
-        )
-        return made[-1]
-
-    yield make
-    for executor in made:
-        executor.close()
-
-
-def assert_answers(executor, texts):
-    found = executor.run_sequence(texts)
-    np.testing.assert_allclose(found, np.stack([reference(text) for text in texts]), atol=1e-5)
-    for rows, text in zip(executor.run_token(texts), texts, strict=True):
-        np.testing.assert_allclose(rows, reference_rows(text), atol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -235,82 +184,6 @@ def test_the_first_run_of_a_graph_is_alone_and_others_are_not(make_executor, mon
     assert gates.count("exclusive") == 1
 
 
-# --- no memory
-
-
-def fail_on(monkeypatch, fails, message="Failed to allocate memory for requested buffer of size 1073741824"):
-    run = BoundSlot.run
-
-    def maybe(slot):
-        if fails(slot.bucket):
-            raise SessionError(message)
-        run(slot)
-
-    monkeypatch.setattr(BoundSlot, "run", maybe)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_batch_that_no_memory_is_left_for_is_split(make_executor, monkeypatch, layout):
-    executor = make_executor(layout, ("CPUExecutionProvider", "cpu"))
-    tried = []
-    fail_on(monkeypatch, lambda bucket: tried.append(bucket) or bucket.size > 40)
-    texts = random_texts([32, 20, 17, 16, 9, 9, 9, 8, 2, 1])
-    with pytest.warns(UserWarning, match="no memory is left for the bucket"):
-        found = executor.run_sequence(texts)
-    np.testing.assert_allclose(found, np.stack([reference(text) for text in texts]), atol=1e-5)
-    failed = {bucket for bucket in tried if bucket.size > 40} & set(executor.buckets)
-    tried.clear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        executor.run_sequence(texts)
-    assert failed
-    assert not failed & set(tried), "they are not tried again"
-
-
-def test_a_warm_up_without_memory_leaves_the_bucket_out(make_executor, monkeypatch):
-    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
-    fail_on(monkeypatch, lambda bucket: bucket == BUCKETS["padded"][0], "CUDA failure 2: out of memory")
-    with pytest.warns(UserWarning, match="no memory is left for the bucket 4x32"):
-        executor.warm_up("sequence")
-    monkeypatch.undo()
-    assert executor.run_sequence(random_texts([32] * 5)).shape == (5, SIZE)
-    assert executor.padding.runs == 5
-
-
-def test_no_memory_for_a_single_text_is_an_error_with_a_cure(make_executor, monkeypatch):
-    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
-    fail_on(monkeypatch, lambda bucket: True)
-    with (
-        pytest.warns(UserWarning, match="no memory"),
-        pytest.raises(SessionError, match=r"no memory is left for a text of 9 tokens .*gpu_mem_limit"),
-    ):
-        executor.run_sequence(random_texts([9]))
-    monkeypatch.undo()
-    assert_answers(executor, random_texts([40]))
-
-
-def test_other_failures_end_the_call_and_leave_the_executor_usable(make_executor, monkeypatch):
-    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
-    fail_on(monkeypatch, lambda bucket: bucket.max_length == 8, "CUDA failure 700: an illegal memory access")
-    with pytest.raises(SessionError, match="illegal memory access"):
-        executor.run_sequence(random_texts([32] * 9 + [3] * 40))
-    monkeypatch.undo()
-    assert_answers(executor, random_texts([32, 3, 3]))
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ("running x failed: [ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 12", True),
-        ("Available memory of 1 is smaller than requested bytes of 2", True),
-        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", True),
-        ("CUDNN failure: CUDNN_STATUS_EXECUTION_FAILED", False),
-    ],
-)
-def test_messages_of_failed_allocations(message, expected):
-    assert is_out_of_memory(SessionError(message)) is expected
-
-
 # --- the rest
 
 
@@ -388,3 +261,17 @@ def test_batches_are_cut_by_what_warming_up_measured(make_executor, monkeypatch,
     assert min(measured[0].values()) > 0
     executor.run_sequence(random_texts([32] + [8] * 9))
     assert executor.padding.runs == runs
+
+
+def test_what_fills_up_a_text_beyond_all_buckets_is_no_longer_than_the_models_texts(make_executor, monkeypatch):
+    """The bucket of 248 tokens that the text of 241 needs takes the text of 3 too, at less than the planned one."""
+    made = []
+    make = BoundSlot.__post_init__
+    monkeypatch.setattr(BoundSlot, "__post_init__", lambda slot: made.append(slot.bucket) or make(slot))
+    buckets = (packed_bucket(4096, 32, 16),)
+    executor = make_executor("packed", ("CPUExecutionProvider", "cpu"), buckets, max_model_len=242)
+    texts = random_texts([241, 3])
+    np.testing.assert_allclose(executor.run_sequence(texts), np.stack([reference(text) for text in texts]), atol=1e-5)
+    assert executor.padding.padded_tokens < 300
+    assert [bucket.max_length for bucket in made] == [242]
+    assert_answers(executor, random_texts([243, 300]))

@@ -73,6 +73,12 @@ def test_buckets_of_another_layout(tmp_path):
         load(PADDED, tmp_path, "packed")
 
 
+@pytest.mark.parametrize("given", [5, [(64, 4)], ["a.json"], b"a.json", {"padded": PADDED}, object()])
+def test_buckets_that_are_none(tmp_path, given):
+    with pytest.raises(InputError, match=r"buckets must be a file of `poolgraph plan` or a sequence of Bucket, not "):
+        load(given, tmp_path)
+
+
 def test_a_stored_file_is_no_link_out_of_the_artifact(tmp_path):
     (tmp_path / "artifact").mkdir()
     (tmp_path / "b.json").write_bytes(encode_buckets(PADDED))

@@ -29,6 +29,7 @@ from poolgraph.runtime.buckets import (
     count_cost,
     count_padding,
     halve_bucket,
+    leave_out,
     lone_bucket,
     packed_bucket,
     round_length,
@@ -161,6 +162,18 @@ def test_many_texts_are_cut_like_few():
         assert own.padded_tokens < alone.padded_tokens
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_many_texts_beyond_all_buckets_are_not_weighed_against_each_others(layout, monkeypatch):
+    stop, asked = bucket_assignment._Choices.stop, []
+    monkeypatch.setattr(
+        bucket_assignment._Choices, "stop", lambda it, index, place: asked.append(index) or stop(it, index, place)
+    )
+    lengths = np.random.default_rng(0).integers(9, 30000, 3000).tolist()
+    batches = assign_texts(lengths, [lone_bucket(8, layout)])
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(3000))
+    assert len(asked) < 4 * 3000
+
+
 # --- shapes
 
 
@@ -176,6 +189,8 @@ def test_sizes_of_buckets():
     ("sizes", "message"),
     [
         ({"max_length": 0, "batch_size": 1}, "at least 1"),
+        ({"max_length": 8, "batch_size": 2**28}, "2147483647 tokens at most"),
+        ({"max_length": 8, "batch_size": 2**80, "num_tokens": 2**80}, "2147483647 tokens at most"),
         ({"max_length": 8, "batch_size": 1, "num_tokens": 4}, "no place for a text"),
         ({"max_length": 8, "batch_size": 3, "num_tokens": 24}, "needs at least 4 slots"),
     ],
@@ -197,6 +212,13 @@ def test_halves_are_smaller_and_hold_the_longest_text(length, more, texts, is_pa
     while halve_bucket(seen[-1], 1).size < seen[-1].size:
         seen.append(halve_bucket(seen[-1], 1))
     assert seen[-1].size <= 8
+
+
+def test_buckets_without_one():
+    large, small, single = (Bucket(max_length=8, batch_size=size) for size in (4, 2, 1))
+    assert leave_out((large, small), large) == (small,)
+    assert leave_out((large,), large) == (small,)
+    assert leave_out((single,), single) == leave_out((), single) == ()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -271,6 +293,12 @@ def test_edges_pad_least(rows, spare):
     chosen = choose_edges(np.array(lengths), weights, graphs, max_graphs)
     assert tuple(chosen) in sets
     assert padding(chosen) == min(map(padding, sets))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_graphs_than_there_are_lengths(layout):
+    plans = [plan_buckets(BucketBudget(max_model_len=40, max_graphs=most), layout) for most in (99, 10**15)]
+    assert plans[0] == plans[1]
 
 
 def test_a_plan_follows_the_texts():

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
-from poolgraph.runtime.capture_gate import CaptureGate
+import pytest
+from bound_graphs import random_texts
+
+from poolgraph.runtime.capture_gate import GATE, CaptureGate
 
 
 def start(run):
@@ -69,3 +73,17 @@ def test_an_error_inside_opens_the_gate():
             pass
     with gate.exclusive():
         pass
+
+
+@pytest.mark.parametrize("part", ["a graph", "the sessions"])
+def test_what_is_let_go_of_waits_for_another_models_capture(make_executor, monkeypatch, part):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"), uses_graphs=True)
+    executor.run_sequence(random_texts([3]))
+    [slot] = executor._pools["sequence"]._idle
+    monkeypatch.setattr(slot, "session", SimpleNamespace(release_captured_graph=lambda graph_id: None))
+    with GATE.exclusive():
+        thread = start(slot.release_graph if part == "a graph" else executor.sessions.close)
+        thread.join(0.2)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -92,6 +92,16 @@ def test_a_slot_that_is_dropped_makes_place(pool, disposed):
     assert pool.acquire(SMALL, wait=False) is not None
 
 
+def test_a_slot_whose_graph_cannot_be_let_go_of_makes_place_too(pool):
+    def fail(slot):
+        raise SessionError("no")
+
+    pool.dispose = fail
+    with pytest.raises(SessionError):
+        pool.drop(pool.acquire(SMALL, wait=True))
+    assert pool.num_slots == 0
+
+
 def test_a_slot_that_cannot_be_built_takes_no_place(pool):
     def fail(bucket, graph_id):
         raise SessionError("no")
