@@ -33,6 +33,7 @@ from poolgraph.runtime.buckets import (
     trim_bucket,
 )
 from poolgraph.runtime.executor import BatchAnswer, Progress, Slots, check_finite, serialize_progress
+from poolgraph.runtime.out_of_memory import is_out_of_memory
 from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.run_cost import fit_run_cost
 from poolgraph.runtime.session import SessionPool
@@ -48,16 +49,6 @@ _Result = TypeVar("_Result")
 
 _IN_FLIGHT: Final = 2
 """Batches of a call that are staged or running: one runs while the next one is staged."""
-
-_NO_MEMORY: Final = (
-    "failed to allocate memory",
-    "out of memory",
-    "is smaller than requested bytes",
-    "status_alloc_failed",
-    "can't allocate memory",
-    "unable to allocate",
-)
-"""What ONNX Runtime, CUDA, its libraries and numpy say when an allocation fails, in lower case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +297,9 @@ class BoundExecutor:
         with self._lock:
             is_news = bucket in self._usable
             self._usable = leave_out(self._usable, bucket)
+            pools = tuple(self._pools.values())
+        for pool in pools:
+            pool.discard(bucket)
         if is_news:
             warnings.warn(
                 f"no memory is left for the bucket {bucket} ({error}). Smaller ones are used instead.",
@@ -392,9 +386,3 @@ def _time(run: Callable[[], None]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed."""
-    message = str(error).lower()
-    return any(words in message for words in _NO_MEMORY)

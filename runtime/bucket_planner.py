@@ -38,6 +38,8 @@ LADDER_STEP: Final = 8
 _SLOT_TOKENS: Final = 16
 """Packed buckets have a slot for so many tokens: texts shorter than that on average leave some tokens unused."""
 
+_FINEST: Final = 256
+
 _SMALL_SHARE: Final = 3
 """One graph in so many is for few texts."""
 
@@ -153,13 +155,16 @@ def _trace_back(origin: NDArray[np.int64], graphs: Sequence[int], left: int, sto
     return chosen[::-1]
 
 
-def _gather_candidates(
-    histogram: NDArray[np.int64], last: int, step: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return candidates (multiples of ``step`` that some text needs, and ``last``) and their ``weights``."""
+def _gather_candidates(histogram: NDArray[np.int64], last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return candidates and their ``weights``: the lengths of texts, rounded up, and ``last``.
+
+    They are multiples of LENGTH_STEP; long ones of a power of two that is at most 1 in ``_FINEST`` of them, since the
+    time that choosing takes grows with the square of their number.
+    """
     present = np.flatnonzero(histogram)
     present = present[present > 0]
-    rounded = np.minimum(-(-present // step) * step, last)
+    steps = np.maximum(LENGTH_STEP, 2 ** np.floor(np.log2(np.maximum(1, present / _FINEST))).astype(np.int64))
+    rounded = np.minimum(-(-present // steps) * steps, last)
     lengths = np.union1d(rounded, [last])
     weights = np.zeros((len(lengths), 2), dtype=np.int64)
     places = np.searchsorted(lengths, rounded)
@@ -169,7 +174,7 @@ def _gather_candidates(
 
 
 def _plan_padded(budget: BucketBudget, histogram: NDArray[np.int64]) -> list[Bucket]:
-    lengths, weights = _gather_candidates(histogram, round_length(budget.max_model_len), LENGTH_STEP)
+    lengths, weights = _gather_candidates(histogram, round_length(budget.max_model_len))
     most = [max(1, budget.max_batch_tokens // int(length)) for length in lengths]
     num_small = budget.max_graphs // _SMALL_SHARE
     # Where graphs are few, the single text goes before the steps above it.
@@ -184,7 +189,7 @@ def _plan_packed(budget: BucketBudget, histogram: NDArray[np.int64]) -> list[Buc
     last = round_length(budget.max_model_len)
     largest = max(last, budget.max_batch_tokens)
     above = _doubled(last, largest)[: max(0, budget.max_graphs - 1)]
-    lengths, weights = _gather_candidates(histogram, last, LENGTH_STEP)
+    lengths, weights = _gather_candidates(histogram, last)
     edges = choose_edges(lengths, weights, [1] * len(lengths), budget.max_graphs - len(above))
     sizes = [*(int(lengths[edge]) for edge in edges), *above]
     # Not rounded: what fills a bucket up stands in texts of at most the length that the model has positions for.

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS
 from poolgraph.runtime.bucket_assignment import assign_texts
 from poolgraph.runtime.bucket_planner import BucketBudget, count_lengths, plan_buckets, single_bucket
-from poolgraph.runtime.buckets import Bucket, BucketBatch, Padding, count_padding
+from poolgraph.runtime.buckets import RUN_COST_TOKENS, Bucket, BucketBatch, Padding, count_padding
 from poolgraph.runtime.file_sources import FileSource
 from poolgraph.runtime.pipeline import WINDOW_TEXTS
 from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.tokenizer import TextTokenizer
+
+PADDED_RATE: Final = 4 / 3
+"""Tokens that the padded variant computes while the packed one computes one, padding included: BERT-base in fp16 on an
+H200, texts of one length (benchmarks/results/gpu_h200.md: 1.34 at 128 tokens, 1.31 at 512)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +155,22 @@ def format_plan(report: PlanReport, lengths: TextLengths) -> str:
             f"{report.single_alone.waste:.1%}",
         ]
     )
+
+
+def advise_layout(reports: Sequence[PlanReport]) -> str | None:
+    """Say which of the two layouts is likely faster for these texts, all in one call; None where there is no choice."""
+    costs = {report.layout: report.together for report in reports}
+    if set(costs) != {"padded", "packed"}:
+        return None
+    padded, packed = (_cost(costs[layout]) for layout in ("padded", "packed"))
+    share = padded / PADDED_RATE / packed
+    rates = f"by the rates of BERT-base on an H200, padded batches take {share:.2f} of the time of packed ones"
+    choice = "load(variant='cuda_fp16') for them" if share < 1 else "packed is the default"
+    return f"{rates}: {choice}"
+
+
+def _cost(padding: Padding) -> int:
+    return padding.real_tokens + padding.padded_tokens + padding.runs * RUN_COST_TOKENS
 
 
 def _format_use(use: BucketUse) -> str:

@@ -94,6 +94,14 @@ class SlotPool:
         finally:
             self._forget(slot.bucket)
 
+    def discard(self, bucket: Bucket) -> None:
+        """Let go of the idle slots of a bucket that is not used any more."""
+        with self._changed:
+            idle = [slot for slot in self._idle if slot.bucket == bucket]
+            self._idle = [slot for slot in self._idle if slot.bucket != bucket]
+        for slot in idle:
+            self.drop(slot)
+
     def _build(self, bucket: Bucket, evicted: list[BoundSlot]) -> BoundSlot:
         try:
             for slot in evicted:

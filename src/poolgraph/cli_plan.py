@@ -28,7 +28,7 @@ def run_command(args: argparse.Namespace) -> int:
     from poolgraph.graphs.artifact import open_artifact
     from poolgraph.runtime.bucket_file import encode_buckets
     from poolgraph.runtime.bucket_planner import MAX_BUCKET_TOKENS, MAX_GRAPHS, BucketBudget
-    from poolgraph.runtime.bucket_report import choose_layouts, format_plan, plan_report, read_lengths
+    from poolgraph.runtime.bucket_report import advise_layout, choose_layouts, format_plan, plan_report, read_lengths
     from poolgraph.runtime.file_readers import Field
     from poolgraph.runtime.file_sources import FileSource
 
@@ -51,7 +51,8 @@ def run_command(args: argparse.Namespace) -> int:
     if args.json:
         print_json(reports)
     else:
-        print("\n\n".join(format_plan(report, lengths) for report in reports))
+        advice = advise_layout(reports)
+        print("\n\n".join([*(format_plan(report, lengths) for report in reports), *([advice] if advice else [])]))
     if args.output is not None:
         say(f"poolgraph: {args.output} is taken from beside the artifact as buckets.json, or by load(buckets=...)")
     return DONE

@@ -12,9 +12,9 @@ from bound_graphs import SIZE, random_texts, reference
 
 from poolgraph.errors import SessionError
 from poolgraph.runtime import bound_slot
-from poolgraph.runtime.bound_executor import is_out_of_memory
 from poolgraph.runtime.bound_slot import BoundSlot
 from poolgraph.runtime.buckets import Bucket
+from poolgraph.runtime.out_of_memory import is_out_of_memory
 
 LAYOUTS = ("padded", "packed")
 

@@ -75,6 +75,16 @@ def test_a_planned_one_goes_when_there_is_no_other(pool, disposed):
     assert disposed == [SMALL]
 
 
+def test_a_bucket_that_is_used_no_more_keeps_no_idle_slot(pool, disposed):
+    used, idle = (pool.acquire(LARGE, wait=True) for _ in range(2))
+    pool.release(pool.acquire(SMALL, wait=True))
+    pool.release(idle)
+    pool.discard(LARGE)
+    assert (disposed, pool.num_slots) == ([LARGE], 2)
+    pool.release(used)
+    assert pool.acquire(LARGE, wait=True) is used
+
+
 def test_waiting_ends_when_a_slot_comes_back(pool):
     slot = pool.acquire(SMALL, wait=True)
     found = []
