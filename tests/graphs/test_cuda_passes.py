@@ -189,11 +189,11 @@ ROTARY = """g (float[batch_size,sequence_length,2,4] x, int64[batch_size,sequenc
 }"""
 
 
-def rotary_model() -> ir.Model:
+def rotary_model(text: str = ROTARY, **more: np.ndarray) -> ir.Model:
     numbers = {"zero": [0], "one": [1], "two": [2], "four": [4], "last": [-1], "flat": [0, 0, 8]}
     weights = {name: np.array(value, dtype=np.int64) for name, value in numbers.items()}
     floats = {"frequencies": np.array([1.0, 0.01], np.float32), "scaling": np.array(1.25, np.float32)}
-    model = build(ROTARY, **weights, **floats)
+    model = build(text, **weights, **floats, **more)
     for node in model.graph:
         if node.outputs[0].name == "y1":
             node.outputs[0].shape = ir.Shape(["batch_size", "sequence_length", 8])
@@ -213,6 +213,24 @@ def test_rotary_embeddings_become_one_operator_with_tables() -> None:
     tables = [it for name, it in model.graph.initializers.items() if name.startswith("rotary_")]
     assert [tuple(table.shape) for table in tables] == [(8, 2), (8, 2)]  # a batch of texts of 7 tokens has 8 columns
     assert TABLE_STEP % LENGTH_STEP == 0
+    assert_close(expected, list(run_reference(model, feeds).values()))
+
+
+def test_a_norm_of_each_head_may_stand_behind_the_transpose() -> None:
+    """As Gemma 3 has it; in front of the flattening the attention kernels take it in."""
+    text = ROTARY.replace("h = Transpose", "g = Transpose").replace(
+        "spread_int =", "h = SimplifiedLayerNormalization<axis=-1, epsilon=0.01>(g, gamma)  spread_int ="
+    )
+    model = rotary_model(
+        text.replace("sequence_length,4] h,", "sequence_length,4] h, float[batch_size,2,sequence_length,4] g,"),
+        gamma=random(4),
+    )
+    feeds = {"x": random(3, 5, 2, 4), "positions": np.arange(15).reshape(3, 5) % 7}
+    expected = run(model, **feeds)
+    model.metadata_props[MAX_LENGTH_NOTE] = "7"
+    assert fuse_rotary(model) == 1
+    remove_dead_nodes(model)
+    assert ops(model) == ["SimplifiedLayerNormalization", "Reshape", "RotaryEmbedding", "Neg"]
     assert_close(expected, list(run_reference(model, feeds).values()))
 
 
