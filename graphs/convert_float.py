@@ -33,6 +33,9 @@ FEEDING: Final = frozenset({"Expand", "Mul", "Reshape", "Unsqueeze"})
 """Operators that are computed in float32 too where nothing but float32 reads them: what a scan is fed with is the
 product of two rows, which no probe sees, and would be rounded for nothing."""
 
+SHAPES: Final = frozenset({"Shape", "Size"})
+"""Operators that read no numbers, and so take rows as they are."""
+
 _BOOLEAN: Final = frozenset({"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not"})
 _TYPED_BY_SECOND: Final = frozenset({"Where"})
 
@@ -197,6 +200,8 @@ class _Conversion:
             self._types.infer(node)
         floats = {value for node in order for value in node.outputs if self._types.is_float(value)}
         for node in order:
+            if node.op_type in SHAPES:
+                continue
             wanted = self._dtype if node in self._nodes else FLOAT
             for index, value in enumerate(node.inputs):
                 if value is not None and (value in floats or self._is_stored_float(value)):
