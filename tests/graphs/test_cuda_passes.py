@@ -108,10 +108,18 @@ def test_a_bias_that_another_node_reads_stays() -> None:
     assert (drop_key_biases(model), fold_value_biases(model)) == (0, 0)
 
 
+SPELLED = (
+    "a = Add(x, b)  h = Mul(a, half)  c = Pow(a, three)  d = Mul(c, cube)  e = Add(a, d)  f = Mul(e, root)  t = Tanh(f)"
+    "  w = Add(t, unit)  y = Mul(h, w)"
+)
+NUMBERS = {"half": 0.5, "three": 3, "cube": 0.044715, "root": np.sqrt(2 / np.pi), "unit": 1}
+
+
 @pytest.mark.parametrize(
     ("line", "fused"),
     [
         ("a = Add(x, b)  y = Gelu(a)", ["BiasGelu"]),
+        (SPELLED, ["FastGelu"]),
         ('a = Add(x, b)  y = Gelu<approximate="tanh">(a)', ["FastGelu"]),
         ('y = Gelu<approximate="tanh">(x)', ["FastGelu"]),
         ("s = Sigmoid(x)  y = Mul(x, s)", ["QuickGelu"]),
@@ -120,12 +128,20 @@ def test_a_bias_that_another_node_reads_stays() -> None:
 )
 def test_activations_become_one_operator(line: str, fused: list[str]) -> None:
     weights = {"b": random(SIZE, seed=3)} if ", b)" in line else {}
+    weights |= {name: np.float32(it) for name, it in NUMBERS.items() if name in line}
     model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {line} }}", **weights)
     expected = run(model, x=X)
     assert fuse_gelu(model) == 1
     remove_dead_nodes(model)
     assert ops(model) == fused
     assert_close(expected, list(run_reference(model, {"x": X}).values()))
+    assert fuse_gelu(model) == 0
+
+
+@pytest.mark.parametrize("changed", ["cube", "root", "three"])
+def test_what_is_nearly_gelu_stays(changed: str) -> None:
+    numbers = {name: np.float32(it) for name, it in (NUMBERS | {changed: 0.7}).items()}
+    model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {SPELLED} }}", b=random(SIZE, seed=3), **numbers)
     assert fuse_gelu(model) == 0
 
 
