@@ -168,6 +168,8 @@ class _Types:
 def _narrow(numbers: np.ndarray, dtype: ir.DataType, name: str) -> np.ndarray:
     """Return numbers in 16 bits; a constant of the graph such as the least of all floats becomes the least there is.
 
+    Other numbers are weights, also under names that the tracer gave to what was computed of the model's.
+
     Raises:
         ExportError: a weight of the model that the type has no finite number for.
     """
@@ -176,7 +178,8 @@ def _narrow(numbers: np.ndarray, dtype: ir.DataType, name: str) -> np.ndarray:
     lost = np.isfinite(numbers) & ~np.isfinite(narrow.astype(np.float32))
     if not lost.any():
         return narrow
-    if not name.startswith(BACKBONE_PREFIX):
+    is_mark = numbers.size == 1 or np.abs(numbers[lost]).min() == np.finfo(np.float32).max
+    if is_mark and not name.startswith(BACKBONE_PREFIX):
         largest = dtype.max
         return np.clip(numbers, -largest, largest, where=lost, out=numbers.copy()).astype(dtype.numpy())
     raise ExportError(
