@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from poolgraph.export.arch_interface import build_from_config
@@ -64,5 +65,7 @@ def _shared_position_bias(encoder: Any, hidden_states: Tensor) -> Tensor:
     """
     index = torch.arange(hidden_states.shape[1], device=hidden_states.device)
     distance = (index[None, :] - index[:, None]).clamp(-FARTHEST_DISTANCE, FARTHEST_DISTANCE)
-    bias: Tensor = encoder.relative_attention_bias(encoder.buckets[distance + FARTHEST_DISTANCE]).permute(2, 0, 1)
+    # As an embedding: ``buckets[distance]`` is traced as GatherND, which no CUDA graph can hold.
+    buckets = functional.embedding(distance + FARTHEST_DISTANCE, encoder.buckets[:, None]).squeeze(-1)
+    bias: Tensor = encoder.relative_attention_bias(buckets).permute(2, 0, 1)
     return bias.unsqueeze(0)

@@ -33,6 +33,9 @@ FEEDING: Final = frozenset({"Expand", "Mul", "Reshape", "Unsqueeze"})
 """Operators that are computed in float32 too where nothing but float32 reads them: what a scan is fed with is the
 product of two rows, which no probe sees, and would be rounded for nothing."""
 
+SHAPES: Final = frozenset({"Shape", "Size"})
+"""Operators that read no numbers, and so take rows as they are."""
+
 _BOOLEAN: Final = frozenset({"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not"})
 _TYPED_BY_SECOND: Final = frozenset({"Where"})
 
@@ -165,6 +168,8 @@ class _Types:
 def _narrow(numbers: np.ndarray, dtype: ir.DataType, name: str) -> np.ndarray:
     """Return numbers in 16 bits; a constant of the graph such as the least of all floats becomes the least there is.
 
+    Other numbers are weights, also under names that the tracer gave to what was computed of the model's.
+
     Raises:
         ExportError: a weight of the model that the type has no finite number for.
     """
@@ -173,7 +178,8 @@ def _narrow(numbers: np.ndarray, dtype: ir.DataType, name: str) -> np.ndarray:
     lost = np.isfinite(numbers) & ~np.isfinite(narrow.astype(np.float32))
     if not lost.any():
         return narrow
-    if not name.startswith(BACKBONE_PREFIX):
+    is_mark = numbers.size == 1 or np.abs(numbers[lost]).min() == np.finfo(np.float32).max
+    if is_mark and not name.startswith(BACKBONE_PREFIX):
         largest = dtype.max
         return np.clip(numbers, -largest, largest, where=lost, out=numbers.copy()).astype(dtype.numpy())
     raise ExportError(
@@ -197,6 +203,8 @@ class _Conversion:
             self._types.infer(node)
         floats = {value for node in order for value in node.outputs if self._types.is_float(value)}
         for node in order:
+            if node.op_type in SHAPES:
+                continue
             wanted = self._dtype if node in self._nodes else FLOAT
             for index, value in enumerate(node.inputs):
                 if value is not None and (value in floats or self._is_stored_float(value)):

@@ -39,11 +39,15 @@ class _Angles:
 
 @dataclass(frozen=True, slots=True)
 class _Rotation:
-    """Rows (batch_size, sequence_length, num_heads, head_dim), and the value that holds them rotated and flattened."""
+    """Rows (batch_size, sequence_length, num_heads, head_dim), and the value that holds them rotated and flattened.
+
+    ``norm`` is that of each head in between, where it stands behind the transpose, as Gemma 3 has it.
+    """
 
     rows: ir.Value
     result: ir.Value
     angles: _Angles
+    norm: ir.Node | None
 
 
 def fuse_rotary(model: ir.Model) -> int:
@@ -133,8 +137,9 @@ def _match_angles(value: ir.Value | None, op_type: str) -> _Angles | None:
 
 
 def _match_flat(add: ir.Node, source: ir.Value, angles: _Angles) -> _Rotation | None:
-    """Match the transposes around and the flattening behind."""
-    before = producer(source, "Transpose")
+    """Match the transposes around, a norm behind the first, and the flattening behind."""
+    norm = producer(source, "SimplifiedLayerNormalization")
+    before = producer(source if norm is None else norm.inputs[0], "Transpose")
     users = [use.node for use in add.outputs[0].uses()]
     if before is None or not _is_heads_first(before) or len(users) != 1 or users[0].op_type != "Transpose":
         return None
@@ -145,7 +150,7 @@ def _match_flat(add: ir.Node, source: ir.Value, angles: _Angles) -> _Rotation | 
     shape, flat = dimensions(rows) or (), dimensions(result) or ()
     if rows is None or len(shape) != 4 or len(flat) != 3 or flat[:2] != shape[:2]:
         return None
-    return _Rotation(rows, result, angles)
+    return _Rotation(rows, result, angles, norm)
 
 
 def _is_heads_first(node: ir.Node) -> bool:
@@ -157,8 +162,9 @@ def _fuse(graph: ir.Graph, rotation: _Rotation, max_length: int) -> None:
     heads, size = int(shape[2]), int(shape[3])
     anchor = rotation.result.producer()
     assert anchor is not None
+    rows = _normalized(graph, rotation, anchor)
     flat = add_integers(graph, [0, 0, heads * size])
-    reshape = ir.node("Reshape", [rotation.rows, flat])
+    reshape = ir.node("Reshape", [rows, flat])
     reshape.outputs[0].shape, reshape.outputs[0].type = rotation.result.shape, rotation.result.type
     tables = [_table(graph, rotation.angles, name, max_length) for name in ("cos", "sin")]
     graph.opset_imports[CONTRIB_DOMAIN] = 1
@@ -171,6 +177,18 @@ def _fuse(graph: ir.Graph, rotation: _Rotation, max_length: int) -> None:
     reshape.outputs[0].name = f"{rotation.result.name}.straight"
     graph.insert_before(anchor, [reshape, fused])
     stand_in(fused.outputs[0], rotation.result)
+
+
+def _normalized(graph: ir.Graph, rotation: _Rotation, anchor: ir.Node) -> ir.Value:
+    """Return the rows with the norm of each head, which is along the last axis wherever the others are."""
+    if rotation.norm is None:
+        return rotation.rows
+    norm = ir.node(rotation.norm.op_type, [rotation.rows, *rotation.norm.inputs[1:]], rotation.norm.attributes)
+    result = norm.outputs[0]
+    result.shape, result.type = rotation.rows.shape, rotation.norm.outputs[0].type
+    result.name = f"{rotation.result.name}.normalized"
+    graph.insert_before(anchor, norm)
+    return result
 
 
 def _table(graph: ir.Graph, angles: _Angles, function: str, max_length: int) -> ir.Value:

@@ -175,12 +175,27 @@ def _explain_no_variant(
 ) -> ArtifactError | ProviderError:
     rows = [f"{v.name} ({v.precision}, {'/'.join(v.providers)}{_needs(v)})" for v in variants]
     if wish.variant is not None and wish.provider is None and wish.precision is None:
-        return ProviderError(f"variant {rows[0]} does not run on this machine, where {list(available)} load")
+        cure = _install_cure(variants[0], available)
+        return ProviderError(f"variant {rows[0]} does not run on this machine, where {list(available)} load{cure}")
+    made = [v for v in variants if v.precision == wish.precision]
+    cures = [_install_cure(v, available) for v in made]
+    if made and all(cures) and (wish.provider is None or wish.fallback):
+        return ProviderError(
+            f"precision {wish.precision!r} is that of {', '.join(v.name for v in made)} for {made[0].providers[0]}, "
+            f"which does not load on this machine, where {list(available)} do{cures[0]}, or leave the precision open"
+        )
     asked = [f"precision {wish.precision!r}"] if wish.precision is not None else []
     asked += [f"provider {providers[0]}"] if wish.provider is not None else []
     return ArtifactError(
         f"the artifact has no variant for {' and '.join(asked) or f'the providers {list(available)}'}; it has "
         f"{'; '.join(rows)}. Choose one of them, or export again with --target and --precision"
+    )
+
+
+def _install_cure(variant: Variant, available: Sequence[str]) -> str:
+    """Return how to install the provider of a variant; nothing where one of its providers loads."""
+    return (
+        "" if set(variant.providers) & set(available) else f"; install it with `{INSTALL_CURES[variant.providers[0]]}`"
     )
 
 

@@ -127,3 +127,33 @@ def test_a_row_that_is_an_answer_is_returned_as_float32() -> None:
     convert_floats("fp16")(model)
     (output,) = model.graph.outputs
     assert (output.name, output.dtype) == ("h", ir.DataType.FLOAT)
+
+
+def test_a_shape_is_asked_of_rows_as_they_are() -> None:
+    text = BACKBONE.replace("pool = Mul(h, shown)", "size = Shape(h)  r = Reshape(h, size)  pool = Mul(r, shown)")
+    model = build(
+        text.replace("pool>", "pool, float[batch_size,sequence_length,8] r>"),
+        backbone__table=random(11, SIZE),
+        backbone__w=random(SIZE, SIZE, seed=1),
+        last=np.array([-1]),
+        middle=np.array([1]),
+    )
+    convert_floats("fp16")(model)
+    (shape,) = [node for node in model.graph if node.op_type == "Shape"]
+    assert shape.inputs[0] is not None
+    assert shape.inputs[0].name == "h"
+
+
+def test_weights_that_were_computed_at_export_are_refused_beyond_the_range_too() -> None:
+    text = BACKBONE.replace("h = MatMul(m, backbone__w)", "g = MatMul(m, flatten)  h = MatMul(g, backbone__w)")
+    model = build(
+        text.replace("pool>", "pool, float[batch_size,sequence_length,8] g>"),
+        backbone__table=random(11, SIZE),
+        backbone__w=random(SIZE, SIZE, seed=1),
+        flatten=np.float32(1e6) * random(SIZE, SIZE, seed=2),
+        last=np.array([-1]),
+        middle=np.array([1]),
+    )
+    convert_floats("fp16")(model)
+    with pytest.raises(ExportError, match=r"the weight flatten.* export with --precision bf16"):
+        model.graph.initializers["flatten.float16"].const_value.numpy()  # type: ignore[union-attr]

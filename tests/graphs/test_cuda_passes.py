@@ -108,10 +108,18 @@ def test_a_bias_that_another_node_reads_stays() -> None:
     assert (drop_key_biases(model), fold_value_biases(model)) == (0, 0)
 
 
+SPELLED = (
+    "a = Add(x, b)  h = Mul(a, half)  c = Pow(a, three)  d = Mul(c, cube)  e = Add(a, d)  f = Mul(e, root)  t = Tanh(f)"
+    "  w = Add(t, unit)  y = Mul(h, w)"
+)
+NUMBERS = {"half": 0.5, "three": 3, "cube": 0.044715, "root": np.sqrt(2 / np.pi), "unit": 1}
+
+
 @pytest.mark.parametrize(
     ("line", "fused"),
     [
         ("a = Add(x, b)  y = Gelu(a)", ["BiasGelu"]),
+        (SPELLED, ["FastGelu"]),
         ('a = Add(x, b)  y = Gelu<approximate="tanh">(a)', ["FastGelu"]),
         ('y = Gelu<approximate="tanh">(x)', ["FastGelu"]),
         ("s = Sigmoid(x)  y = Mul(x, s)", ["QuickGelu"]),
@@ -120,12 +128,20 @@ def test_a_bias_that_another_node_reads_stays() -> None:
 )
 def test_activations_become_one_operator(line: str, fused: list[str]) -> None:
     weights = {"b": random(SIZE, seed=3)} if ", b)" in line else {}
+    weights |= {name: np.float32(it) for name, it in NUMBERS.items() if name in line}
     model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {line} }}", **weights)
     expected = run(model, x=X)
     assert fuse_gelu(model) == 1
     remove_dead_nodes(model)
     assert ops(model) == fused
     assert_close(expected, list(run_reference(model, {"x": X}).values()))
+    assert fuse_gelu(model) == 0
+
+
+@pytest.mark.parametrize("changed", ["cube", "root", "three"])
+def test_what_is_nearly_gelu_stays(changed: str) -> None:
+    numbers = {name: np.float32(it) for name, it in (NUMBERS | {changed: 0.7}).items()}
+    model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {SPELLED} }}", b=random(SIZE, seed=3), **numbers)
     assert fuse_gelu(model) == 0
 
 
@@ -189,11 +205,11 @@ ROTARY = """g (float[batch_size,sequence_length,2,4] x, int64[batch_size,sequenc
 }"""
 
 
-def rotary_model() -> ir.Model:
+def rotary_model(text: str = ROTARY, **more: np.ndarray) -> ir.Model:
     numbers = {"zero": [0], "one": [1], "two": [2], "four": [4], "last": [-1], "flat": [0, 0, 8]}
     weights = {name: np.array(value, dtype=np.int64) for name, value in numbers.items()}
     floats = {"frequencies": np.array([1.0, 0.01], np.float32), "scaling": np.array(1.25, np.float32)}
-    model = build(ROTARY, **weights, **floats)
+    model = build(text, **weights, **floats, **more)
     for node in model.graph:
         if node.outputs[0].name == "y1":
             node.outputs[0].shape = ir.Shape(["batch_size", "sequence_length", 8])
@@ -213,6 +229,24 @@ def test_rotary_embeddings_become_one_operator_with_tables() -> None:
     tables = [it for name, it in model.graph.initializers.items() if name.startswith("rotary_")]
     assert [tuple(table.shape) for table in tables] == [(8, 2), (8, 2)]  # a batch of texts of 7 tokens has 8 columns
     assert TABLE_STEP % LENGTH_STEP == 0
+    assert_close(expected, list(run_reference(model, feeds).values()))
+
+
+def test_a_norm_of_each_head_may_stand_behind_the_transpose() -> None:
+    """As Gemma 3 has it; in front of the flattening the attention kernels take it in."""
+    text = ROTARY.replace("h = Transpose", "g = Transpose").replace(
+        "spread_int =", "h = SimplifiedLayerNormalization<axis=-1, epsilon=0.01>(g, gamma)  spread_int ="
+    )
+    model = rotary_model(
+        text.replace("sequence_length,4] h,", "sequence_length,4] h, float[batch_size,2,sequence_length,4] g,"),
+        gamma=random(4),
+    )
+    feeds = {"x": random(3, 5, 2, 4), "positions": np.arange(15).reshape(3, 5) % 7}
+    expected = run(model, **feeds)
+    model.metadata_props[MAX_LENGTH_NOTE] = "7"
+    assert fuse_rotary(model) == 1
+    remove_dead_nodes(model)
+    assert ops(model) == ["SimplifiedLayerNormalization", "Reshape", "RotaryEmbedding", "Neg"]
     assert_close(expected, list(run_reference(model, feeds).values()))
 
 

@@ -184,8 +184,17 @@ def test_unknown_variant_lists_those_there_are():
 
 
 def test_named_variant_that_does_not_run_here():
-    with pytest.raises(ProviderError, match=r"variant cuda_fp16 \(fp16, CUDA.* does not run on this machine"):
+    why = r"variant cuda_fp16 \(fp16, CUDA.* does not run on this machine.*; install it with `pip install"
+    with pytest.raises(ProviderError, match=why):
         choose_variant(manifest(*ALL), Wish(variant="cuda_fp16"), Machine(providers=(CPU,), cpu_features=()))
+
+
+@pytest.mark.parametrize("wish", [Wish(precision="fp16"), Wish(provider="cuda", precision="fp16", fallback=True)])
+def test_a_precision_whose_provider_does_not_load_here(wish):
+    """The artifact has it, so that its list alone would be no reason."""
+    why = r"'fp16' is that of cuda_fp16 for CUDAExec.*, which does not load .*`pip install poolgraph\[gpu\]`, or leave"
+    with pytest.raises(ProviderError, match=why):
+        choose_variant(manifest(*ALL), wish, Machine(providers=(CPU,)))
 
 
 def test_only_verified_variants_run():
