@@ -21,7 +21,7 @@ from poolgraph.export.build import LoweredVariant, build_module, trace_layout
 from poolgraph.export.calibration_texts import CalibrationTexts, read_calibration
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.describe import build_manifest
-from poolgraph.export.half import plan_half
+from poolgraph.export.half import check_twin_range, plan_half
 from poolgraph.export.int8 import plan_int8
 from poolgraph.export.lower_targets import Reduced, check_capturable, choose_packed, lower_target
 from poolgraph.export.model_card import render_model_card
@@ -205,7 +205,7 @@ def _build_and_verify(
         report = _verify(plan, manifest, staging, stages)
         fidelity = _compare_precisions(manifest, staging, stages)
         return manifest, msgspec.structs.replace(report, fidelity=fidelity)
-    return manifest, _verify_twin(plan, manifest, staging, stages, *twin)
+    return manifest, _verify_twin(plan, manifest, staging, stages, texts, *twin)
 
 
 def _read_texts(plan: ExportPlan, calibration: str | Path | None) -> CalibrationTexts | None:
@@ -222,9 +222,11 @@ def _build(
     stages: _Stages,
     calibration: CalibrationTexts | None = None,
     max_memory: float | None = None,
+    *,
+    is_twin: bool = False,
 ) -> tuple[list[Variant], Stored]:
     """Compile and write; return the variants, and the models as written with the tensors behind them."""
-    lowered, models, sizes = _compile(plan, stages, calibration, max_memory)
+    lowered, models, sizes = _compile(plan, stages, calibration, max_memory, is_twin=is_twin)
     sources = collect_sources(models)
     with stages.stage("write the graphs"):
         _write(plan, models, staging)
@@ -232,7 +234,12 @@ def _build(
 
 
 def _compile(
-    plan: ExportPlan, stages: _Stages, calibration: CalibrationTexts | None, max_memory: float | None
+    plan: ExportPlan,
+    stages: _Stages,
+    calibration: CalibrationTexts | None,
+    max_memory: float | None,
+    *,
+    is_twin: bool,
 ) -> tuple[list[LoweredVariant], dict[str, ir.Model], WeightSizes]:
     """Trace each layout once and lower each target from it.
 
@@ -257,7 +264,7 @@ def _compile(
     reduced = Reduced()
     if "int8" in precisions:
         with stages.stage("calibrate int8"):
-            reduced = replace(reduced, int8=plan_int8(plan, semantic["uniform"][0], texts))
+            reduced = replace(reduced, int8=plan_int8(plan, semantic["uniform"][0], None if is_twin else texts))
     if "fp16" in precisions:
         with stages.stage("probe the range of fp16"):
             layouts = {target.layout for target in targets if target.precision == "fp16"}
@@ -338,16 +345,24 @@ def _compare_precisions(manifest: Manifest, staging: Path, stages: _Stages) -> F
 
 
 def _verify_twin(
-    plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages, num_layers: int, weights: CheckRow
+    plan: ExportPlan,
+    manifest: Manifest,
+    staging: Path,
+    stages: _Stages,
+    texts: CalibrationTexts | None,
+    num_layers: int,
+    weights: CheckRow,
 ) -> Report:
     """Verify a twin of ``num_layers`` layers, made the same way; the probes are stored without answers.
 
     Raises:
+        ExportError: values of the twin leave fp16's range.
         VerificationError: a check failed, of the twin or of the weights.
     """
     twin = shorten_plan(plan, num_layers)
     with tempfile.TemporaryDirectory(prefix=".twin-", dir=staging.parent) as folder:
-        _build(twin, Path(folder), stages)
+        variants, _ = _build(twin, Path(folder), stages, texts, is_twin=True)
+        check_twin_range(variants, num_layers)
         report = _verify(twin, msgspec.structs.replace(manifest, limits=twin.limits), Path(folder), stages, threads=1)
         probes = load_probes(Path(folder))
     save_probes(staging, probes.texts, probes.prompt, None, None, probes.pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from poolgraph.errors import ExportError
 from poolgraph.export.calibration_inputs import encode_calibration
 from poolgraph.export.calibration_texts import CalibrationTexts
 from poolgraph.export.resolve import ExportPlan
-from poolgraph.graphs.manifest import FloatRange
+from poolgraph.graphs.manifest import FloatRange, Variant
 from poolgraph.graphs.passes import run_passes
 from poolgraph.graphs.pipeline import CUDA_PROBED, CUDA_PROJECTIONS
 from poolgraph.graphs.storage import save_graphs
@@ -51,7 +51,7 @@ def plan_half(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
     Args:
         plan: What is exported.
         semantic: The traced graph of one layout, padded or packed, left as it is; each has its own names of values.
-        calibration: None for a checkpoint too large to run here: then nothing is kept, and the gate judges.
+        calibration: None for a checkpoint too large to run here: then nothing is kept, and its twin is probed.
 
     Raises:
         ExportError: too many values leave the range.
@@ -68,6 +68,23 @@ def plan_half(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
         )
     record = FloatRange(largest=max(largest.values(), default=0.0), float32=beyond, calibration=calibration.name)
     return HalfPlan(beyond, record)
+
+
+def check_twin_range(variants: Sequence[Variant], num_layers: int) -> None:
+    """Refuse a checkpoint too large to run here of whose first layers values leave fp16's range.
+
+    Which values of the later layers do is not known, and what is kept in float32 goes by the names of one graph.
+
+    Raises:
+        ExportError: naming the values.
+    """
+    beyond = {name for variant in variants if variant.float_range for name in variant.float_range.float32}
+    if beyond:
+        raise ExportError(
+            f"in the first {num_layers} layers {len(beyond)} values go beyond a quarter of fp16's largest number, "
+            f"65,504: {', '.join(sorted(beyond)[:3])}; the others are not known, since the checkpoint is too large to "
+            "run here as a whole: raise --max-memory, or export with --precision bf16"
+        )
 
 
 def _measure(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts) -> Mapping[str, float]:

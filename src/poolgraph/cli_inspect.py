@@ -73,7 +73,18 @@ def _run_verify(args: argparse.Namespace) -> int:
     print_verification(msgspec.structs.replace(report, fidelity=fidelity), as_json=args.json)
     if note:
         say(f"poolgraph: fidelity: {note}")
+    _say_unverified(args.artifact)
     return DONE
+
+
+def _say_unverified(directory: Path) -> None:
+    """Name what no verification has passed yet, on this machine or any other."""
+    from poolgraph.graphs.artifact import open_artifact
+
+    variants = [variant for variant in open_artifact(directory).variants if not variant.verified]
+    if variants:
+        names = ", ".join(f"{variant.name} ({'/'.join(variant.providers)})" for variant in variants)
+        say(f"poolgraph: not verified, since it does not run here: {names}")
 
 
 def _read_corpus(args: argparse.Namespace) -> Corpus | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import onnx
 import pytest
 import torch
@@ -15,14 +16,15 @@ from tiny_decoders import save_decoder
 from tiny_models import HeadSpec, save_checkpoint
 
 from poolgraph import PoolingModel
+from poolgraph.cli import main
 from poolgraph.errors import ArtifactError, ExportError, ProviderError
 from poolgraph.export.exporter import export_model
+from poolgraph.export.half import check_twin_range
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.graphs.manifest import Manifest
+from poolgraph.graphs.manifest import FloatRange, Manifest
 from poolgraph.runtime.inspect import describe
 from poolgraph.runtime.providers import CUDA_PROVIDER, Machine, Wish, check_verified, choose_variant
 from poolgraph.runtime.session import provider_loads
-from poolgraph.runtime.verify import verify_artifact
 
 pytestmark = pytest.mark.skipif(provider_loads(CUDA_PROVIDER), reason="these exports are of a machine without")
 
@@ -110,10 +112,14 @@ def test_with_cuda_the_packed_graph_is_chosen_and_refused_until_it_is_verified(e
         check_verified(choice.variant, encoder)
 
 
-def test_verifying_again_marks_only_what_ran(encoder: Path, tmp_path: Path) -> None:
+def test_verifying_again_marks_only_what_ran_and_names_the_others(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(encoder, tmp_path / "copy")
-    verify_artifact(tmp_path / "copy")
+    assert main(["verify", str(tmp_path / "copy")]) == 0
     assert flags(open_artifact(tmp_path / "copy")) == flags(open_artifact(encoder))
+    others = ", ".join(f"{name} ({CUDA_PROVIDER})" for name in ("cuda_packed_fp16", "cuda_fp16"))
+    assert f"poolgraph: not verified, since it does not run here: {others}" in capsys.readouterr().err
 
 
 def test_card_and_inspect_say_what_is_not_verified(encoder: Path) -> None:
@@ -182,6 +188,31 @@ def test_a_model_beyond_the_range_is_refused_and_told_of_bf16(
     assert not (tmp_path / "artifact").exists()
     artifact = export_model(wide, tmp_path / "artifact", targets=("cuda",), precisions=("bf16",)).path
     assert flags(open_artifact(artifact)) == {"portable_fp32": True, "cuda_bf16": False}
+
+
+def test_a_checkpoint_too_large_to_run_is_probed_by_its_first_layers(
+    checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    options = {"targets": ("cuda",), "precisions": ("fp16",), "calibration": calibration, "max_memory": 1e-6}
+    wide = overflowing(checkpoint, tmp_path / "wide", "layer.0.output.dense.weight", 5e4)
+    with pytest.raises(ExportError, match=r"2 of \d+ values go beyond .* 65,504: .*--precision bf16"):
+        export_model(wide, tmp_path / "artifact", **options)
+    assert not (tmp_path / "artifact").exists()
+    manifest = open_artifact(export_model(checkpoint, tmp_path / "artifact", **options).path)
+    assert manifest.variant("cuda_fp16").float_range is None
+
+
+@pytest.mark.parametrize("beyond", [(), ("linear_5", "add_3")])
+def test_what_leaves_the_range_in_the_first_layers_may_in_others(encoder: Path, beyond: tuple[str, ...]) -> None:
+    manifest = open_artifact(encoder)
+    record = FloatRange(largest=70000.0, float32=beyond, calibration="3 texts")
+    variants = [msgspec.structs.replace(variant, float_range=record) for variant in manifest.variants]
+    if not beyond:
+        check_twin_range(variants, 4)
+        return
+    message = r"first 4 layers 2 values go beyond .* 65,504: add_3, linear_5; .* raise --max-memory, or .* bf16"
+    with pytest.raises(ExportError, match=message):
+        check_twin_range(variants, 4)
 
 
 def test_int8_for_processors_and_fp16_for_gpus_share_an_artifact(
