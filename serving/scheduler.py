@@ -103,8 +103,8 @@ def choose_batch(backlog: Backlog, load: Load, rules: Rules, now: float) -> Next
     The text whose turn is first, by priority and then by its place in the queue, runs with others of its graph up to
     the token budget: those of its length, in padded layouts of neighbouring lengths, in packed ones those whose turns
     are next. In the uniform layout it is passed over a few times for texts of its priority that fill a batch better.
-    While other slots are free, batches are kept small enough to leave them work; padded ones are not. All threads are
-    for what is the only request for a while.
+    While other slots are free, batches are kept small enough to leave them work; padded ones and those that take turns
+    on a device are not. All threads are for what is the only request for a while.
 
     Args:
         backlog: What waits, made by ``make_backlog``; only ``passed_over`` is changed.
