@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -143,6 +145,18 @@ def test_what_is_nearly_gelu_stays(changed: str) -> None:
     numbers = {name: np.float32(it) for name, it in (NUMBERS | {changed: 0.7}).items()}
     model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {SPELLED} }}", b=random(SIZE, seed=3), **numbers)
     assert fuse_gelu(model) == 0
+
+
+def test_an_activation_of_another_one_reads_what_took_its_place() -> None:
+    first = SPELLED.replace("y =", "z =")
+    second = re.sub(r"\b([hcdeftw])\b", r"\g<1>2", SPELLED.partition("  ")[2].replace("(a, ", "(z, "))
+    numbers = {name: np.float32(it) for name, it in NUMBERS.items()}
+    model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {first}  {second} }}", b=random(SIZE, seed=3), **numbers)
+    expected = run(model, x=X)
+    assert fuse_gelu(model) == 2
+    remove_dead_nodes(model)
+    assert ops(model) == ["FastGelu", "FastGelu"]
+    assert_close(expected, list(run_reference(model, {"x": X}).values()))
 
 
 def test_a_plain_gelu_stays() -> None:
