@@ -110,7 +110,8 @@ def open_sessions(
         except (ProviderError, ArtifactError):
             if failure is None:
                 raise
-            raise failure from None  # why the provider of what was asked for does not load
+            # Why the provider of what was asked for does not load; no other provider has it.
+            raise ProviderError(str(failure).removesuffix(OTHER_CURES)) from failure
         settings = resolve_settings(directory, manifest, choice, wish, bucket_wish or BucketWish())
         sessions = SessionPool(directory=directory, variant=choice.variant, provider=choice.provider, settings=settings)
         try:
@@ -118,7 +119,7 @@ def open_sessions(
         except ProviderError as error:
             if wish.provider is not None and not wish.fallback:
                 raise
-            failure = error
+            failure = failure or error  # the first is of what was asked for
             machine = replace(machine, providers=tuple(name for name in machine.providers if name != choice.provider))
             continue
         _warn_of_fallback(choice, failure if wish.fallback else None)
