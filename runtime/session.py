@@ -22,11 +22,9 @@ from poolgraph.runtime.native_library import library_path
 from poolgraph.runtime.provider_libraries import explain_failure, is_provider_failure, preload_libraries
 from poolgraph.runtime.provider_options import DEFAULT_SETTINGS, ProviderRow, ProviderSettings, build_providers
 from poolgraph.runtime.provider_trial import FATAL, try_provider
-from poolgraph.runtime.providers import CPU_PROVIDER
+from poolgraph.runtime.providers import CPU_PROVIDER, OTHER_CURES
 
 ERROR_SEVERITY: Final = 3
-
-OTHER_CURES: Final = "; or choose another with provider=..., or pass fallback=True"
 
 _STRICT: Final = MappingProxyType({"enable_fallback": False})
 """ONNX Runtime would try other providers by itself, and write about it to standard output."""

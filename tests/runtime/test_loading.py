@@ -64,11 +64,12 @@ def test_it_is_a_warning_with_fallback(artifact, with_cuda, cuda_listed):
     assert sessions.variant.name == "cpu_fp32"
 
 
+@pytest.mark.parametrize(("listed", "said"), [((TENSORRT, CUDA, CPU), "did not load"), ((CUDA, CPU), "does not load")])
 def test_with_fallback_it_is_told_why_the_provider_asked_for_does_not_load(
-    artifact, with_cuda, cuda_listed, monkeypatch
+    artifact, with_cuda, cuda_listed, monkeypatch, listed, said
 ):
-    monkeypatch.setattr(loading, "available_providers", lambda: (TENSORRT, CUDA, CPU))
-    with pytest.warns(UserWarning, match="TensorrtExecutionProvider did not load"):
+    monkeypatch.setattr(loading, "available_providers", lambda: listed)
+    with pytest.warns(UserWarning, match=rf"TensorrtExecutionProvider {said}.*(?<!fallback=True)\. Running on CPU"):
         loading.open_sessions(artifact, with_cuda, Wish(provider="tensorrt", fallback=True), CPU_INFO)
 
 
