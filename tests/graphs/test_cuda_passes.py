@@ -159,6 +159,15 @@ def test_an_activation_of_another_one_reads_what_took_its_place() -> None:
     assert_close(expected, list(run_reference(model, {"x": X}).values()))
 
 
+@pytest.mark.parametrize("operand", ["Mul(x, half)", "Pow(x, three)", "Add(x, d)"])
+def test_an_activation_of_different_rows_stays(operand: str) -> None:
+    """One of the three places of GELU's rows reads others."""
+    text = SPELLED.replace(operand.replace("(x", "(a"), operand)
+    numbers = {name: np.float32(it) for name, it in NUMBERS.items()}
+    model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {text} }}", b=random(SIZE, seed=3), **numbers)
+    assert fuse_gelu(model) == 0
+
+
 def test_a_plain_gelu_stays() -> None:
     model = build(f"g ({ROWS} x) => ({ROWS} y) {{ y = Gelu(x) }}")
     assert fuse_gelu(model) == 0
