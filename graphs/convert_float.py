@@ -159,7 +159,7 @@ class _Types:
     def _of_node(self, node: ir.Node) -> bool:
         if node.op_type == "Cast":
             return node.attributes["to"].as_int() == FLOAT
-        if node.op_type in _BOOLEAN or node.op_type == "Shape" or not node.inputs:
+        if node.op_type in _BOOLEAN or node.op_type in SHAPES or not node.inputs:
             return False
         first = node.inputs[1 if node.op_type in _TYPED_BY_SECOND else 0]
         return first is not None and self.is_float(first)

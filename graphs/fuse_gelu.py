@@ -31,10 +31,11 @@ def fuse_gelu(model: ir.Model) -> int:
     Given:   %y = Mul(%x, Sigmoid(%x));                       Result: %y = com.microsoft::QuickGelu(%x) {alpha: 1}
     """
     rewrites = 0
-    spelled = [(node, rows) for node in model.graph if (rows := _spelled_rows(node)) is not None]
-    for node, rows in spelled:
-        gelu = ir.node("Gelu", [rows], {"approximate": "tanh"})
-        replace_node(model.graph, node, [gelu], gelu.outputs[0])
+    for node in list(model.graph):
+        rows = _spelled_rows(node)
+        if rows is not None:
+            gelu = ir.node("Gelu", [rows], {"approximate": "tanh"})
+            replace_node(model.graph, node, [gelu], gelu.outputs[0])
     remove_dead_nodes(model)  # what read the rows beside it
     for node in list(model.graph):
         fused = _gelu(node) or _silu(node)

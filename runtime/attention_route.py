@@ -70,7 +70,8 @@ def warn_of_slow_attention(
 ) -> None:
     """Warn where a variant on CUDA has attention that only cuDNN computes fast, and cuDNN does not.
 
-    Packed attention and that of decoders have other kernels; their graphs have no MultiHeadAttention.
+    Packed attention and that of decoders have other kernels. Nothing is said of packed attention within a window, which
+    is MultiHeadAttention too, of blocks.
     """
     if provider != CUDA_PROVIDER or variant.layout != "padded":
         return

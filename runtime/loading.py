@@ -21,8 +21,16 @@ from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.model_paths import check_model_path, is_checkpoint_dir, is_local_path
 from poolgraph.runtime.native_library import available_operators
 from poolgraph.runtime.provider_options import BOUND_DEVICES, BOUND_THREADS, TENSORRT_FOLDER, ProviderSettings
-from poolgraph.runtime.providers import CPU_PROVIDER, TENSORRT_PROVIDER, Choice, Machine, Wish, choose_variant
-from poolgraph.runtime.session import OTHER_CURES, SessionPool, available_providers, provider_loads
+from poolgraph.runtime.providers import (
+    CPU_PROVIDER,
+    OTHER_CURES,
+    TENSORRT_PROVIDER,
+    Choice,
+    Machine,
+    Wish,
+    choose_variant,
+)
+from poolgraph.runtime.session import SessionPool, available_providers, provider_loads
 
 
 def resolve_directory(path: str | Path) -> Path:
@@ -104,13 +112,16 @@ def open_sessions(
     """
     machine = this_machine(cpu)
     failure: ProviderError | None = None
+    warning: str | None = None  # the first, which is of what was asked for
     while True:
         try:
             choice = choose_variant(manifest, wish, machine)
         except (ProviderError, ArtifactError):
             if failure is None:
                 raise
-            raise failure from None  # why the provider of what was asked for does not load
+            # Why the provider of what was asked for does not load; no other provider has it.
+            raise ProviderError(_reason(failure)) from failure
+        warning = warning or choice.warning
         settings = resolve_settings(directory, manifest, choice, wish, bucket_wish or BucketWish())
         sessions = SessionPool(directory=directory, variant=choice.variant, provider=choice.provider, settings=settings)
         try:
@@ -118,10 +129,12 @@ def open_sessions(
         except ProviderError as error:
             if wish.provider is not None and not wish.fallback:
                 raise
-            failure = error
+            failure = failure or error
+            warning = warning or _reason(failure) if wish.fallback else None
             machine = replace(machine, providers=tuple(name for name in machine.providers if name != choice.provider))
             continue
-        _warn_of_fallback(choice, failure if wish.fallback else None)
+        if warning is not None:
+            warnings.warn(f"{warning}. Running on {choice.provider} instead.", UserWarning, stacklevel=3)
         return sessions
 
 
@@ -174,10 +187,9 @@ def _try_provider(sessions: SessionPool, threads: int) -> None:
         sessions.session(next(iter(sessions.variant.graphs)), threads)
 
 
-def _warn_of_fallback(choice: Choice, failure: ProviderError | None) -> None:
-    message = str(failure).removesuffix(OTHER_CURES) if failure else choice.warning
-    if message is not None:
-        warnings.warn(f"{message}. Running on {choice.provider} instead.", UserWarning, stacklevel=4)
+def _reason(failure: ProviderError) -> str:
+    """Return why a provider does not load, without the cures that are of no use to those who fall back."""
+    return str(failure).removesuffix(OTHER_CURES)
 
 
 def _may_be_checkpoint(path: Path) -> bool:

@@ -30,6 +30,9 @@ INSTALL_CURES: Final = MappingProxyType(
     }
 )
 
+OTHER_CURES: Final = "; or choose another with provider=..., or pass fallback=True"
+"""What helps where a provider does not load, beside what makes it load."""
+
 PORTABLE: Final = "portable"
 
 
@@ -102,7 +105,7 @@ def choose_variant(manifest: Manifest, wish: Wish, machine: Machine) -> Choice:
     if wish.provider is not None and missing:
         warning = _explain_missing(missing[0], available)
         if not wish.fallback:
-            raise ProviderError(warning)
+            raise ProviderError(warning + OTHER_CURES)
         providers = list(AUTOMATIC)
     for provider in (name for name in providers if name in available):
         fitting = _fitting_variants([v for v in variants if machine.runs(v)], provider, wish)
@@ -166,7 +169,7 @@ def _explain_passed_over(
 def _explain_missing(provider: str, available: Sequence[str]) -> str:
     return (
         f"provider {provider} does not load on this machine, where {list(available)} do; "
-        f"install it with `{INSTALL_CURES[provider]}`, choose another with provider=..., or pass fallback=True"
+        f"install it with `{INSTALL_CURES[provider]}`"
     )
 
 

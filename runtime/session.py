@@ -22,11 +22,9 @@ from poolgraph.runtime.native_library import library_path
 from poolgraph.runtime.provider_libraries import explain_failure, is_provider_failure, preload_libraries
 from poolgraph.runtime.provider_options import DEFAULT_SETTINGS, ProviderRow, ProviderSettings, build_providers
 from poolgraph.runtime.provider_trial import FATAL, try_provider
-from poolgraph.runtime.providers import CPU_PROVIDER
+from poolgraph.runtime.providers import CPU_PROVIDER, OTHER_CURES
 
 ERROR_SEVERITY: Final = 3
-
-OTHER_CURES: Final = "; or choose another with provider=..., or pass fallback=True"
 
 _STRICT: Final = MappingProxyType({"enable_fallback": False})
 """ONNX Runtime would try other providers by itself, and write about it to standard output."""
@@ -88,7 +86,7 @@ def provider_loads(name: str) -> bool:
     onnxruntime = import_onnxruntime()
     preload_libraries()
     onnxruntime.set_default_logger_severity(FATAL)
-    return try_provider(onnxruntime, name) is None
+    return _try_apart(onnxruntime, name) is None
 
 
 @contextlib.contextmanager
@@ -147,13 +145,19 @@ def _open_on_device(build: Callable[[], Session], provider: str) -> Session:
             session = build()
     except Exception as error:
         # Where the provider does not load, it may be the graph that is refused: the CPU lacks an operator of it.
-        said = str(error) if is_provider_failure(str(error)) else try_provider(onnxruntime, provider)
+        said = str(error) if is_provider_failure(str(error)) else _try_apart(onnxruntime, provider)
         if said is None:
             raise
         raise _did_not_load(provider, "", said) from error
     if provider not in session.get_providers():
         raise _did_not_load(provider, f", ONNX Runtime fell back to {session.get_providers()}", "")
     return session
+
+
+def _try_apart(onnxruntime: ModuleType, provider: str) -> str | None:
+    """Try a provider as ``try_provider`` does, while no other model captures: a session takes memory of the device."""
+    with GATE.shared():
+        return try_provider(onnxruntime, provider)
 
 
 def _did_not_load(provider: str, instead: str, message: str) -> ProviderError:

@@ -37,6 +37,12 @@ def test_the_table(tiny, texts, capsys):
     assert lines[stop + 1].startswith("padding where each text comes alone: ")
 
 
+def test_what_is_likely_faster_is_said_last(tiny, texts, monkeypatch, capsys):
+    monkeypatch.setattr("poolgraph.runtime.bucket_report.choose_layouts", lambda *_: ("padded", "packed"))
+    assert main(["plan", str(texts), "--model", str(tiny)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("by the rates of BERT-base on an H200, ")
+
+
 def test_json_and_the_file_of_buckets(tiny, texts, tmp_path, capsys):
     file = tmp_path / "buckets.json"
     arguments = ["--max-batch-tokens", "2048", "--layout", "packed", "--json", "-o", str(file)]

@@ -18,6 +18,7 @@ from tiny_models import HeadSpec, save_checkpoint
 from poolgraph import PoolingModel
 from poolgraph.cli import main
 from poolgraph.errors import ArtifactError, ExportError, ProviderError
+from poolgraph.export import half
 from poolgraph.export.exporter import export_model
 from poolgraph.export.half import check_twin_range
 from poolgraph.graphs.artifact import open_artifact
@@ -190,12 +191,17 @@ def test_a_model_beyond_the_range_is_refused_and_told_of_bf16(
     assert flags(open_artifact(artifact)) == {"portable_fp32": True, "cuda_bf16": False}
 
 
+@pytest.mark.parametrize(
+    ("most_kept", "message"),
+    [(0.1, r"2 of \d+ values go"), (1.0, r"in the first \d+ layers 2 values go")],
+)
 def test_a_checkpoint_too_large_to_run_is_probed_by_its_first_layers(
-    checkpoint: Path, calibration: Path, tmp_path: Path
+    checkpoint: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_kept: float, message: str
 ) -> None:
+    monkeypatch.setattr(half, "MOST_KEPT", most_kept)
     options = {"targets": ("cuda",), "precisions": ("fp16",), "calibration": calibration, "max_memory": 1e-6}
     wide = overflowing(checkpoint, tmp_path / "wide", "layer.0.output.dense.weight", 5e4)
-    with pytest.raises(ExportError, match=r"2 of \d+ values go beyond .* 65,504: .*--precision bf16"):
+    with pytest.raises(ExportError, match=rf"{message} beyond .* 65,504: .*--precision bf16"):
         export_model(wide, tmp_path / "artifact", **options)
     assert not (tmp_path / "artifact").exists()
     manifest = open_artifact(export_model(checkpoint, tmp_path / "artifact", **options).path)

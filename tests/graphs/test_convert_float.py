@@ -144,6 +144,23 @@ def test_a_shape_is_asked_of_rows_as_they_are() -> None:
     assert shape.inputs[0].name == "h"
 
 
+def test_a_count_of_rows_without_a_type_is_no_row() -> None:
+    text = BACKBONE.replace(
+        "m = Mul(e, shown)", "count = Size(e)  share = Cast<to=1>(count)  n = Mul(e, shown)  m = Div(n, share)"
+    )
+    model = build(
+        text,
+        backbone__table=random(11, SIZE),
+        backbone__w=random(SIZE, SIZE, seed=1),
+        last=np.array([-1]),
+        middle=np.array([1]),
+    )
+    convert_floats("fp16")(model)
+    (count,) = [node.outputs[0] for node in model.graph if node.op_type == "Size"]
+    assert count.dtype is None
+    assert all(use.node.attributes["to"].as_int() == ir.DataType.FLOAT for use in count.uses())
+
+
 def test_weights_that_were_computed_at_export_are_refused_beyond_the_range_too() -> None:
     text = BACKBONE.replace("h = MatMul(m, backbone__w)", "g = MatMul(m, flatten)  h = MatMul(g, backbone__w)")
     model = build(

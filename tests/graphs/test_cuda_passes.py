@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -142,6 +144,27 @@ def test_activations_become_one_operator(line: str, fused: list[str]) -> None:
 def test_what_is_nearly_gelu_stays(changed: str) -> None:
     numbers = {name: np.float32(it) for name, it in (NUMBERS | {changed: 0.7}).items()}
     model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {SPELLED} }}", b=random(SIZE, seed=3), **numbers)
+    assert fuse_gelu(model) == 0
+
+
+def test_an_activation_of_another_one_reads_what_took_its_place() -> None:
+    first = SPELLED.replace("y =", "z =")
+    second = re.sub(r"\b([hcdeftw])\b", r"\g<1>2", SPELLED.partition("  ")[2].replace("(a, ", "(z, "))
+    numbers = {name: np.float32(it) for name, it in NUMBERS.items()}
+    model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {first}  {second} }}", b=random(SIZE, seed=3), **numbers)
+    expected = run(model, x=X)
+    assert fuse_gelu(model) == 2
+    remove_dead_nodes(model)
+    assert ops(model) == ["FastGelu", "FastGelu"]
+    assert_close(expected, list(run_reference(model, {"x": X}).values()))
+
+
+@pytest.mark.parametrize("operand", ["Mul(x, half)", "Pow(x, three)", "Add(x, d)"])
+def test_an_activation_of_different_rows_stays(operand: str) -> None:
+    """One of the three places of GELU's rows reads others."""
+    text = SPELLED.replace(operand.replace("(x", "(a"), operand)
+    numbers = {name: np.float32(it) for name, it in NUMBERS.items()}
+    model = build(f"g ({ROWS} x) => ({ROWS} y) <{ROWS} a> {{ {text} }}", b=random(SIZE, seed=3), **numbers)
     assert fuse_gelu(model) == 0
 
 

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Graph, Variant
+from poolgraph.runtime import loaded
 from poolgraph.runtime.attention_route import (
     SWITCH,
     load_cudnn_version,
@@ -14,6 +16,7 @@ from poolgraph.runtime.attention_route import (
     why_slow,
 )
 from poolgraph.runtime.provider_libraries import CUDNN
+from poolgraph.runtime.session import SessionPool
 
 CUDA = "CUDAExecutionProvider"
 
@@ -77,6 +80,18 @@ def tell(tmp_path, *, operator=b"MultiHeadAttention", layout="padded", provider=
 def test_a_padded_encoder_without_cudnn_says_so(tmp_path):
     [message] = tell(tmp_path)
     assert message == ("cuda_fp16: attention runs on a slow kernel, since cuDNN is missing: pip install poolgraph[gpu]")
+
+
+def test_it_is_said_before_the_buckets_are_warm(artifact, monkeypatch):
+    said = []
+    manifest = open_artifact(artifact)
+    executor = SimpleNamespace(warm_up=lambda *_: said.append("warm"))
+    monkeypatch.setattr(loaded, "build_bound_executor", lambda *_: executor)
+    monkeypatch.setattr(loaded, "warn_of_slow_attention", lambda *arguments: said.append(arguments))
+    variant = manifest.variant("cpu_fp32")
+    sessions = SessionPool(directory=artifact, variant=variant, provider=CUDA)
+    assert loaded._warm_executor(sessions, manifest, None) is executor
+    assert said == [(artifact, variant, CUDA), "warm"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -261,6 +262,20 @@ def test_batches_are_cut_by_what_warming_up_measured(make_executor, monkeypatch,
     assert min(measured[0].values()) > 0
     executor.run_sequence(random_texts([32] + [8] * 9))
     assert executor.padding.runs == runs
+
+
+def test_what_is_measured_is_a_run_after_the_first(make_executor, monkeypatch):
+    run, runs, measured = BoundSlot.run, [], []
+
+    def slow(slot):
+        runs.append(slot)
+        time.sleep(0.02 if runs.count(slot) > 1 else 0.2)
+        run(slot)
+
+    monkeypatch.setattr(BoundSlot, "run", slow)
+    monkeypatch.setattr(bound_executor, "fit_run_cost", lambda seconds: measured.append(seconds) or 64)
+    make_executor("padded", ("CPUExecutionProvider", "cpu")).warm_up("sequence")
+    assert all(0.02 <= seconds < 0.2 for seconds in measured[0].values())
 
 
 def test_what_fills_up_a_text_beyond_all_buckets_is_no_longer_than_the_models_texts(make_executor, monkeypatch):

@@ -67,6 +67,16 @@ def test_in_the_place_of_the_only_bucket_is_one_of_half_its_size(make_executor, 
     assert_answers(executor, random_texts([3, 30, 5, 5]))
 
 
+def test_a_bucket_that_no_memory_is_left_for_keeps_no_idle_slot(make_executor, monkeypatch):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    executor.warm_up("sequence")
+    large = BUCKETS["padded"][0]
+    fail_on(monkeypatch, lambda bucket: bucket == large)
+    with pytest.warns(UserWarning, match="no memory is left for the bucket 4x32"):
+        executor.run_sequence(random_texts([32] * 4))
+    assert large not in {slot.bucket for slot in executor._pools["sequence"]._idle}
+
+
 def test_no_memory_of_the_processors_for_a_bucket(make_executor, monkeypatch):
     large = BUCKETS["padded"][0]
     build = bound_slot.build_arrays

@@ -67,6 +67,13 @@ def fits(bucket, lengths):
     return left >= 0 and len(lengths) + len(fillers) <= bucket.batch_size
 
 
+@pytest.mark.parametrize(("length", "size"), [(8, 4), (16, 2)], ids=["a text too long", "a text too many"])
+def test_a_bucket_of_just_as_many_tokens_may_not_take_the_texts(length, size):
+    lengths = [16, 8, 8]
+    batches = assign_texts(lengths, [Bucket(max_length=length, batch_size=size), Bucket(max_length=16, batch_size=3)])
+    assert all(fits(batch.bucket, [lengths[index] for index in batch.indices]) for batch in batches)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_text_is_in_one_bucket_that_it_fits_into(layout):
     @given(LENGTHS, bucket_sets(layout))

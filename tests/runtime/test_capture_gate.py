@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from bound_graphs import random_texts
 
+from poolgraph.runtime import session
 from poolgraph.runtime.capture_gate import GATE, CaptureGate
 
 
@@ -73,6 +74,16 @@ def test_an_error_inside_opens_the_gate():
             pass
     with gate.exclusive():
         pass
+
+
+def test_a_provider_is_not_tried_while_a_model_captures(monkeypatch):
+    monkeypatch.setattr(session, "try_provider", lambda *_: None)
+    with GATE.exclusive():
+        thread = start(lambda: session.provider_loads.__wrapped__("CUDAExecutionProvider"))
+        thread.join(0.2)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("part", ["a graph", "the sessions"])

@@ -12,7 +12,7 @@ from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.fidelity_report import plan_fidelity
 from poolgraph.runtime.providers import Wish
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 CPU_INFO = CpuInfo(model="m", num_cores=2, features=())
 
 
@@ -46,8 +46,9 @@ def test_it_is_an_error_when_it_was_asked_for(artifact, with_cuda, cuda_listed):
 
 @pytest.mark.parametrize("wish", [Wish(variant="cuda_fp16"), Wish(precision="fp16")])
 def test_why_it_does_not_load_is_said_where_only_it_has_what_was_asked_for(artifact, with_cuda, cuda_listed, wish):
-    with pytest.raises(ProviderError, match="CUDAExecutionProvider did not load"):
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider did not load") as told:
         loading.open_sessions(artifact, with_cuda, wish, CPU_INFO)
+    assert "fallback=True" not in str(told.value), "no other provider has it"
 
 
 def test_a_provider_that_does_not_load_is_not_one_to_compare_precisions_on(with_cuda, cuda_listed, monkeypatch):
@@ -61,6 +62,15 @@ def test_it_is_a_warning_with_fallback(artifact, with_cuda, cuda_listed):
     with pytest.warns(UserWarning, match=r"did not load.*(?<!fallback=True)\. Running on CPUExecutionProvider"):
         sessions = loading.open_sessions(artifact, with_cuda, Wish(provider="cuda", fallback=True), CPU_INFO)
     assert sessions.variant.name == "cpu_fp32"
+
+
+@pytest.mark.parametrize(("listed", "said"), [((TENSORRT, CUDA, CPU), "did not load"), ((CUDA, CPU), "does not load")])
+def test_with_fallback_it_is_told_why_the_provider_asked_for_does_not_load(
+    artifact, with_cuda, cuda_listed, monkeypatch, listed, said
+):
+    monkeypatch.setattr(loading, "available_providers", lambda: listed)
+    with pytest.warns(UserWarning, match=rf"TensorrtExecutionProvider {said}.*(?<!fallback=True)\. Running on CPU"):
+        loading.open_sessions(artifact, with_cuda, Wish(provider="tensorrt", fallback=True), CPU_INFO)
 
 
 def test_checkpoints_go_through_the_cache(tmp_path, artifact, monkeypatch):

@@ -77,10 +77,12 @@ def test_a_planned_one_goes_when_there_is_no_other(pool, disposed):
 
 def test_a_bucket_that_is_used_no_more_keeps_no_idle_slot(pool, disposed):
     used, idle = (pool.acquire(LARGE, wait=True) for _ in range(2))
-    pool.release(pool.acquire(SMALL, wait=True))
+    small = pool.acquire(SMALL, wait=True)
+    pool.release(small)
     pool.release(idle)
     pool.discard(LARGE)
     assert (disposed, pool.num_slots) == ([LARGE], 2)
+    assert pool.acquire(SMALL, wait=False) is small
     pool.release(used)
     assert pool.acquire(LARGE, wait=True) is used
 
