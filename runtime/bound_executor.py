@@ -210,7 +210,7 @@ class BoundExecutor:
         pool = self._pool(family)
         report = serialize_progress(on_progress)
         lengths = [text.num_tokens for text in encoded]
-        run_cost = self._run_costs.get(family, RUN_COST_TOKENS)
+        run_cost = self._run_costs.get(family) or next(iter(self._run_costs.values()), RUN_COST_TOKENS)
         queue = deque(assign_texts(lengths, self._usable, run_cost=run_cost, lone=self._lone_bucket))
         flights: deque[_Flight] = deque()
         try:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from poolgraph.runtime.buckets import RUN_COST_TOKENS, Bucket, BucketBatch, lone_bucket, round_length
 
 EXACT_TEXTS: Final = 1024
-"""Of so many texts the cheapest plan is found, in two microseconds a text; a GPU takes ten times as long for it or more.
-Of many more than that, the greedy plan is hardly worse."""
+"""Of so many texts the cheapest plan is found, in two microseconds a text; a GPU takes ten times that or more. Of many
+more than so many, the greedy plan is hardly worse."""
 
 _NEVER: Final = 1 << 60
 

@@ -36,6 +36,7 @@ class SlotPool:
     planned: Collection[Bucket]
     uses_graphs: bool
     _idle: list[BoundSlot] = field(default_factory=list, init=False)
+    _discarded: set[Bucket] = field(default_factory=set, init=False)
     _num_slots: dict[Bucket, int] = field(default_factory=dict, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     _graph_ids: count[int] = field(default_factory=lambda: count(1), init=False)
@@ -84,8 +85,12 @@ class SlotPool:
     def release(self, slot: BoundSlot) -> None:
         """Give a slot back."""
         with self._changed:
-            self._idle.append(slot)
-            self._changed.notify_all()
+            is_kept = slot.bucket not in self._discarded
+            if is_kept:
+                self._idle.append(slot)
+                self._changed.notify_all()
+        if not is_kept:
+            self.drop(slot)
 
     def drop(self, slot: BoundSlot) -> None:
         """Give a slot back that failed and is not to be used again."""
@@ -95,8 +100,9 @@ class SlotPool:
             self._forget(slot.bucket)
 
     def discard(self, bucket: Bucket) -> None:
-        """Let go of the idle slots of a bucket that is not used any more."""
+        """Let go of the slots of a bucket that is not used any more, now or when they are given back."""
         with self._changed:
+            self._discarded.add(bucket)
             idle = [slot for slot in self._idle if slot.bucket == bucket]
             self._idle = [slot for slot in self._idle if slot.bucket != bucket]
         for slot in idle:
