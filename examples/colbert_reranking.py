@@ -24,7 +24,10 @@ def rank(model: PoolingModel, query: str, vectors: Sequence[np.ndarray], top_n: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Rank the corpus for each query."""
-    model_name, *queries = sys.argv[1:] if argv is None else argv
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments:
+        raise SystemExit(__doc__)
+    model_name, *queries = arguments
     documents = CORPUS.read_text(encoding="utf-8").splitlines()
     with PoolingModel.load(model_name) as model:
         vectors = model.embed_documents(documents)

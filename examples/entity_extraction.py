@@ -13,7 +13,10 @@ from poolgraph import PoolingModel
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the entities of each text, the words of a span in brackets behind its label."""
-    model_name, *texts = sys.argv[1:] if argv is None else argv
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments:
+        raise SystemExit(__doc__)
+    model_name, *texts = arguments
     texts = texts or ["Ada Lovelace wrote to Charles Babbage from London."]
     with PoolingModel.load(model_name) as model:
         for text, entities in zip(texts, model.extract_entities(texts, aggregation_strategy="simple"), strict=True):

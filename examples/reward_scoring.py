@@ -28,7 +28,10 @@ def grade(model: PoolingModel, texts: Sequence[str]) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the answers, the best first."""
-    (model_name,) = sys.argv[1:] if argv is None else argv
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1:
+        raise SystemExit(__doc__)
+    (model_name,) = arguments
     with PoolingModel.load(model_name) as model:
         grades = grade(model, [f"{QUESTION}\n{answer}" for answer in ANSWERS])
     for position in np.argsort(-np.array(grades), kind="stable"):

@@ -13,6 +13,7 @@ import msgspec
 
 from poolgraph.errors import ExportError, InputError
 from poolgraph.graphs.artifact import hash_file
+from poolgraph.graphs.manifest import MANIFEST_FILE
 from poolgraph.runtime.model_paths import check_model_path
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / shard for shard in shards]
         if (folder / f"{stem}{suffix}").is_file():
             return [folder / f"{stem}{suffix}"]
+    if (folder / MANIFEST_FILE).is_file():
+        raise InputError(f"{folder} is an artifact already; export the checkpoint that it was made from")
     raise ExportError(f"no weights in {folder.name}: looked for model.safetensors, pytorch_model.bin and their shards")
 
 

@@ -21,7 +21,7 @@ from poolgraph.runtime.threads import Parallelism, choose_parallelism
 from poolgraph.runtime.versions import read_version
 
 PACKAGES: Final = ("numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "pyarrow", "torch", "transformers")
-EXTRAS: Final = ("cpu", "gpu", "tensorrt", "files", "export")
+EXTRAS: Final = ("cpu", "gpu", "tensorrt", "files", "export", "serve", "otel", "bench")
 USEFUL_CPU_FEATURES: Final = (
     *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve"),

@@ -69,7 +69,9 @@ def resolve_prompt(manifest: Manifest, *, prompt_name: str | None, prompt: str |
     if name not in manifest.prompts:
         names = sorted(manifest.prompts)
         raise InputError(
-            f"prompt name {name!r} is not one of the model's prompts {names}; pass one of them, or prompt=...",
+            f"prompt name {name!r} is not one of the model's prompts {names}; pass one of them, or prompt=..."
+            if names
+            else f"prompt name {name!r}: the model has no prompts; leave it out, or pass prompt=...",
             parameter="prompt_name",
             value=name,
         )

@@ -78,6 +78,12 @@ def test_entity_extraction(task_artifact: Find, capsys: pytest.CaptureFixture[st
     assert all(re.fullmatch(r"  (PER|LOC) \[(.+)\] \d\.\d{3}", row)[2] in text for row in rows)
 
 
+@pytest.mark.parametrize("name", ["colbert_reranking", "entity_extraction", "reward_scoring"])
+def test_an_example_without_a_model_says_how_it_is_called(name: str) -> None:
+    with pytest.raises(SystemExit, match=f"python examples/{name}.py"):
+        load_example(name).main([])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["reward", "process-reward"])
 def test_reward_scoring(model: str, task_artifact: Find, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,9 +72,9 @@ EXPORT_OPTIONS: Final = (
         metavar="P[,P]",
         type=parse_names,
         default=("fp32",),
-        help="fp32 (default), int8; the first runs unless told",
+        help="fp32 (default), int8; for cuda fp16, bf16; the first that runs on a machine is used unless told",
     ),
-    Argument("--target", metavar="T[,T]", type=parse_names, default=("cpu",), help="cpu (default)"),
+    Argument("--target", metavar="T[,T]", type=parse_names, default=("cpu",), help="cpu (default), cuda, portable"),
     Argument(
         "--min-cosine",
         metavar="X",

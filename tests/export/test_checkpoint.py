@@ -104,6 +104,12 @@ def test_no_weights(tmp_path: Path) -> None:
         WeightFolder(tmp_path)
 
 
+def test_an_artifact_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "poolgraph.json").write_text("{}")
+    with pytest.raises(InputError, match="is an artifact already; export the checkpoint that it was made from"):
+        WeightFolder(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"])
 def test_files_that_are_no_tensors(tmp_path: Path, name: str, content: bytes) -> None:

@@ -77,6 +77,8 @@ def test_this_machine():
     assert {check.name: check.loads for check in report.providers}["CPUExecutionProvider"]
     assert report.provider == choose_provider(report.providers)
     assert report.one_batch.threads == report.cpu.num_cores
+    for name in ("files", "serve", "bench"):
+        assert name in {extra.name for extra in report.extras}
     assert ExtraCheck(name="files", missing=()) in report.extras
     text = format_doctor(report)
     assert f"numpy            {np.__version__}" in text

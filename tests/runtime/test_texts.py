@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -59,6 +60,8 @@ def test_unknown_prompt_name(manifest):
         InputError, match=r"prompt name 'nope' is not one of the model's prompts \['passage', 'query'\]"
     ):
         resolve_prompt(manifest, prompt_name="nope", prompt=None)
+    with pytest.raises(InputError, match=r"prompt name 'nope': the model has no prompts; leave it out"):
+        resolve_prompt(msgspec.structs.replace(manifest, prompts={}), prompt_name="nope", prompt=None)
 
 
 @pytest.mark.parametrize("bad", [["query"], 1, b"query"])
