@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from poolgraph.runtime.buckets import RUN_COST_TOKENS, Bucket, BucketBatch, lone_bucket, round_length
 
 EXACT_TEXTS: Final = 1024
-"""Of so many texts the cheapest plan is found, in two microseconds a text; a GPU takes ten times that or more. Of many
+"""Of so many texts the cheapest plan is found: some milliseconds, in which a GPU computes a small part of them. Of many
 more than so many, the greedy plan is hardly worse."""
 
 _NEVER: Final = 1 << 60
