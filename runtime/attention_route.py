@@ -1,7 +1,7 @@
 """Whether the attention of padded encoders can take cuDNN's kernel here.
 
-Without it, ONNX Runtime computes attention by plain products: of BGE-large on an H100, 157 rows a second in place of 546
-(microsoft/onnxruntime, pull request 29717).
+Without it, ONNX Runtime computes attention by plain products: of BGE-large on an H100, 157 rows a second in place of
+546 (microsoft/onnxruntime, pull request 29717).
 """
 
 from __future__ import annotations
