@@ -96,6 +96,16 @@ ENGINES: Mapping[str, EngineRow] = {
         module=POOLGRAPH,
         options={"variant": "cuda_fp16", "cuda_graphs": True},
     ),
+    "poolgraph-packed-cublaslt": EngineRow(
+        label="poolgraph fp16, packed, cuBLASLt, CUDA graphs",
+        module=POOLGRAPH,
+        options={"variant": "cublaslt_packed_fp16", "cuda_graphs": True},
+    ),
+    "poolgraph-padded-cublaslt": EngineRow(
+        label="poolgraph fp16, padded, cuBLASLt, CUDA graphs",
+        module=POOLGRAPH,
+        options={"variant": "cublaslt_fp16", "cuda_graphs": True},
+    ),
     "torch-padded": EngineRow(
         label="transformers fp16, SDPA, padded", module=TORCH, options={"dtype": "float16"}, devices=("cuda",)
     ),

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,17 +158,26 @@ def prepare_model(name: str, paths: ModelPaths, device: str) -> None:
         write_checkpoint(MODELS[name], partial)
         partial.rename(paths.checkpoint_dir)
     if not paths.artifact_dir.exists():
-        from poolgraph.export.exporter import export_model
+        export_artifact(paths, device)
 
-        targets, precisions = (("cuda",), ("fp16",)) if device == "cuda" else (("cpu",), ("fp32",))
-        export_model(
-            paths.checkpoint_dir,
-            paths.artifact_dir,
-            task="embed",
-            targets=targets,
-            precisions=precisions,
-            max_memory=EXPORT_MEMORY_GIB if device == "cuda" else None,
-        )
+
+def export_artifact(paths: ModelPaths, device: str) -> None:
+    """Export the checkpoint; for a GPU without cuBLASLt's products where those do not pass verification."""
+    from poolgraph.errors import PoolgraphError
+    from poolgraph.export.exporter import export_model
+
+    def export(*targets: str, precision: str, max_memory: float | None = None) -> None:
+        options = {"targets": targets, "precisions": (precision,), "max_memory": max_memory}
+        export_model(paths.checkpoint_dir, paths.artifact_dir, task="embed", **options)
+
+    if device == "cpu":
+        export("cpu", precision="fp32")
+        return
+    try:
+        export("cuda", "cublaslt", precision="fp16", max_memory=EXPORT_MEMORY_GIB)
+    except PoolgraphError as error:
+        print(f"exported without cuBLASLt's products, since {error}", file=sys.stderr)
+        export("cuda", precision="fp16", max_memory=EXPORT_MEMORY_GIB)
 
 
 def write_checkpoint(row: GpuModel, output_dir: Path) -> None:

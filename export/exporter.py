@@ -23,7 +23,7 @@ from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.describe import build_manifest
 from poolgraph.export.half import check_twin_range, plan_half
 from poolgraph.export.int8 import plan_int8
-from poolgraph.export.lower_targets import Reduced, check_capturable, choose_packed, lower_target
+from poolgraph.export.lower_targets import Reduced, check_capturable, choose_packed, drop_idle, lower_target
 from poolgraph.export.model_card import render_model_card
 from poolgraph.export.options import make_options
 from poolgraph.export.probes import PROBE_SENTENCES
@@ -271,7 +271,7 @@ def _compile(
             half = {layout: plan_half(plan, semantic[layout][0], texts) for layout in sorted(layouts)}
             reduced = replace(reduced, half=half)
     with stages.stage("lower"):
-        lowered = [lower_target(plan, *semantic[target.layout], target, reduced) for target in targets]
+        lowered = drop_idle([lower_target(plan, *semantic[target.layout], target, reduced) for target in targets])
     check_capturable(lowered)
     return lowered, {file: model for item in lowered for file, model in item.models.items()}, sizes
 

@@ -17,7 +17,7 @@ from poolgraph.export.calibration_texts import CalibrationTexts
 from poolgraph.export.int8_judge import Judge, Recipes, of_weights, quantizing
 from poolgraph.export.recipes import GroupRecipes, Measured, measure_group
 from poolgraph.export.resolve import ExportPlan
-from poolgraph.graphs.manifest import Quantization
+from poolgraph.graphs.manifest import NATIVE_OPERATORS, Quantization
 from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8, Target
 from poolgraph.graphs.products import ProductGroup, find_products
 from poolgraph.graphs.quantize_embeddings import find_tables
@@ -98,7 +98,7 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
             bits, which by scales a row cost a model far less than its products do. The gate judges both, on the twin.
     """
     groups, tables = find_products(semantic), find_tables(semantic)
-    is_native = any(target.operators is not None for target in plan.targets)
+    is_native = any(target.operators == NATIVE_OPERATORS for target in plan.targets)
     if calibration is None:
         contrib, native = (_uncalibrated(groups, tables, scheme) for scheme in ("token", "range"))
         return Int8Plan(tables=tables, contrib=contrib, native=native if is_native else None)

@@ -13,11 +13,12 @@ from poolgraph.export.half import HalfPlan
 from poolgraph.export.int8 import Int8Plan
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.graphs.check_cuda import check_cuda
+from poolgraph.graphs.fuse_bias_products import has_bias_products
 from poolgraph.graphs.lower_attention_cuda import fits_packed
 from poolgraph.graphs.lower_attention_native import fits_native_packed
-from poolgraph.graphs.manifest import Variant
+from poolgraph.graphs.manifest import CUDA_OPERATORS, Variant
 from poolgraph.graphs.passes import PassReport
-from poolgraph.graphs.pipeline import CUDA_PACKED_FP16, NATIVE_INT8, NATIVE_PACKED_INT8, Target, cuda_passes
+from poolgraph.graphs.pipeline import NATIVE_INT8, NATIVE_PACKED_INT8, Target, cuda_passes
 
 MOST_FINDINGS = 3
 """Nodes that a message names."""
@@ -45,7 +46,7 @@ def choose_packed(plan: ExportPlan, targets: Sequence[Target], padded: ir.Model)
     if "max" in (plan.head.pooling or ()):
         return tuple(target for target in targets if target.layout != "packed")
     replaced = [NATIVE_PACKED_INT8 if it is NATIVE_INT8 and fits_native_packed(padded) else it for it in targets]
-    return tuple(it for it in replaced if it is not CUDA_PACKED_FP16 or fits_packed(padded))
+    return tuple(it for it in replaced if it.layout != "packed" or it is NATIVE_PACKED_INT8 or fits_packed(padded))
 
 
 def lower_target(
@@ -57,9 +58,25 @@ def lower_target(
         return lower_variant(semantic, reports, target, plan.head.kind, quantization=quantization)
     if target.precision == "fp16" and target.layout in reduced.half:
         half = reduced.half[target.layout]
-        target = replace(target, passes=cuda_passes("fp16", half.kept))
+        target = replace(target, passes=cuda_passes("fp16", half.kept, operators=target.operators))
         return lower_variant(semantic, reports, target, plan.head.kind, float_range=half.record)
     return lower_variant(semantic, reports, target, plan.head.kind)
+
+
+def drop_idle(lowered: Sequence[LoweredVariant]) -> list[LoweredVariant]:
+    """Leave out the variants on this package's products for CUDA whose graphs have none of them.
+
+    Raises:
+        ExportError: nothing but the portable variant is left.
+    """
+    kept = [
+        item
+        for item in lowered
+        if item.variant.operators != CUDA_OPERATORS or any(has_bias_products(model) for model in item.models.values())
+    ]
+    if len(kept) < len(lowered) and all(item.variant.target == "portable" for item in kept):
+        raise ExportError("none of the model's products has a bias for cuBLASLt to take in: choose --target cuda")
+    return kept
 
 
 def check_capturable(lowered: Sequence[LoweredVariant]) -> None:

@@ -208,8 +208,8 @@ def choose_targets(
     Each target is made in those of the precisions that it has, so that one artifact may hold int8 for CPUs and fp16 for
     GPUs; a target or precision that goes with none of the others is an error that lists the pairs there are.
 
-    Rows that need operators beside ONNX Runtime's own are left out where ``runs_here`` says that they cannot be
-    verified; every one of them has a row beside it that needs none.
+    Rows for the CPU that need operators beside ONNX Runtime's own are left out where ``runs_here`` says that they
+    cannot be verified; every one of them has a row beside it that needs none.
     """
     available = {(target.word, target.precision): target for target in TARGETS}
     # int8 alone is for little space: its portable graph has the same weights, in 8 bits.
@@ -227,7 +227,9 @@ def choose_targets(
     chosen = [
         target
         for target in TARGETS
-        if (target.word, target.precision) in wanted and target is not portable and runs_here(target)
+        if (target.word, target.precision) in wanted
+        and target is not portable
+        and (target.providers != portable.providers or runs_here(target))
     ]
     return (portable, *sorted(chosen, key=lambda target: precisions.index(target.precision)))
 

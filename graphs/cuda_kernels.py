@@ -13,6 +13,8 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
+from poolgraph.graphs.fuse_bias_products import BIAS_MATMUL, CUDA_DOMAIN
+
 ONNX_RUNTIME_VERSION = "1.30.0"
 OPSETS = range(18, 22)
 """Versions of the standard operators for which the table is right; 22 brings bfloat16 to more of them."""
@@ -172,6 +174,7 @@ _SPECIAL: Mapping[tuple[str, str], CudaKernel] = {
     ("", "Size"): CudaKernel(types=_types(_EVERY), is_host_result=True, result=ir.DataType.INT64),
     ("", "Where"): CudaKernel(types=_types(f"{_FLOATS} int32 int64 uint8"), chosen_by=1),
     (CONTRIB, "GroupQueryAttention"): CudaKernel(types=_types("float16 bfloat16"), host_inputs=frozenset({6})),
+    (CUDA_DOMAIN, BIAS_MATMUL): CudaKernel(types=_types("float16 bfloat16")),
 }
 
 CUDA_KERNELS: Mapping[tuple[str, str], CudaKernel] = MappingProxyType(

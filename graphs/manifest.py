@@ -19,6 +19,9 @@ MANIFEST_FILE: Final = "poolgraph.json"
 NATIVE_OPERATORS: Final = "poolgraph.cpu/2"
 """This package's own operators for the CPU and the version of their meaning, which ``runtime/kernels.cpp`` computes."""
 
+CUDA_OPERATORS: Final = "poolgraph.cuda/1"
+"""The same for CUDA: ``runtime/kernels_cuda.cpp``."""
+
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises for bytes that are no JSON, or JSON of another shape."""
 

@@ -15,6 +15,7 @@ from poolgraph.graphs.fold_attention_biases import drop_key_biases, fold_value_b
 from poolgraph.graphs.fold_reshapes import fold_reshapes
 from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
 from poolgraph.graphs.fuse_activations import fuse_activations, fuse_gates
+from poolgraph.graphs.fuse_bias_products import fuse_bias_products
 from poolgraph.graphs.fuse_feed_forward import fuse_feed_forward
 from poolgraph.graphs.fuse_gelu import fuse_gelu
 from poolgraph.graphs.fuse_residual_norm import fuse_norms, fuse_residuals
@@ -27,7 +28,7 @@ from poolgraph.graphs.lower_attention_native import lower_attention_to_native
 from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.lower_scan_cuda import fuse_causal_conv, lower_scan_to_linear_attention
 from poolgraph.graphs.lower_text_sums import lower_text_sums
-from poolgraph.graphs.manifest import NATIVE_OPERATORS
+from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.push_pooling import note_products_as_in, note_row_products, push_pooling
@@ -211,9 +212,10 @@ CUDA_PROBED: tuple[Pass, ...] = (
 """The same behind CUDA_PROJECTIONS with attention that a CPU runs: for measuring the range of values."""
 
 
-def cuda_passes(precision: str, kept: Collection[str] = ()) -> tuple[Pass, ...]:
+def cuda_passes(precision: str, kept: Collection[str] = (), *, operators: str | None = None) -> tuple[Pass, ...]:
     """Return the passes of a GPU's graphs; the nodes of the values ``kept`` stay in float32."""
-    return (*CUDA_LOWERING, convert_floats(precision, kept), remove_dead_nodes, clear_notes)
+    own = (fuse_bias_products, remove_dead_nodes) if operators == CUDA_OPERATORS else ()
+    return (*CUDA_LOWERING, convert_floats(precision, kept), remove_dead_nodes, *own, clear_notes)
 
 
 CUDA_FP16 = Target(
@@ -234,6 +236,24 @@ CUDA_BF16 = replace(CUDA_FP16, precision="bf16", passes=cuda_passes("bf16"), fil
 CUDA_PACKED_FP16 = replace(CUDA_FP16, name="cuda_packed", layout="packed", file_stem="model_cuda_packed_fp16")
 """Texts end to end, without padding, for encoders; its attention kernel has no bf16."""
 
+
+def _on_cublaslt(target: Target, name: str) -> Target:
+    """Return a GPU's target with this package's products in the place of ONNX Runtime's."""
+    return replace(
+        target,
+        name=name,
+        word="cublaslt",
+        passes=cuda_passes(target.precision, operators=CUDA_OPERATORS),
+        file_stem=f"model_{name}_{target.precision}",
+        operators=CUDA_OPERATORS,
+    )
+
+
+CUBLASLT_PACKED_FP16 = _on_cublaslt(CUDA_PACKED_FP16, "cublaslt_packed")
+CUBLASLT_FP16 = _on_cublaslt(CUDA_FP16, "cublaslt")
+CUBLASLT_BF16 = _on_cublaslt(CUDA_BF16, "cublaslt")
+"""Products that take in their bias and GELU: a pass less over the rows each. Made where they are asked for by name."""
+
 TARGETS: tuple[Target, ...] = (
     PORTABLE,
     PORTABLE_INT8,
@@ -243,4 +263,7 @@ TARGETS: tuple[Target, ...] = (
     CUDA_PACKED_FP16,
     CUDA_FP16,
     CUDA_BF16,
+    CUBLASLT_PACKED_FP16,
+    CUBLASLT_FP16,
+    CUBLASLT_BF16,
 )

@@ -18,6 +18,7 @@ class Attention {
   static constexpr size_t kInputs = 4, kOutputs = 1;
   static constexpr size_t kBounds = 3;
   static int type_of(size_t index) { return index == kBounds ? kInt64 : kFloat; }
+  static int output_type(size_t) { return kFloat; }
   static bool is_required(size_t index) { return index == 0; }
 
   Attention(const Api& api, const OrtKernelInfo* info) {
@@ -35,7 +36,7 @@ class Attention {
     const std::vector<Text> texts = batch.bounds ? split_packed(batch) : split_even(batch);
     std::vector<int64_t> sizes = batch.sizes;
     sizes.back() = width();
-    run(api, context, texts, api.output(context, 0, sizes));
+    run(api, context, texts, api.output<float>(context, 0, sizes));
   }
 
  private:

@@ -30,7 +30,7 @@ struct OrtApiBase {
 constexpr uint32_t kApiVersion = 17;
 constexpr uint32_t kCustomOpVersion = 17;
 constexpr int kFailed = 1;
-enum ElementType { kFloat = 1, kInt8 = 3, kInt64 = 7 };
+enum ElementType { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 enum Presence { kRequired = 0, kOptional = 1 };
 
 // Field by field what ONNX Runtime reads of a custom operator.
@@ -113,14 +113,15 @@ class Api {
     return value;
   }
   // Returns nullptr for an output that nobody reads.
-  float* output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) const {
+  template <class Element>
+  Element* output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) const {
     size_t count = 0;
     check(call<OrtStatus* (*)(const OrtKernelContext*, size_t*)>(kContextOutputCount)(context, &count));
     if (index >= count) return nullptr;
     OrtValue* value = nullptr;
     check(call<OrtStatus* (*)(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)>(kContextOutput)(
         context, index, shape.data(), shape.size(), &value));
-    return value ? static_cast<float*>(data(value)) : nullptr;
+    return value ? static_cast<Element*>(data(value)) : nullptr;
   }
 
   std::vector<int64_t> shape(const OrtValue* value) const {
@@ -137,6 +138,19 @@ class Api {
   void* data(const OrtValue* value) const {
     void* found = nullptr;
     check(call<OrtStatus* (*)(const OrtValue*, void**)>(kTensorData)(value, &found));
+    return found;
+  }
+
+  // The stream that the device runs a node on.
+  void* stream(const OrtKernelContext* context) const {
+    void* found = nullptr;
+    check(call<OrtStatus* (*)(const OrtKernelContext*, void**)>(kContextStream)(context, &found));
+    return found;
+  }
+  // One of the provider's resources, by its number in cuda_resource.h.
+  void* resource(const OrtKernelContext* context, int version, int number) const {
+    void* found = nullptr;
+    check(call<OrtStatus* (*)(const OrtKernelContext*, int, int, void**)>(kContextResource)(context, version, number, &found));
     return found;
   }
 
@@ -183,9 +197,11 @@ class Api {
     kContextOutput = 91,
     kReleaseStatus = 93,
     kReleaseTensorShape = 99,
+    kContextStream = 193,
     kInfoInputCount = 230,
     kInfoInputName = 232,
     kInfoConstantInput = 249,
+    kContextResource = 265,
     kContextParallelFor = 274,
   };
 

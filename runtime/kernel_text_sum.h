@@ -15,6 +15,7 @@ class TextSum {
   static constexpr const char* kName = "TextSum";
   static constexpr size_t kInputs = 2, kOutputs = 1;
   static int type_of(size_t) { return kFloat; }
+  static int output_type(size_t) { return kFloat; }
   static bool is_required(size_t) { return true; }
 
   TextSum(const Api&, const OrtKernelInfo*) {}
@@ -27,7 +28,7 @@ class TextSum {
     const auto tokens = static_cast<size_t>(sizes[1]), size = static_cast<size_t>(row_sizes[1]);
     const auto* from = static_cast<const float*>(api.data(rows));
     const auto* of_texts = static_cast<const float*>(api.data(weights));
-    float* out = api.output(context, 0, {sizes[0], row_sizes[1]});
+    float* out = api.output<float>(context, 0, {sizes[0], row_sizes[1]});
     auto task = [&](size_t text) { sum(of_texts + text * tokens, from, tokens, size, out + text * size); };
     if (sizes[0] > 0) api.parallel(context, static_cast<size_t>(sizes[0]), task);
   }

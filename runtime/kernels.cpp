@@ -11,6 +11,7 @@
 
 #include "kernel_attention_op.h"
 #include "kernel_onnxruntime.h"
+#include "kernel_operator.h"
 #include "kernel_product.h"
 #include "kernel_text_sum.h"
 
@@ -145,8 +146,8 @@ Rows open_rows(const Api& api, OrtKernelContext* context, int in_features, const
   shape.back() = finish.width;
   const OrtValue* added = api.input(context, residual);
   if (added && api.shape(added) != shape) throw std::runtime_error("the residual's shape is not the answer's");
-  float* out = api.output(context, 0, shape);
-  float* sum = api.output(context, 1, shape);
+  float* out = api.output<float>(context, 0, shape);
+  float* sum = api.output<float>(context, 1, shape);
   if (sum && finish.rows.norm == Norm::kNone) throw std::runtime_error("a second output needs a norm");
   return {static_cast<const float*>(api.data(input)), added ? static_cast<const float*>(api.data(added)) : nullptr, out, sum,
           static_cast<int>(count)};
@@ -182,6 +183,7 @@ class QuantizedMatMul {
   static constexpr const char* kName = "QuantizedMatMul";
   static constexpr size_t kInputs = 8, kOutputs = 2;
   static int type_of(size_t index) { return index == 1 ? kInt8 : kFloat; }
+  static int output_type(size_t) { return kFloat; }
   static bool is_required(size_t index) { return index < 3; }
 
   QuantizedMatMul(const Api& api, const OrtKernelInfo* info)
@@ -218,6 +220,7 @@ class QuantizedFeedForward {
   static constexpr const char* kName = "QuantizedFeedForward";
   static constexpr size_t kInputs = 12, kOutputs = 2;
   static int type_of(size_t index) { return index == 1 || index == 5 ? kInt8 : kFloat; }
+  static int output_type(size_t) { return kFloat; }
   static bool is_required(size_t index) { return index < 3 || index == 5 || index == 6; }
 
   QuantizedFeedForward(const Api& api, const OrtKernelInfo* info)
@@ -261,57 +264,9 @@ class QuantizedFeedForward {
   Finish finish_;
 };
 
-template <class Kernel>
-struct Instance {
-  Api api;
-  Kernel kernel;
+struct Library {
+  static constexpr const char *kDomain = "poolgraph.cpu", *kProvider = "CPUExecutionProvider";
 };
-
-// Runs a step of a kernel, its exceptions as ONNX Runtime's failures.
-template <class Step>
-OrtStatus* guarded(const Api& api, Step&& step) {
-  try {
-    step();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return api.status(error.what());
-  } catch (...) {
-    return api.status("unknown failure");
-  }
-}
-
-template <class Kernel>
-OrtCustomOp describe() {
-  OrtCustomOp op{};
-  op.version = kCustomOpVersion;
-  op.GetName = [](const OrtCustomOp*) { return Kernel::kName; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
-  op.GetInputTypeCount = [](const OrtCustomOp*) { return Kernel::kInputs; };
-  op.GetOutputTypeCount = [](const OrtCustomOp*) { return Kernel::kOutputs; };
-  op.GetInputType = [](const OrtCustomOp*, size_t index) -> int { return Kernel::type_of(index); };
-  op.GetOutputType = [](const OrtCustomOp*, size_t) -> int { return kFloat; };
-  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) -> int {
-    return Kernel::is_required(index) ? kRequired : kOptional;
-  };
-  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t index) -> int { return index == 0 ? kRequired : kOptional; };
-  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
-  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
-  op.CreateKernelV2 = [](const OrtCustomOp*, const void* const* table, const OrtKernelInfo* info, void** made) {
-    const Api api(table);
-    return guarded(api, [&] { *made = new Instance<Kernel>{api, Kernel(api, info)}; });
-  };
-  op.KernelComputeV2 = [](void* instance, OrtKernelContext* context) {
-    const auto& found = *static_cast<const Instance<Kernel>*>(instance);
-    return guarded(found.api, [&] { found.kernel.compute(found.api, context); });
-  };
-  op.KernelDestroy = [](void* instance) { delete static_cast<Instance<Kernel>*>(instance); };
-  return op;
-}
 
 }  // namespace
 }  // namespace poolgraph
@@ -323,17 +278,5 @@ extern "C" __attribute__((visibility("default"))) const char* poolgraph_operator
 extern "C" __attribute__((visibility("default"))) poolgraph::OrtStatus* RegisterCustomOps(
     poolgraph::OrtSessionOptions* options, const poolgraph::OrtApiBase* base) {
   using namespace poolgraph;
-  static const OrtCustomOp ops[] = {describe<QuantizedMatMul>(), describe<QuantizedFeedForward>(), describe<Attention>(),
-                                    describe<TextSum>()};
-  const void* const* table = base->GetApi(kApiVersion);
-  if (!table) return Api(base->GetApi(1)).status("poolgraph's operators need ONNX Runtime 1.17 or newer");
-  const Api api(table);
-  return guarded(api, [&] {
-    static OrtDomain* domain = [&] {
-      OrtDomain* made = api.create_domain("poolgraph.cpu");
-      for (const OrtCustomOp& op : ops) api.add(made, &op);
-      return made;
-    }();
-    api.add(options, domain);
-  });
+  return register_operators<Library, QuantizedMatMul, QuantizedFeedForward, Attention, TextSum>(options, base);
 }

@@ -1,20 +1,25 @@
-"""The library of this package's own operators: where it is, whether it loads, and what runs on it.
+"""The libraries of this package's own operators: where they are, whether they load, and what runs on them.
 
-It is compiled when the package is installed, if there is a C++ compiler, from ``kernels.cpp``.
+They are compiled when the package is installed, if there is a C++ compiler, from ``kernels.cpp`` and
+``kernels_cuda.cpp``.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from poolgraph.runtime.cpu import has_cpu_features, read_cpu_info
 
-MODULE: Final = "poolgraph.runtime._kernels"
+MODULES: Final[Mapping[str, str]] = MappingProxyType(
+    {"poolgraph.cpu": "poolgraph.runtime._kernels", "poolgraph.cuda": "poolgraph.runtime._kernels_cuda"}
+)
+"""The compiled libraries by the domain of their operators."""
 
 ENTRY_POINT: Final = "RegisterCustomOps"
 """What ONNX Runtime calls in a library of operators."""
@@ -35,16 +40,19 @@ class Requirements(Protocol):
         """A library of operators, None for ONNX Runtime's own alone."""
 
 
-def library_path() -> Path | None:
-    """Return the compiled library, None where the package was installed without it."""
-    spec = find_spec(MODULE)
+def library_path(operators: str) -> Path | None:
+    """Return the compiled library of operators such as ``poolgraph.cpu/2``, None where none was installed."""
+    spec = find_spec(MODULES[operators.partition("/")[0]])
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
 @cache
 def available_operators() -> tuple[str, ...]:
-    """Return the libraries of operators that load here."""
-    path = library_path()
+    """Return the libraries of operators that load here, each with its versions."""
+    return tuple(version for domain in MODULES for version in _versions(library_path(domain)))
+
+
+def _versions(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:

@@ -119,7 +119,7 @@ def open_session(
     onnxruntime = import_onnxruntime()
     options = build_session_options(onnxruntime, variant.session_options, threads)
     if variant.operators is not None:
-        register_operators(options)
+        register_operators(options, variant.operators)
     disabled = variant.session_options.get("disabled_optimizers", "")
     arguments: dict[str, Any] = {
         "providers": [provider] if providers is None else list(providers),
@@ -187,13 +187,13 @@ def build_session_options(onnxruntime: ModuleType, entries: Mapping[str, str], t
     return options
 
 
-def register_operators(options: Any) -> None:
-    """Make this package's own operators known to sessions that are opened with ``options``.
+def register_operators(options: Any, operators: str) -> None:
+    """Make operators of this package's own known to sessions that are opened with ``options``.
 
     Raises:
         SessionError: the library is not there, or ONNX Runtime refused it.
     """
-    path = library_path()
+    path = library_path(operators)
     if path is None:
         raise SessionError(
             "poolgraph was installed without its library of operators; install it where there is a C++ compiler"

@@ -18,11 +18,10 @@ from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.options import make_options
 from poolgraph.export.resolve import ExportPlan, resolve_plan
 from poolgraph.graphs.cleanup import clear_notes, remove_dead_nodes
-from poolgraph.graphs.convert_float import convert_floats
 from poolgraph.graphs.families import select_family
 from poolgraph.graphs.lower_attention_cuda import fits_packed
 from poolgraph.graphs.passes import run_passes
-from poolgraph.graphs.pipeline import CUDA_LOWERING, PORTABLE
+from poolgraph.graphs.pipeline import CUDA_LOWERING, PORTABLE, cuda_passes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.tasks import GraphFamily
 
@@ -52,14 +51,14 @@ class CudaGraphs:
         self._traced = {"padded": self._padded}
         self.fits_packed = fits_packed(self._padded)
 
-    def lowered(self, layout: str, precision: str | None = None) -> ir.Model:
+    def lowered(self, layout: str, precision: str | None = None, operators: str | None = None) -> ir.Model:
         """Lower for CUDA, in float32 where no precision is named."""
         if layout not in self._traced:
             self._traced[layout], _ = trace_layout(self.plan, self._module, layout)
         model = select_family(self._traced[layout], self.family, finished=False)
         assert model is not None
-        conversion = () if precision is None else (convert_floats(precision),)
-        run_passes(model, (*CUDA_LOWERING, *conversion, remove_dead_nodes, clear_notes))
+        plain = (*CUDA_LOWERING, remove_dead_nodes, clear_notes)
+        run_passes(model, plain if precision is None else cuda_passes(precision, operators=operators))
         return model
 
     def expected(self, texts: Sequence[Inputs], folder: Path) -> list[np.ndarray]:
@@ -76,9 +75,11 @@ class CudaGraphs:
         answer = session.run(None, {node.name: feeds[node.name] for node in session.get_inputs()})[0]
         return self._rows(answer, texts)
 
-    def answer(self, layout: str, texts: Sequence[Inputs], precision: str | None = None) -> list[np.ndarray]:
+    def answer(
+        self, layout: str, texts: Sequence[Inputs], precision: str | None = None, operators: str | None = None
+    ) -> list[np.ndarray]:
         """What the CUDA graph answers; what its kernels leave undefined is garbage."""
-        model = self.lowered(layout, precision)
+        model = self.lowered(layout, precision, operators)
         feeds = packed_feeds(texts) if layout == "packed" else padded_feeds(texts)
         names = [str(value.name) for value in model.graph.inputs]
         answer = next(iter(run_reference(model, {name: feeds[name] for name in names}).values()))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cuda_attention
 import cuda_norms
+import cuda_products
 import cuda_recurrence
 import cuda_rotary
 import numpy as np
@@ -18,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun, RuntimeContextError
 from onnx.reference.ops import load_op
 
-FAMILIES = (cuda_attention, cuda_norms, cuda_recurrence, cuda_rotary)
+FAMILIES = (cuda_attention, cuda_norms, cuda_products, cuda_recurrence, cuda_rotary)
 OPERATORS: tuple[type[ContribOp], ...] = tuple(operator for family in FAMILIES for operator in family.OPERATORS)
 KNOWN = frozenset((operator.op_domain, operator.__name__) for operator in OPERATORS)
 NOT_WIDENED = frozenset({"Cast", "Constant", "If", "Loop", "Scan"})

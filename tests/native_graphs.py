@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from scipy.special import erf
 
+from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.native import NATIVE_DOMAIN, Activation, Gate, Norm
 from poolgraph.graphs.pipeline import NATIVE_INT8
 from poolgraph.runtime.native_library import can_run
@@ -54,7 +55,7 @@ def native_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    register_operators(options)
+    register_operators(options, NATIVE_OPERATORS)
     return onnxruntime.InferenceSession(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(), options)
 
 

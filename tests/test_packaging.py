@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import poolgraph
-from poolgraph.graphs.manifest import NATIVE_OPERATORS
+from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS
 from poolgraph.runtime.native_library import available_operators
 
 REPOSITORY = Path(__file__).parents[1]
@@ -61,7 +61,9 @@ def test_one_version() -> None:
 
 def test_the_native_operators_are_compiled_where_there_is_a_compiler() -> None:
     """They are optional for users; here nothing would else say that they no longer compile."""
-    assert shutil.which("c++") is None or platform.machine() != "x86_64" or NATIVE_OPERATORS in available_operators()
+    has_compiler = shutil.which("c++") is not None
+    assert not has_compiler or CUDA_OPERATORS in available_operators()
+    assert not has_compiler or platform.machine() != "x86_64" or NATIVE_OPERATORS in available_operators()
 
 
 def test_types_marker_is_there_and_installed() -> None:

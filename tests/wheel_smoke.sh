@@ -52,7 +52,7 @@ assert "site-packages" in poolgraph.__file__, poolgraph.__file__
 assert importlib.util.find_spec("torch") is None
 from poolgraph.runtime.native_library import available_operators
 
-assert available_operators(), "the wheel has no native operators: is there a C++ compiler?"
+assert "poolgraph.cuda/1" in available_operators(), "the wheel has no native operators: is there a C++ compiler?"
 # Optimum is not installed here; its plugin is, and waits for it.
 packages = Path(poolgraph.__file__).parents[1]
 assert [path.name for path in packages.glob("optimum/**/*.py")] == ["poolgraph.py"]

@@ -74,7 +74,13 @@ EXPORT_OPTIONS: Final = (
         default=("fp32",),
         help="fp32 (default), int8; for cuda fp16, bf16; the first that runs on a machine is used unless told",
     ),
-    Argument("--target", metavar="T[,T]", type=parse_names, default=("cpu",), help="cpu (default), cuda, portable"),
+    Argument(
+        "--target",
+        metavar="T[,T]",
+        type=parse_names,
+        default=("cpu",),
+        help="cpu (default), cuda, cublaslt (cuda with products of our own), portable",
+    ),
     Argument(
         "--min-cosine",
         metavar="X",

@@ -13,7 +13,7 @@ from cuda_graphs import padded_feeds, random_texts
 from cuda_operators import run_reference
 from safetensors.torch import load_file, save_file
 from tiny_decoders import save_decoder
-from tiny_models import HeadSpec, save_checkpoint
+from tiny_models import SIZES, HeadSpec, save_checkpoint
 
 from poolgraph import PoolingModel
 from poolgraph.cli import main
@@ -22,12 +22,14 @@ from poolgraph.export import half
 from poolgraph.export.exporter import export_model
 from poolgraph.export.half import check_twin_range
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.graphs.manifest import FloatRange, Manifest
+from poolgraph.graphs.manifest import CUDA_OPERATORS, FloatRange, Manifest
 from poolgraph.runtime.inspect import describe
 from poolgraph.runtime.providers import CUDA_PROVIDER, Machine, Wish, check_verified, choose_variant
 from poolgraph.runtime.session import provider_loads
 
 pytestmark = pytest.mark.skipif(provider_loads(CUDA_PROVIDER), reason="these exports are of a machine without")
+
+NUM_LAYERS = SIZES["num_hidden_layers"]
 
 CALIBRATION = ["one text", "another text about a quick brown fox", "a third one"]
 
@@ -93,6 +95,44 @@ def test_a_decoder_has_padded_graphs_in_both_types(decoder: Path) -> None:
     assert onnx.TensorProto.BFLOAT16 in types
     assert onnx.TensorProto.FLOAT16 not in types
     assert "GroupQueryAttention" in {node.op_type for node in half.graph.node}
+
+
+def test_cublaslt_is_made_where_it_is_asked_for_and_has_a_place(
+    checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    options = {"precisions": ("fp16", "bf16"), "calibration": calibration}
+    artifact = export_model(checkpoint, tmp_path / "encoder", targets=("cuda", "cublaslt"), **options).path
+    manifest = open_artifact(artifact)
+    own = [variant for variant in manifest.variants if variant.operators is not None]
+    assert [variant.name for variant in own] == ["cublaslt_packed_fp16", "cublaslt_fp16", "cublaslt_bf16"]
+    assert {(variant.operators, variant.providers, variant.verified) for variant in own} == {
+        (CUDA_OPERATORS, (CUDA_PROVIDER,), False)
+    }
+    for variant in own:
+        beside = manifest.variant(variant.name.replace("cublaslt", "cuda"))
+        for family, graph in variant.graphs.items():
+            nodes = [node.op_type for node in onnx.load(artifact / graph.file, load_external_data=False).graph.node]
+            plain = onnx.load(artifact / beside.graphs[family].file, load_external_data=False).graph.node
+            assert nodes.count("BiasMatMul") == 2 * NUM_LAYERS, (
+                variant.name
+            )  # the query, and the first of the feed-forward
+            assert "BiasGelu" not in nodes
+            assert len(nodes) == len(plain) - 2 * NUM_LAYERS
+    machine = Machine(providers=(CUDA_PROVIDER, "CPUExecutionProvider"), operators=(CUDA_OPERATORS,))
+    assert choose_variant(manifest, Wish(), machine).variant.name == "cuda_packed_fp16"
+    asked = Wish(variant="cublaslt_fp16")
+    assert choose_variant(manifest, asked, machine).variant.name == "cublaslt_fp16"
+    with pytest.raises(ProviderError, match=r"cublaslt_fp16 \(fp16, CUDA.*, needs poolgraph.cuda/1\) does not run"):
+        choose_variant(manifest, asked, Machine(providers=machine.providers))
+
+
+def test_a_model_without_biases_has_no_place_for_cublaslt(calibration: Path, tmp_path: Path) -> None:
+    folder = save_decoder(tmp_path / "checkpoint", "LlamaModel")
+    options = {"precisions": ("bf16",), "calibration": None}
+    artifact = export_model(folder, tmp_path / "both", targets=("cuda", "cublaslt"), **options).path
+    assert list(flags(open_artifact(artifact))) == ["portable_fp32", "cuda_bf16"]
+    with pytest.raises(ExportError, match="none of the model's products has a bias for cuBLASLt to take in"):
+        export_model(folder, tmp_path / "alone", targets=("cublaslt",), **options)
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder"])

@@ -9,6 +9,7 @@ from poolgraph.export.resolve import choose_targets
 from poolgraph.graphs.pipeline import (
     CPU_FP32,
     CPU_INT8,
+    CUBLASLT_BF16,
     CUDA_BF16,
     CUDA_FP16,
     CUDA_PACKED_FP16,
@@ -39,11 +40,14 @@ def test_a_target_is_made_in_the_precisions_that_it_has() -> None:
     chosen = choose_targets(["cpu", "cuda"], ["fp32", "fp16"])
     assert chosen == (PORTABLE, CPU_FP32, CUDA_PACKED_FP16, CUDA_FP16)
     assert choose_targets(["cuda"], ["bf16"]) == (PORTABLE, CUDA_BF16)
+    assert choose_targets(["cublaslt"], ["bf16"]) == (PORTABLE, CUBLASLT_BF16)
 
 
 def test_targets_that_cannot_be_verified_here_are_left_out() -> None:
     chosen = choose_targets(["cpu"], ["int8"], lambda target: target.operators is None)
     assert chosen == (PORTABLE_INT8, CPU_INT8)
+    chosen = choose_targets(["cublaslt"], ["bf16"], lambda target: target.operators is None)
+    assert chosen == (PORTABLE, CUBLASLT_BF16)  # as all that is for a GPU, it may be verified elsewhere
 
 
 @pytest.mark.parametrize(

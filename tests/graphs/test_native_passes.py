@@ -17,6 +17,7 @@ from poolgraph.graphs.fuse_residual_norm import fuse_norms, fuse_residuals
 from poolgraph.graphs.fuse_rms_norm import fuse_rms_norm
 from poolgraph.graphs.lower_attention_native import fits_native_packed, lower_attention_to_native
 from poolgraph.graphs.lower_text_sums import lower_text_sums
+from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.native import Activation, Gate, Norm, native_nodes, number
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.products import find_products
@@ -40,7 +41,7 @@ def quantized(text: str, **weights: np.ndarray) -> ir.Model:
 def run(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    register_operators(options)
+    register_operators(options, NATIVE_OPERATORS)
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options).run(None, feeds)
 
 

@@ -4,7 +4,7 @@ bits close to them; and nothing that would leave the GPU."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from support_rows import SUPPORT_ROWS
 from tiny_models import tame
 
 from poolgraph.graphs.check_cuda import check_cuda
+from poolgraph.graphs.fuse_bias_products import has_bias_products
+from poolgraph.graphs.manifest import CUDA_OPERATORS
 from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, cosine_rows
 
 TOLERANCE = 1e-5
@@ -93,6 +95,17 @@ def layouts(graphs: CudaGraphs) -> Sequence[str]:
     return ("padded", "packed") if graphs.fits_packed else ("padded",)
 
 
+def forms(graphs: CudaGraphs) -> Iterator[tuple[str, str, str | None]]:
+    """Layouts, precisions and operators of the graphs in 16 bits: with poolgraph's own where those have a place."""
+    for layout in layouts(graphs):
+        for precision in PRECISIONS[layout]:
+            yield layout, precision, None
+            own = graphs.lowered(layout, precision, CUDA_OPERATORS)
+            if has_bias_products(own):
+                assert check_cuda(own) == [], (layout, precision)
+                yield layout, precision, CUDA_OPERATORS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_HALF)
 def test_the_answers_of_cuda_graphs_in_16_bits(name: str, tmp_path: Path) -> None:
@@ -102,13 +115,12 @@ def test_the_answers_of_cuda_graphs_in_16_bits(name: str, tmp_path: Path) -> Non
     graphs = CudaGraphs(tmp_path / "checkpoint", row.family, **row.options)
     texts = random_texts(HALF_LENGTHS)
     expected = np.stack(graphs.expected(texts, tmp_path / "portable")).astype(np.float64)
-    for layout in layouts(graphs):
-        for precision in PRECISIONS[layout]:
-            found = np.stack(graphs.answer(layout, texts, precision))
-            lowest = cosine_rows(expected, found.astype(np.float64)).min()
-            difference = np.abs(expected - found).max() / np.abs(expected).max()
-            assert lowest >= THRESHOLDS[precision].min_cosine, (layout, precision, lowest)
-            assert difference <= ACTIVATED[precision].max_difference, (layout, precision, difference)
+    for layout, precision, operators in forms(graphs):
+        found = np.stack(graphs.answer(layout, texts, precision, operators))
+        lowest = cosine_rows(expected, found.astype(np.float64)).min()
+        difference = np.abs(expected - found).max() / np.abs(expected).max()
+        assert lowest >= THRESHOLDS[precision].min_cosine, (layout, precision, operators, lowest)
+        assert difference <= ACTIVATED[precision].max_difference, (layout, precision, operators, difference)
 
 
 @pytest.mark.slow
