@@ -22,17 +22,13 @@ from little_graphs import (
     run_semantic,
 )
 
-from poolgraph.graphs.check_cuda import check_cuda
 from poolgraph.graphs.cleanup import remove_dead_nodes
-from poolgraph.graphs.convert_float import convert_floats
 from poolgraph.graphs.fold_attention_biases import drop_key_biases, fold_value_biases
-from poolgraph.graphs.fuse_bias_products import fuse_bias_products, has_bias_products
 from poolgraph.graphs.fuse_gelu import fuse_gelu
 from poolgraph.graphs.fuse_rotary import MAX_LENGTH_NOTE, TABLE_STEP, fuse_rotary
 from poolgraph.graphs.fuse_skip_norm import fuse_skip_norms
 from poolgraph.graphs.lower_attention_cuda import fits_packed, lower_attention_to_cuda
 from poolgraph.graphs.merge_projections import merge_projections
-from poolgraph.graphs.passes import run_passes
 from poolgraph.graphs.split_projections import split_projections
 from poolgraph.runtime.buckets import LENGTH_STEP
 
@@ -175,71 +171,6 @@ def test_an_activation_of_different_rows_stays(operand: str) -> None:
 def test_a_plain_gelu_stays() -> None:
     model = build(f"g ({ROWS} x) => ({ROWS} y) {{ y = Gelu(x) }}")
     assert fuse_gelu(model) == 0
-
-
-PRODUCT = """g (int64[batch_size,sequence_length] ids) => (float[batch_size,sequence_length,WIDTH] y)
-<float[batch_size,sequence_length,WIDTH] m, float[batch_size,sequence_length,WIDTH] a>
-{ x = Gather(backbone__table, ids)  m = MatMul(x, backbone__w)  BODY }"""
-IDS = {"ids": np.array([[0, 1, 2], [3, 4, 0]])}
-
-
-def product(body: str, width: int = SIZE) -> ir.Model:
-    """A product and what follows it."""
-    weights = {"table": random(5, SIZE), "w": random(SIZE, width, seed=1), "b": random(width, seed=2)}
-    used = {f"backbone__{name}": array for name, array in weights.items() if name != "b" or "backbone__b" in body}
-    return build(PRODUCT.replace("BODY", body).replace("WIDTH", str(width)), **used)
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize(
-    ("body", "others"),
-    [
-        ("y = Add(m, backbone__b)", ["Cast"]),
-        ("y = Add(backbone__b, m)", ["Cast"]),
-        ("a = Add(m, backbone__b)  y = Gelu(a)", ["Cast"]),
-        ('a = Add(m, backbone__b)  y = Gelu<approximate="tanh">(a)', ["Cast"]),
-        ("a = Add(m, backbone__b)  y = Relu(a)", ["Cast", "Relu"]),
-    ],
-)
-def test_products_take_in_their_bias_and_gelu(body: str, others: list[str], precision: str) -> None:
-    model = product(body)
-    run_passes(model, (fuse_gelu, convert_floats(precision), remove_dead_nodes))
-    expected = run_reference(model, IDS)["y"]
-    assert not has_bias_products(model)
-    assert fuse_bias_products(model) == 1
-    remove_dead_nodes(model)
-    assert ops(model) == ["Gather", "BiasMatMul", *others]
-    assert has_bias_products(model)
-    assert check_cuda(model) == []
-    step = {"fp16": 2.0**-10, "bf16": 2.0**-7}[precision]
-    np.testing.assert_allclose(run_reference(model, IDS)["y"], expected, rtol=step, atol=TANH_ERROR + step)
-    assert fuse_bias_products(model) == 0
-
-
-TANH_ERROR = 5e-4
-"""Of GELU by a hyperbolic tangent, at most."""
-
-
-@pytest.mark.parametrize(
-    ("body", "width"),
-    [
-        ("y = Add(m, m)", SIZE),
-        ("a = Add(m, backbone__b)  y = Add(a, m)", SIZE),  # the product has another reader
-        ("y = Gelu(m)", SIZE),
-        ("y = Add(m, backbone__b)", 12),  # no multiple of 8
-    ],
-)
-def test_other_products_stay(body: str, width: int) -> None:
-    model = product(body, width)
-    run_passes(model, (fuse_gelu, convert_floats("fp16"), remove_dead_nodes))
-    assert fuse_bias_products(model) == 0
-
-
-def test_a_product_in_float32_stays() -> None:
-    model = product("y = Add(m, backbone__b)")
-    convert_floats("fp16", kept=["m", "y"])(model)
-    assert "BiasMatMul" not in ops(model)
-    assert fuse_bias_products(model) == 0
 
 
 NORM = """g ({rows} x, {rows} r) => ({rows} y, {rows} z) <{rows} m, {rows} p, {rows} s, {rows} n>
