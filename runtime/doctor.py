@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Final
 
 from poolgraph import __version__
 from poolgraph.runtime.cache import cache_dir
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
 from poolgraph.runtime.doctor_cuda import CudaReport, examine_cuda, format_cuda
+from poolgraph.runtime.native_library import available_operators
 from poolgraph.runtime.provider_libraries import LIBRARIES, explain_failure, preload_libraries
 from poolgraph.runtime.provider_trial import FATAL, try_provider
 from poolgraph.runtime.providers import AUTOMATIC, CUDA_PROVIDER, INSTALL_CURES, PROVIDER_NAMES
@@ -27,6 +28,14 @@ USEFUL_CPU_FEATURES: Final = (
     *("asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
 """What ONNX Runtime's kernels make use of, on x86 and on Arm."""
+
+WITHOUT_OPERATORS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "poolgraph.cpu": "int8 runs on ONNX Runtime's operators, as on all processors without AVX-512",
+        "poolgraph.cuda": "variants of --target cublaslt do not run",
+    }
+)
+"""What it means that a library of operators was not compiled."""
 
 _MANY_BATCHES: Final = 1000
 _WARNING: Final = 2
@@ -60,6 +69,7 @@ class DoctorReport:
         packages: Versions by name; None where a package is not installed.
         extras: The optional parts.
         cpu: The processor.
+        operators: The libraries of poolgraph's own operators that load, with their versions.
         providers: The providers that ONNX Runtime lists, and those that poolgraph could use.
         provider: The provider that would be picked; None when none loads.
         cuda: What CUDA needs, and the kernel that attention runs on.
@@ -74,6 +84,7 @@ class DoctorReport:
     packages: dict[str, str | None]
     extras: tuple[ExtraCheck, ...]
     cpu: CpuInfo
+    operators: tuple[str, ...]
     providers: tuple[ProviderCheck, ...]
     provider: str | None
     cuda: CudaReport
@@ -93,6 +104,7 @@ def examine(import_onnxruntime: Callable[[], ModuleType] | None = None) -> Docto
         packages={name: read_version(name) for name in PACKAGES},
         extras=tuple(check_extra(name) for name in EXTRAS),
         cpu=cpu,
+        operators=available_operators(),
         providers=providers,
         provider=choose_provider(providers),
         cuda=examine_cuda(cuda_loads=any(check.loads for check in providers if check.name == CUDA_PROVIDER)),
@@ -168,6 +180,9 @@ def format_doctor(report: DoctorReport) -> str:
             f"  {report.cpu.model}, {report.cpu.num_cores} cores for this process",
             f"  {' '.join(useful) or 'no instruction set that matters was recognized'}",
             "",
+            "Operators of poolgraph's own",
+            *(f"  {domain:<16} {_describe_operators(domain, report.operators)}" for domain in WITHOUT_OPERATORS),
+            "",
             "Providers",
             *(f"  {_describe_provider(check)}" for check in report.providers),
             "",
@@ -185,6 +200,12 @@ def _describe_extra(extra: ExtraCheck) -> str:
     if not extra.missing:
         return "installed"
     return f'missing {", ".join(extra.missing)} (pip install "poolgraph[{extra.name}]")'
+
+
+def _describe_operators(domain: str, loaded: Collection[str]) -> str:
+    if any(name.startswith(f"{domain}/") for name in loaded):
+        return "load"
+    return f"not compiled: {WITHOUT_OPERATORS[domain]}; install poolgraph anew where there is a C++ compiler"
 
 
 def _describe_provider(check: ProviderCheck) -> str:

@@ -59,7 +59,7 @@ def examine_cuda(
 def format_cuda(report: CudaReport) -> list[str]:
     """Write the report for people, a line each."""
     if report.onnxruntime_cuda is None:
-        return ["none: this onnxruntime was built without CUDA (pip install poolgraph[gpu] on a machine with a GPU)"]
+        return ['none: this onnxruntime was built without CUDA (pip install "poolgraph[gpu]" on a machine with a GPU)']
     lines = [f"{'onnxruntime':<24} built with CUDA {report.onnxruntime_cuda}"]
     lines += [_format_library(check) for check in report.libraries]
     lines.append(f"{'cuDNN':<24} {report.cudnn or 'not found'}")

@@ -24,9 +24,9 @@ AUTOMATIC: Final = (CUDA_PROVIDER, CPU_PROVIDER)
 
 INSTALL_CURES: Final = MappingProxyType(
     {
-        CUDA_PROVIDER: "pip install poolgraph[gpu]",
-        CPU_PROVIDER: "pip install poolgraph[cpu]",
-        TENSORRT_PROVIDER: "pip install poolgraph[tensorrt]",
+        CUDA_PROVIDER: 'pip install "poolgraph[gpu]"',
+        CPU_PROVIDER: 'pip install "poolgraph[cpu]"',
+        TENSORRT_PROVIDER: 'pip install "poolgraph[tensorrt]"',
     }
 )
 

@@ -68,8 +68,8 @@ def import_onnxruntime() -> ModuleType:
         return import_module("onnxruntime")
     except ImportError as error:
         raise ProviderError(
-            f"onnxruntime does not import ({error}); install it with `pip install poolgraph[cpu]` "
-            "or `pip install poolgraph[gpu]`"
+            f'onnxruntime does not import ({error}); install it with `pip install "poolgraph[cpu]"` '
+            'or `pip install "poolgraph[gpu]"`'
         ) from error
 
 

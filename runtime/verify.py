@@ -215,7 +215,7 @@ def import_export() -> Any:
         return import_module("poolgraph.export.verify")
     except ImportError as error:
         raise InputError(
-            f"comparing with a checkpoint needs torch and transformers ({error}): pip install poolgraph[export]; "
+            f'comparing with a checkpoint needs torch and transformers ({error}): pip install "poolgraph[export]"; '
             "without --checkpoint the answers stored in the artifact are used",
             parameter="checkpoint",
         ) from error

@@ -46,7 +46,7 @@ def test_versions_of_cudnn():
         (91002, {}, None),
         (91300, {SWITCH: "1"}, None),
         (91300, {SWITCH: "0"}, f"{SWITCH}=0 switches cuDNN's attention off: unset it"),
-        (None, {}, "cuDNN is missing: pip install poolgraph[gpu]"),
+        (None, {}, 'cuDNN is missing: pip install "poolgraph[gpu]"'),
         (90201, {}, "cuDNN 9.2.1 is not one that ONNX Runtime's attention takes: install 9.3 or newer"),
         (91000, {}, "cuDNN 9.10.0 is not one"),
         (91001, {}, "cuDNN 9.10.1 is not one"),
@@ -79,7 +79,9 @@ def tell(tmp_path, *, operator=b"MultiHeadAttention", layout="padded", provider=
 
 def test_a_padded_encoder_without_cudnn_says_so(tmp_path):
     [message] = tell(tmp_path)
-    assert message == ("cuda_fp16: attention runs on a slow kernel, since cuDNN is missing: pip install poolgraph[gpu]")
+    assert message == (
+        'cuda_fp16: attention runs on a slow kernel, since cuDNN is missing: pip install "poolgraph[gpu]"'
+    )
 
 
 def test_it_is_said_before_the_buckets_are_warm(artifact, monkeypatch):

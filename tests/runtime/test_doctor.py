@@ -24,6 +24,7 @@ from poolgraph.runtime.doctor import (
     format_doctor,
 )
 from poolgraph.runtime.doctor_cuda import CudaReport
+from poolgraph.runtime.native_library import MODULES
 from poolgraph.runtime.provider_trial import IDENTITY_MODEL
 
 
@@ -139,6 +140,14 @@ def test_missing_packages_are_named_by_extra(monkeypatch):
     text = format_doctor(examine())
     assert 'files            missing pyarrow (pip install "poolgraph[files]")' in text
     assert "torch            not installed" in text
+
+
+def test_libraries_of_operators_that_were_not_compiled_are_told_of(monkeypatch):
+    monkeypatch.setattr(doctor, "available_operators", lambda: ("poolgraph.cpu/1", "poolgraph.cpu/2"))
+    text = format_doctor(examine())
+    assert "  poolgraph.cpu    load\n" in text
+    assert "  poolgraph.cuda   not compiled: variants of --target cublaslt do not run; install poolgraph anew" in text
+    assert doctor.WITHOUT_OPERATORS.keys() == MODULES.keys()
 
 
 def test_poolgraph_itself_not_installed(monkeypatch):

@@ -50,7 +50,7 @@ def test_the_hand_written_model_is_a_model():
     ("output", "cudnn", "kernel", "is_fast", "reason"),
     [
         ("Operator=MultiHeadAttention SdpaKernel=CUDNN_FLASH_ATTENTION", 91300, "CUDNN_FLASH_ATTENTION", True, ""),
-        ("a\nNode=x SdpaKernel=MATH\nb", None, "MATH", False, "cuDNN is missing: pip install poolgraph[gpu]"),
+        ("a\nNode=x SdpaKernel=MATH\nb", None, "MATH", False, 'cuDNN is missing: pip install "poolgraph[gpu]"'),
         ("SdpaKernel=MATH", 91001, "MATH", False, "install 9.3 or newer, other than 9.10.0 and 9.10.1"),
         ("SdpaKernel=MATH", 91300, "MATH", False, "below compute capability 9.0"),
         ("SdpaKernel=EFFICIENT_ATTENTION", 91300, "EFFICIENT_ATTENTION", False, "runs on EFFICIENT_ATTENTION"),
@@ -118,7 +118,7 @@ def test_reports():
     assert loading == {CUDNN}
     text = "\n".join(format_cuda(without))
     assert "onnxruntime              built with CUDA 13.0" in text
-    assert "libcudart.so.13          missing (the CUDA 13 runtime): pip install poolgraph[gpu]" in text
+    assert 'libcudart.so.13          missing (the CUDA 13 runtime): pip install "poolgraph[gpu]"' in text
     assert "cuDNN                    9.10.2" in text
     assert "not tried, since CUDAExecutionProvider does not load" in text
     assert "attention                SLOW: cuDNN 91002" in "\n".join(format_cuda(examine(cuda_loads=True)))

@@ -30,10 +30,10 @@ def explain(provider, *missing, cuda_version="13.0", message=""):
             CUDA,
             "libcudart.so.13",
             "13.0",
-            "libcudart.so.13 (the CUDA 13 runtime) is missing: pip install poolgraph[gpu]",
+            'libcudart.so.13 (the CUDA 13 runtime) is missing: pip install "poolgraph[gpu]"',
         ),
         (CUDA, "libcublas.so.12", "12.8", "libcublas.so.12 (cuBLAS for CUDA 12) is missing"),
-        (TENSORRT, "libnvinfer.so.10", "13.0", "(TensorRT 10) is missing: pip install poolgraph[tensorrt]"),
+        (TENSORRT, "libnvinfer.so.10", "13.0", '(TensorRT 10) is missing: pip install "poolgraph[tensorrt]"'),
         (TENSORRT, "libcublasLt.so.13", "13.0", "libcublasLt.so.13 (cuBLASLt for CUDA 13) is missing"),
     ],
 )
@@ -56,7 +56,7 @@ def test_onnxruntimes_own_words_count_when_all_load():
         "[ONNXRuntimeError] : 1 : FAIL : Failed to load library libonnxruntime_providers_cuda.so with error: "
         "libcufft.so.11: cannot open shared object file: No such file or directory"
     )
-    assert explain(CUDA, message=message) == "libcufft.so.11 is missing: pip install poolgraph[gpu]"
+    assert explain(CUDA, message=message) == 'libcufft.so.11 is missing: pip install "poolgraph[gpu]"'
     assert explain(CUDA, message="CUDA failure 35: driver too old\nmore").startswith("CUDA failure 35: driver too old;")
 
 

@@ -151,7 +151,7 @@ def test_every_error_of_onnxruntime_is_mapped():
 
 def test_onnxruntime_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ProviderError, match=r"pip install poolgraph\[cpu\]") as caught:
+    with pytest.raises(ProviderError, match=r'pip install "poolgraph\[cpu\]"') as caught:
         available_providers()
     assert isinstance(caught.value.__cause__, ImportError)
 

@@ -141,5 +141,5 @@ def test_thresholds():
 
 def test_comparing_with_a_checkpoint_needs_the_export_extra(artifact, monkeypatch):
     monkeypatch.setitem(sys.modules, "poolgraph.export.verify", None)
-    with pytest.raises(InputError, match=r"pip install poolgraph\[export\]"):
+    with pytest.raises(InputError, match=r'pip install "poolgraph\[export\]"'):
         verify_artifact(artifact, checkpoint="somewhere")
