@@ -38,6 +38,7 @@ class LoadedLLM:
         max_model_len: int | None = None,
         enforce_eager: bool = False,
         buckets: str | Path | Sequence[Bucket] | None = None,
+        variant: str | None = None,
         **engine_args: object,
     ) -> None:
         self._runner = load_runner(
@@ -57,6 +58,7 @@ class LoadedLLM:
                 max_model_len=max_model_len,
                 enforce_eager=enforce_eager,
                 buckets=buckets,
+                variant=variant,
                 engine_args=engine_args,
             )
         )

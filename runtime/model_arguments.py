@@ -35,6 +35,9 @@ class ModelArguments:
     Attributes:
         precision: ``fp32``, ``int8`` and so on; in place of ``dtype``.
         provider: ``cpu``, ``cuda`` or an execution provider's full name; None takes the best that loads.
+        variant: Name of one variant of the artifact.
+        fallback: Take another provider, with a warning, when the one asked for does not load.
+        allow_unverified: Run a variant that verification never passed.
         threads: Threads of a run; None takes the stored plan, or lets the number of batches decide.
         enforce_eager: On a GPU, no CUDA graphs.
         buckets: On a GPU, the shapes that run; None takes the stored plan, or one by the model's limit.
@@ -50,6 +53,9 @@ class ModelArguments:
     dtype: object = "auto"
     precision: str | None = None
     provider: str | None = None
+    variant: str | None = None
+    fallback: bool = False
+    allow_unverified: bool = False
     threads: int | None = None
     trust_remote_code: bool = False
     chat_template: str | Path | None = None
@@ -81,6 +87,9 @@ def load_runner(arguments: ModelArguments) -> RequestRunner:
         _find_artifact(arguments, wish, config),
         provider=arguments.provider,
         precision=precision,
+        variant=arguments.variant,
+        fallback=arguments.fallback,
+        allow_unverified=arguments.allow_unverified,
         threads=arguments.threads,
         buckets=arguments.buckets,
         cuda_graphs=not arguments.enforce_eager,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from fake_embedder import CHECK, EMBEDDING_SIZE, MANIFEST, FakeEmbedder, make_vector
 
 from poolgraph import __version__
-from poolgraph.cli import COMMANDS, main
+from poolgraph.cli import ARGUMENT_OPTIONS, COMMANDS, main
 from poolgraph.errors import ArtifactError, VerificationError
 from poolgraph.graphs.artifact import record_files, save_manifest
 from poolgraph.graphs.manifest import Report
@@ -197,6 +198,35 @@ def test_warnings_are_short_lines(monkeypatch, texts, tmp_path, capsys):
         warnings.simplefilter("default")
         assert main(["embed", "m", str(texts), "-o", str(tmp_path / "out.npy")]) == 0
     assert capsys.readouterr().err == "poolgraph: warning: 1 of 3 texts were cut\n"
+
+
+def test_messages_advise_options_in_the_place_of_arguments(monkeypatch, texts, capsys):
+    def load(path, **options):
+        warnings.warn("a text is cut; pass truncate=True", stacklevel=1)
+        raise ArtifactError("it does not load; choose another with provider=..., or pass fallback=True")
+
+    monkeypatch.setattr(PoolingModel, "load", load)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["embed", "m", str(texts)]) == 2
+    assert capsys.readouterr().err == (
+        "poolgraph: warning: a text is cut; pass --truncate\n"
+        "poolgraph: error: it does not load; choose another with --provider ..., or pass --fallback\n"
+    )
+
+
+def test_the_arguments_that_options_stand_for_are_in_messages():
+    sources = "".join(file.read_text() for file in (Path(__file__).parents[1] / "runtime").glob("*.py"))
+    usages = "".join(usage_of(command) for command in COMMANDS)
+    for argument, option in ARGUMENT_OPTIONS.items():
+        assert argument in sources
+        assert f"[{option.partition(' ')[0]}" in usages
+
+
+def usage_of(command):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.format_usage()
 
 
 def test_inspect(artifact, capsys):

@@ -9,11 +9,10 @@ from dataclasses import fields
 import pytest
 
 from poolgraph.cli import build_parser
+from poolgraph.cli_command import given_options, name_of
 from poolgraph.cli_serve import (
     ENGINE_OPTIONS,
     SERVER_OPTIONS,
-    given_options,
-    name_of,
     parse_size,
     read_api_keys,
     read_arguments,
@@ -49,10 +48,12 @@ def test_options_become_settings(monkeypatch):
             *["--max-queue-tokens", "1000", "--max-wait-ms", "1.5", "--tokenizer-threads", "3", "--no-docs"],
             *["--cors-origin", "https://a.example", "--cors-origin", "https://b.example", "--grace", "5"],
             *["--hf-overrides", '{"a": 1}', "--convert", "embed", "--threads", "1", "--trust-request-chat-template"],
+            *["--variant", "cuda_fp16", "--fallback"],
         )
     )
     assert [model.model for model in models] == ["a", "b"]
     assert (models[1].hf_overrides, models[1].convert, models[1].threads) == ({"a": 1}, "embed", 1)
+    assert (models[0].variant, models[0].fallback, models[0].allow_unverified) == ("cuda_fp16", True, False)
     assert settings.served_model_names == ("x", "y")
     assert (settings.host, settings.port, settings.max_body_bytes, settings.grace) == ("0.0.0.0", 9000, 2**20, 5.0)
     assert settings.cors_origins == ("https://a.example", "https://b.example")

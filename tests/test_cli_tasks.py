@@ -68,6 +68,23 @@ def test_every_option_is_one_of_its_task():
             assert set(command.options) == set(file_tasks.FILE_TASKS[command.name].options)
 
 
+def test_what_is_said_of_loading_reaches_the_model(monkeypatch, texts, tmp_path):
+    def load(path, *, on_warm_up, **options):
+        given.append(options)
+        return FakeModel(scoring=None)
+
+    given = []
+    monkeypatch.setattr(PoolingModel, "load", load)
+    out = ["-o", str(tmp_path / "out.npy"), "--force"]
+    assert main(["embed", "m", texts, *out]) == 0
+    options = ["--provider", "cuda", "--variant", "cuda_fp16", "--threads", "1", "--fallback", "--allow-unverified"]
+    assert main(["embed", "m", texts, *out, *options]) == 0
+    assert given == [
+        {},
+        {"provider": "cuda", "variant": "cuda_fp16", "threads": 1, "fallback": True, "allow_unverified": True},
+    ]
+
+
 def test_classify(model, texts, tmp_path, capsys):
     assert main(["classify", "m", texts, "-o", str(tmp_path / "out.jsonl"), "--no-activation", "--truncate"]) == 0
     rows = read_lines((tmp_path / "out.jsonl").read_text())

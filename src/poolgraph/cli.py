@@ -7,8 +7,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Final, TextIO
 
 from poolgraph import __version__
@@ -58,6 +59,19 @@ COMMANDS: Final[tuple[Command, ...]] = (
     PLAN_COMMAND,
 )
 """Every sub-command, in the order of the help."""
+
+
+ARGUMENT_OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "allow_unverified=True": "--allow-unverified",
+        "fallback=True": "--fallback",
+        "prompt=...": "--prompt ...",
+        "provider=...": "--provider ...",
+        "template=...": "--score-template ...",
+        "truncate=True": "--truncate",
+    }
+)
+"""The options of arguments that messages of the Python API advise."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,14 +162,22 @@ def _print_warning(
     line: str | None = None,
 ) -> None:
     if issubclass(category, UserWarning):
-        say(f"poolgraph: warning: {message}")
+        say(f"poolgraph: warning: {_name_options(message)}")
     else:
         say(warnings.formatwarning(message, category, filename, lineno, line), stream=file, end="")
 
 
 def _complain(problem: object, code: int) -> int:
-    say(f"poolgraph: error: {problem}")
+    say(f"poolgraph: error: {_name_options(problem)}")
     return code
+
+
+def _name_options(message: object) -> str:
+    """Write a message with options in the place of Python's arguments."""
+    text = str(message)
+    for argument, option in ARGUMENT_OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,6 +52,20 @@ def add_arguments(*arguments: Argument) -> Callable[[argparse.ArgumentParser], N
             argument.add_to(parser)
 
     return add
+
+
+def given_options(args: argparse.Namespace, options: Sequence[Argument]) -> dict[str, Any]:
+    """Return the values of the options that were given, lists as tuples."""
+    found = {name: getattr(args, name) for name in map(name_of, options)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value is not None
+    }
+
+
+def name_of(option: Argument) -> str:
+    """Return the name under which argparse stores an option."""
+    name: str = option.options.get("dest") or option.flags[0].removeprefix("--").replace("-", "_")
+    return name
 
 
 def print_json(value: object) -> None:

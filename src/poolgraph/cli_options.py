@@ -19,7 +19,21 @@ LOADING: Final = (
     Argument("--provider", help="cpu, cuda or tensorrt (default: cuda where it loads, else cpu)"),
     Argument("--precision", metavar="P", help="fp32, ... (default: the artifact's first that runs here)"),
     Argument("--threads", metavar="N", type=int, help="threads of one run (default: chosen for this machine)"),
+    Argument("--variant", metavar="NAME", help="one of the artifact's variants, as poolgraph inspect lists them"),
+    Argument(
+        "--fallback",
+        action="store_const",
+        const=True,
+        help="take another provider, with a warning, where the one asked for does not load",
+    ),
+    Argument(
+        "--allow-unverified",
+        action="store_const",
+        const=True,
+        help="run a variant that verification never passed, as one for a GPU that the export had none for",
+    ),
 )
+"""How a model is loaded."""
 
 OPTIONS: Final[Mapping[str, Argument]] = {
     "prompt_name": Argument(

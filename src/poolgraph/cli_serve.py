@@ -8,9 +8,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from poolgraph.cli_command import Argument, Command, add_arguments, parse_count, parse_object
+from poolgraph.cli_command import Argument, Command, add_arguments, given_options, parse_count, parse_object
 from poolgraph.cli_export import TASKS
 from poolgraph.cli_options import LOADING
 from poolgraph.errors import InputError
@@ -242,20 +242,6 @@ def read_arguments(args: argparse.Namespace) -> tuple[list[ModelArguments], Serv
     )
     options = given_options(args, MODEL_OPTIONS)
     return [ModelArguments(model=model, **options) for model in args.model], settings
-
-
-def given_options(args: argparse.Namespace, options: Sequence[Argument]) -> dict[str, Any]:
-    """Return the values of the options that were given, lists as tuples."""
-    found = {name: getattr(args, name) for name in map(name_of, options)}
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value is not None
-    }
-
-
-def name_of(option: Argument) -> str:
-    """Return the name under which argparse stores an option."""
-    name: str = option.options.get("dest") or option.flags[0].removeprefix("--").replace("-", "_")
-    return name
 
 
 def read_api_keys(given: Sequence[str] | None, file: str | None, environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from poolgraph.cli_command import DONE, JSON, Argument, Command, print_json, require_output
+from poolgraph.cli_command import DONE, JSON, Argument, Command, given_options, print_json, require_output
 from poolgraph.cli_options import (
     ENCODE_TASKS,
     LOADING,
@@ -86,13 +86,8 @@ class FileCommand:
             require_output()
         options = self.read_options(args)
         total = source.count()
-        with PoolingModel.load(
-            args.model,
-            provider=args.provider,
-            precision=args.precision,
-            threads=args.threads,
-            on_warm_up=print_warm_up(sys.stderr),
-        ) as model:
+        loading = given_options(args, LOADING)
+        with PoolingModel.load(args.model, on_warm_up=print_warm_up(sys.stderr), **loading) as model:
             task = self.choose_task(args, model)
             job = FileWork(model=model, task=task, source=source, options=task.select(options))
             if args.output is None:

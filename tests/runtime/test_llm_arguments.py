@@ -6,7 +6,7 @@ import pytest
 
 import poolgraph.runtime.model_arguments
 from poolgraph import LLM, PoolerConfig, PoolingModel, PoolingParams
-from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
+from poolgraph.errors import ArtifactError, InputError, ManifestError, TaskNotSupported
 from poolgraph.runtime.model_arguments import keep_template
 
 TEMPLATE = "Q: {{ query }} D: {{ document }}"
@@ -45,6 +45,8 @@ def test_the_arguments_of_the_engine(artifact):
     LLM(path, pooler_config=PoolerConfig(seq_pooling_type="MEAN", logit_mean=0.0, logit_sigma=1.0))
     with pytest.raises(ArtifactError, match=r"no variant for precision .fp16."):
         LLM(path, dtype="float16")
+    with pytest.raises(ManifestError, match=r"no variant 'cuda_fp16'; this artifact has \[.*'cpu_fp32'.*\]"):
+        LLM(path, variant="cuda_fp16")
 
 
 def test_buckets_and_cuda_graphs_are_the_models(artifact, monkeypatch):

@@ -192,7 +192,9 @@ def test_named_variant_that_does_not_run_here():
 @pytest.mark.parametrize("wish", [Wish(precision="fp16"), Wish(provider="cuda", precision="fp16", fallback=True)])
 def test_a_precision_whose_provider_does_not_load_here(wish):
     """The artifact has it, so that its list alone would be no reason."""
-    why = r"'fp16' is that of cuda_fp16 for CUDAExec.*, which does not load .*`pip install \"poolgraph\[gpu\]\"`, or leave"
+    why = (
+        r"'fp16' is that of cuda_fp16 for CUDAExec.*, which does not load .*`pip install .poolgraph\[gpu\].`, or leave"
+    )
     with pytest.raises(ProviderError, match=why):
         choose_variant(manifest(*ALL), wish, Machine(providers=(CPU,)))
 

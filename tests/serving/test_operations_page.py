@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from poolgraph.cli import build_parser
-from poolgraph.cli_serve import ENGINE_OPTIONS, SERVE_COMMAND, SERVER_OPTIONS, name_of, parse_size
+from poolgraph.cli_command import name_of
+from poolgraph.cli_serve import ENGINE_OPTIONS, SERVE_COMMAND, SERVER_OPTIONS, parse_size
 from poolgraph.serving.engine_settings import EngineSettings
 from poolgraph.serving.metrics import METRICS
 from poolgraph.serving.settings import PUBLIC_ROUTES, ServeSettings
