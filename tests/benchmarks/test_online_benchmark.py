@@ -1,26 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 WORDS = ["the", "array", "of", "numbers", "is", "long", "and", "dense", "so", "it", "takes", "time"]
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks_on_path(monkeypatch):
-    """The scripts import each other by bare names, as they do when one of them is run."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCHMARKS:
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
