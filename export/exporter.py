@@ -28,7 +28,7 @@ from poolgraph.export.model_card import render_model_card
 from poolgraph.export.options import make_options
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.reference import compute_reference, reference_name, tool_versions
-from poolgraph.export.resolve import ExportPlan, resolve_plan
+from poolgraph.export.resolve import ExportPlan, choose_targets, resolve_plan
 from poolgraph.export.scoring import TEMPLATE_FILE
 from poolgraph.export.tokenizer import save_tokenizer
 from poolgraph.export.twin import (
@@ -172,12 +172,14 @@ def export_model(
         VerificationError: the compiled model's answers are not the reference's.
         ArtifactError: the output directory is in use.
     """
+    options = make_options(task, convert, runner, pooler_config, hf_overrides, score_template)
+    choose_targets(targets, precisions)  # what is not offered is refused before a hub is asked for files
     stages = _Stages(on_stage)
     with staged_directory(Path(output), overwrite=overwrite) as staging, _frozen_heap():
         with stages.stage("read the checkpoint"):
             plan = resolve_plan(
                 open_checkpoint(model, revision),
-                options=make_options(task, convert, runner, pooler_config, hf_overrides, score_template),
+                options=options,
                 precisions=precisions,
                 targets=targets,
                 trust_remote_code=trust_remote_code,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from poolgraph.errors import InputError
+from poolgraph.export import exporter
 from poolgraph.export.resolve import choose_targets
 from poolgraph.graphs.pipeline import (
     CPU_FP32,
@@ -69,3 +72,11 @@ def test_pairs_that_are_not_offered_list_what_is(targets: list[str], precisions:
     assert message.startswith(f"{asked} is not offered; what is: ")
     for pair in ("--target portable --precision fp32", "--target cpu --precision fp32"):
         assert pair in message.partition("what is: ")[2]
+
+
+def test_what_is_not_offered_is_refused_before_a_hub_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(exporter, "open_checkpoint", lambda *_: pytest.fail("the checkpoint was opened"))
+    for options, message in (({"precisions": ("fp4",)}, "is not offered"), ({"task": "generate"}, "is unknown")):
+        with pytest.raises(InputError, match=message):
+            exporter.export_model("org/name", tmp_path / "artifact", **options)
+    assert list(tmp_path.iterdir()) == []
