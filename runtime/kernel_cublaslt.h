@@ -1,13 +1,14 @@
 // The part of cuBLASLt that the kernels use, declared here so that they compile where there is no CUDA.
 //
-// Source of functions, numbers and sizes: cublasLt.h and cublas_api.h of CUDA 13, the same in CUDA 12. The library is
-// the one that ONNX Runtime's CUDA provider has brought into the process.
+// Source of functions, numbers and sizes: cublasLt.h and cublas_api.h of CUDA 13, the same in CUDA 12.
 #pragma once
 
 #include <dlfcn.h>
+#include <link.h>
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -38,10 +39,19 @@ class CublasLt {
  public:
   static constexpr uint32_t kAlignment = 16;  // bytes, of every operand
 
-  // The library that is in this process.
-  static const CublasLt& loaded() {
-    static const CublasLt library;
-    return library;
+  // Finds the cuBLASLt that a library of this process was linked to, whose file's name begins with `linked`: there may
+  // be others, as torch's, and handles of one are nothing to another.
+  explicit CublasLt(const char* linked) : library_(open(linked)) {
+    find("cublasLtMatmulDescCreate", product_create_);
+    find("cublasLtMatmulDescSetAttribute", product_set_);
+    find("cublasLtMatmulDescDestroy", product_destroy_);
+    find("cublasLtMatrixLayoutCreate", matrix_create_);
+    find("cublasLtMatrixLayoutDestroy", matrix_destroy_);
+    find("cublasLtMatmulPreferenceCreate", preference_create_);
+    find("cublasLtMatmulPreferenceSetAttribute", preference_set_);
+    find("cublasLtMatmulPreferenceDestroy", preference_destroy_);
+    find("cublasLtMatmulAlgoGetHeuristic", heuristic_);
+    find("cublasLtMatmul", matmul_);
   }
 
   // Asks for the algorithm that cuBLASLt holds for the fastest.
@@ -60,7 +70,7 @@ class CublasLt {
     const int status = heuristic_(handle, setup.product.get(), setup.weights.get(), setup.rows.get(), setup.out.get(),
                                   setup.out.get(), preference.get(), 1, &found, &count);
     if (status != 0 || count < 1 || found.state != 0)
-      throw std::runtime_error("cuBLASLt has no kernel for " + describe(product) + " (status " + std::to_string(status) + ")");
+      throw std::runtime_error("cuBLASLt has no kernel for " + describe(product) + " (" + name(status) + ")");
     return {found.algorithm, found.workspace};
   }
 
@@ -78,7 +88,7 @@ class CublasLt {
   using Owned = std::unique_ptr<void, Destroy>;
 
   static constexpr uint64_t kWorkspace = 32 << 20;  // most bytes of it: what NVIDIA recommends for Hopper
-  static constexpr int kComputeFloat = 68;
+  static constexpr int kComputeFloat = 68, kAllocFailed = 3;
   enum Preference : int { kMaxWorkspace = 1, kAlignmentA = 5, kAlignmentB = 6, kAlignmentC = 7, kAlignmentD = 8 };
   enum Description : int { kEpilogue = 7, kBiasPointer = 8 };
 
@@ -117,35 +127,40 @@ class CublasLt {
   }
 
   static void check(const char* what, int status) {
-    if (status != 0) throw std::runtime_error(std::string(what) + " failed with status " + std::to_string(status));
+    if (status != 0) throw std::runtime_error(std::string(what) + " failed with " + name(status));
+  }
+  // A lack of memory by its name, which tells the runner to go on with less; other statuses by their number.
+  static std::string name(int status) {
+    return status == kAllocFailed ? "CUBLAS_STATUS_ALLOC_FAILED" : "status " + std::to_string(status);
   }
   static std::string describe(const BiasProduct& it) {
     return "a product of " + std::to_string(it.count) + " rows, " + std::to_string(it.in_features) + " to " +
            std::to_string(it.out_features) + " features";
   }
 
-  static void* open() {
-    for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12"})
-      if (void* found = dlopen(name, RTLD_LAZY | RTLD_NOLOAD)) return found;
-    throw std::runtime_error("cuBLASLt of CUDA 12 or 13, which ONNX Runtime's CUDA provider comes with, is not loaded");
+  static void* open(const char* linked) {
+    struct Search {
+      const char* begin;
+      std::string path;
+    } search{linked, ""};
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, size_t, void* data) {
+          auto& searched = *static_cast<Search*>(data);
+          const char* slash = std::strrchr(info->dlpi_name, '/');
+          const char* file = slash ? slash + 1 : info->dlpi_name;
+          if (std::strncmp(file, searched.begin, std::strlen(searched.begin)) == 0) searched.path = info->dlpi_name;
+          return searched.path.empty() ? 0 : 1;
+        },
+        &search);
+    // A symbol is looked for in what was opened and then in all that it was linked to.
+    void* found = search.path.empty() ? nullptr : dlopen(search.path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+    if (!found) throw std::runtime_error(std::string(linked) + " is not loaded, whose cuBLASLt the products are computed by");
+    return found;
   }
   template <class Function>
   void find(const char* name, Function& function) const {
     function = reinterpret_cast<Function>(dlsym(library_, name));
-    if (!function) throw std::runtime_error(std::string("cuBLASLt lacks ") + name);
-  }
-
-  CublasLt() : library_(open()) {
-    find("cublasLtMatmulDescCreate", product_create_);
-    find("cublasLtMatmulDescSetAttribute", product_set_);
-    find("cublasLtMatmulDescDestroy", product_destroy_);
-    find("cublasLtMatrixLayoutCreate", matrix_create_);
-    find("cublasLtMatrixLayoutDestroy", matrix_destroy_);
-    find("cublasLtMatmulPreferenceCreate", preference_create_);
-    find("cublasLtMatmulPreferenceSetAttribute", preference_set_);
-    find("cublasLtMatmulPreferenceDestroy", preference_destroy_);
-    find("cublasLtMatmulAlgoGetHeuristic", heuristic_);
-    find("cublasLtMatmul", matmul_);
+    if (!function) throw std::runtime_error(std::string("there is no cuBLASLt, or it lacks ") + name);
   }
 
   void* library_;

@@ -16,14 +16,18 @@ namespace {
 struct Library {
   static constexpr const char* kDomain = "poolgraph.cuda";
 #ifdef POOLGRAPH_ON_HOST
-  static constexpr const char* kProvider = "CPUExecutionProvider";
+  static constexpr const char *kProvider = "CPUExecutionProvider", *kLinked = "fake_provider";
   static void* stream(const Api&, const OrtKernelContext*) { return nullptr; }
   static void* handle(const Api&, const OrtKernelContext*) { return nullptr; }
 #else
-  static constexpr const char* kProvider = "CUDAExecutionProvider";
+  static constexpr const char *kProvider = "CUDAExecutionProvider", *kLinked = "libonnxruntime_providers_cuda";
   static void* stream(const Api& api, const OrtKernelContext* context) { return api.stream(context); }
-  // The stream's cuBLAS handle, which is one of cuBLASLt too (docs: cublasLtHandle_t).
-  static void* handle(const Api& api, const OrtKernelContext* context) { return api.resource(context, 1, 10002); }
+  // The stream's cuBLAS handle, which stands for one of cuBLASLt (cuBLAS docs, cublasLtHandle_t).
+  static void* handle(const Api& api, const OrtKernelContext* context) {
+    void* found = api.resource(context, 1, 10002);
+    if (!found) throw std::runtime_error("ONNX Runtime's CUDA provider has no cuBLAS handle for operators of others");
+    return found;
+  }
 #endif
 };
 
@@ -50,7 +54,7 @@ class BiasMatMul {
       api.output<void>(context, 1, {0});
       return;
     }
-    const CublasLt& library = CublasLt::loaded();
+    static const CublasLt library(Library::kLinked);
     void* handle = Library::handle(api, context);
     const Algorithm algorithm = choose(library, handle, product);
     void* workspace = api.output<void>(context, 1, {static_cast<int64_t>(algorithm.workspace)});

@@ -18,9 +18,10 @@ typedef struct { uint64_t data[8]; } Algorithm;
 typedef struct { Algorithm algorithm; size_t workspace; int state; float waves; int reserved[4]; } Found;
 
 static const size_t WORKSPACE = 4096;
-int asked = 0;       // how often for an algorithm
-int refuses = 0;     // whether it has none
-int live = 0;        // descriptions that nobody has destroyed
+_Atomic int asked = 0;   // how often for an algorithm
+_Atomic int live = 0;    // descriptions that nobody has destroyed
+int refuses = OK;        // status of what is asked for an algorithm
+int fails = OK;          // status of products
 
 static float read_half(const void *from, int type, size_t place) {
   if (type == TYPE_FLOAT16) return (float)((const _Float16 *)from)[place];
@@ -93,7 +94,8 @@ int cublasLtMatmulAlgoGetHeuristic(void *handle, Product *product, Matrix *a, Ma
   ++asked;
   *count = 0;
   if (!fits(a, b, c, d) || wanted < 1) return INVALID;
-  if (refuses || preference->max_workspace < WORKSPACE) return NOT_SUPPORTED;
+  if (refuses) return refuses;
+  if (preference->max_workspace < WORKSPACE) return NOT_SUPPORTED;
   for (int operand = 0; operand < 4; ++operand)
     if (preference->alignment[operand] > 16) return NOT_SUPPORTED;  // the host's memory is aligned no better
   Found one = {{{d->rows, d->columns, product->epilogue}}, WORKSPACE, OK, 1.0f, {0}};
@@ -106,6 +108,7 @@ int cublasLtMatmul(void *handle, const Product *product, const float *alpha, con
                    const Matrix *mb, const float *beta, const void *c, const Matrix *mc, void *d, const Matrix *md,
                    const Algorithm *algorithm, void *workspace, size_t size, void *stream) {
   (void)handle, (void)c, (void)stream;
+  if (fails) return fails;
   const uint64_t *made_for = algorithm->data;
   if (!fits(ma, mb, mc, md) || made_for[0] != md->rows || made_for[1] != md->columns || made_for[2] != product->epilogue)
     return INVALID;

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, Runt
 from poolgraph.graphs.manifest import CUDA_OPERATORS
 from poolgraph.graphs.native import Activation
 from poolgraph.runtime.native_library import available_operators, library_path
+from poolgraph.runtime.out_of_memory import is_out_of_memory
 
 REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(CUDA_OPERATORS not in available_operators(), reason="needs a C++ compiler")
 
 KINDS = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+ALLOC_FAILED = 3
 FAILURES = (Fail, InvalidGraph, RuntimeException)
 
 Array = np.ndarray[Any, Any]
@@ -36,13 +40,27 @@ Open = Callable[..., onnxruntime.InferenceSession]
 
 
 @pytest.fixture(scope="module")
-def cublaslt(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """What the operators find as cuBLASLt in this process."""
-    library = tmp_path_factory.mktemp("cublaslt") / "fake.so"
-    named = "-Wl,-soname,libcublasLt.so.13"
-    source = REPOSITORY / "tests" / "fake_cublaslt.c"
-    subprocess.run(["cc", "-std=gnu11", "-O2", "-fPIC", "-shared", named, source, "-o", library, "-lm"], check=True)
-    return ctypes.CDLL(str(library))
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    """The cuBLASLt that what stands for ONNX Runtime's provider is linked to, and another that was there before."""
+    folder = tmp_path_factory.mktemp("cublaslt")
+    compile_c = ["cc", "-std=gnu11", "-O2", "-fPIC", "-shared"]
+    for name in ("libother_lt.so", "libfake_lt.so"):
+        options = ["-lm", "-Wl,-Bsymbolic", f"-Wl,-soname,{name}", "-o", folder / name]
+        subprocess.run([*compile_c, REPOSITORY / "tests" / "fake_cublaslt.c", *options], check=True)
+    provider = folder / "fake_provider.c"
+    provider.write_text("int provider;\n")
+    linked = [provider, "-Wl,--no-as-needed", folder / "libfake_lt.so", "-o", provider.with_suffix(".so")]
+    subprocess.run([*compile_c, *linked], check=True)
+    other = ctypes.CDLL(str(folder / "libother_lt.so"), mode=ctypes.RTLD_GLOBAL)
+    found = ctypes.CDLL(str(folder / "libfake_lt.so"))
+    ctypes.CDLL(str(provider.with_suffix(".so")))
+    return found, other
+
+
+@pytest.fixture(scope="module")
+def cublaslt(libraries: tuple[ctypes.CDLL, ctypes.CDLL]) -> ctypes.CDLL:
+    """The cuBLASLt that the operators are to find in this process."""
+    return libraries[0]
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +157,56 @@ def test_the_algorithms_that_are_kept_are_bounded(open_product: Open, cublaslt: 
     assert asked(cublaslt) == before + 301  # 300 sizes, the first of them twice: it was no longer kept
 
 
-def test_what_cublaslt_refuses_is_an_error_that_names_the_product(open_product: Open, cublaslt: ctypes.CDLL) -> None:
-    refuses = ctypes.c_int.in_dll(cublaslt, "refuses")
-    refuses.value = 1
+@pytest.mark.parametrize(
+    ("which", "status", "message"),
+    [
+        ("refuses", 15, r"no kernel for a product of 2 rows, 64 to 48 features \(status 15\)"),
+        ("fails", 14, "cublasLtMatmul failed with status 14"),
+    ],
+)
+def test_what_cublaslt_refuses_is_an_error(
+    open_product: Open, cublaslt: ctypes.CDLL, which: str, status: int, message: str
+) -> None:
+    with returning(cublaslt, which, status), pytest.raises(FAILURES, match=message) as caught:
+        open_product(drawn(2, 64)).run(["y"], drawn(2, 64))
+    assert not is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("which", ["refuses", "fails"])
+def test_a_lack_of_memory_is_one_that_batches_are_split_at(
+    open_product: Open, cublaslt: ctypes.CDLL, which: str
+) -> None:
+    with returning(cublaslt, which, ALLOC_FAILED), pytest.raises(FAILURES) as caught:
+        open_product(drawn(2, 64)).run(["y"], drawn(2, 64))
+    assert is_out_of_memory(caught.value)
+
+
+@contextlib.contextmanager
+def returning(cublaslt: ctypes.CDLL, which: str, status: int) -> Iterator[None]:
+    given = ctypes.c_int.in_dll(cublaslt, which)
+    given.value = status
     try:
-        with pytest.raises(FAILURES, match=r"no kernel for a product of 2 rows, 64 to 48 features \(status 15\)"):
-            open_product(drawn(2, 64)).run(["y"], drawn(2, 64))
+        yield
     finally:
-        refuses.value = 0
+        given.value = 0
+
+
+def test_of_two_cublaslt_the_providers_is_asked(open_product: Open, libraries: tuple[ctypes.CDLL, ctypes.CDLL]) -> None:
+    before = asked(libraries[0])
+    open_product(drawn(2, 64)).run(["y"], drawn(2, 64))
+    assert (asked(libraries[0]), asked(libraries[1])) == (before + 1, 0)
+
+
+def test_many_threads_share_a_product(open_product: Open) -> None:
+    feeds = drawn(40, 64)
+    session = open_product(feeds)
+    whole = session.run(["y"], feeds)[0]
+
+    def run_rows(count: int) -> bool:
+        return np.array_equal(session.run(["y"], {**feeds, "x": feeds["x"][:count]})[0], whole[:count])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run_rows, [1 + number % 40 for number in range(400)]))
 
 
 def test_inputs_that_do_not_fit_are_refused(open_product: Open) -> None:
@@ -159,7 +219,7 @@ def test_inputs_that_do_not_fit_are_refused(open_product: Open) -> None:
         open_product(feeds, Activation.GELU)
 
 
-def test_without_cublaslt_an_error_says_what_brings_it(operators: Path) -> None:
+def test_without_a_provider_an_error_says_what_is_missing(operators: Path) -> None:
     """In a process of its own: this one has it."""
     script = f"""
 import pathlib
@@ -172,7 +232,7 @@ except Exception as error:
     paths = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY / "tests" / "runtime"), *sys.path])
     environment = {**os.environ, "PYTHONPATH": paths}
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert "cuBLASLt of CUDA 12 or 13, which ONNX Runtime's CUDA provider comes with, is not loaded" in found.stdout
+    assert "fake_provider is not loaded, whose cuBLASLt the products are computed by" in found.stdout
 
 
 def test_the_library_that_is_installed_is_for_cuda_alone() -> None:
