@@ -112,8 +112,14 @@ def choose_layouts(manifest: Manifest, layout: str | None) -> tuple[str, ...]:
     """Return the layouts to plan: the one asked for, else those of the artifact's variants that run in buckets."""
     if layout is not None:
         return (layout,)
-    own = [variant.layout for variant in manifest.variants if set(variant.providers) & set(BOUND_DEVICES)]
+    own = _bound_variants(manifest)
     return tuple(name for name in BOUND_LAYOUTS if name in own) or ("padded",)
+
+
+def _bound_variants(manifest: Manifest) -> dict[str, str]:
+    """Return the layouts of the variants that run in buckets, each with the name of the first variant that has it."""
+    bound = [variant for variant in manifest.variants if set(variant.providers) & set(BOUND_DEVICES)]
+    return {variant.layout: variant.name for variant in reversed(bound)}
 
 
 def plan_report(lengths: Sequence[int], budget: BucketBudget, layout: str) -> PlanReport:
@@ -157,7 +163,7 @@ def format_plan(report: PlanReport, lengths: TextLengths) -> str:
     )
 
 
-def advise_layout(reports: Sequence[PlanReport]) -> str | None:
+def advise_layout(reports: Sequence[PlanReport], manifest: Manifest) -> str | None:
     """Say which of the two layouts is likely faster for these texts, all in one call; None where there is no choice."""
     costs = {report.layout: report.together for report in reports}
     if set(costs) != {"padded", "packed"}:
@@ -165,7 +171,8 @@ def advise_layout(reports: Sequence[PlanReport]) -> str | None:
     padded, packed = (_cost(costs[layout]) for layout in ("padded", "packed"))
     share = padded / PADDED_RATE / packed
     rates = f"by the rates of BERT-base on an H200, padded batches take {share:.2f} of the time of packed ones"
-    choice = "load(variant='cuda_fp16') for them" if share < 1 else "packed is the default"
+    names = _bound_variants(manifest)
+    choice = f"load(variant={names['padded']!r}) for them" if share < 1 else "packed is the default"
     return f"{rates}: {choice}"
 
 

@@ -11,6 +11,7 @@ from types import MappingProxyType, ModuleType
 from typing import Final
 
 from poolgraph import __version__
+from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS
 from poolgraph.runtime.cache import cache_dir
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
 from poolgraph.runtime.doctor_cuda import CudaReport, examine_cuda, format_cuda
@@ -31,11 +32,11 @@ USEFUL_CPU_FEATURES: Final = (
 
 WITHOUT_OPERATORS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "poolgraph.cpu": "int8 runs on ONNX Runtime's operators, as on all processors without AVX-512",
-        "poolgraph.cuda": "variants of --target cublaslt do not run",
+        NATIVE_OPERATORS: "int8 runs on ONNX Runtime's operators, as on all processors without AVX-512",
+        CUDA_OPERATORS: "variants of --target cublaslt do not run",
     }
 )
-"""What it means that a library of operators was not compiled."""
+"""What it means that a library of operators is not there."""
 
 _MANY_BATCHES: Final = 1000
 _WARNING: Final = 2
@@ -181,7 +182,7 @@ def format_doctor(report: DoctorReport) -> str:
             f"  {' '.join(useful) or 'no instruction set that matters was recognized'}",
             "",
             "Operators of poolgraph's own",
-            *(f"  {domain:<16} {_describe_operators(domain, report.operators)}" for domain in WITHOUT_OPERATORS),
+            *(f"  {name:<16} {_describe_operators(name, report.operators)}" for name in WITHOUT_OPERATORS),
             "",
             "Providers",
             *(f"  {_describe_provider(check)}" for check in report.providers),
@@ -202,10 +203,10 @@ def _describe_extra(extra: ExtraCheck) -> str:
     return f'missing {", ".join(extra.missing)} (pip install "poolgraph[{extra.name}]")'
 
 
-def _describe_operators(domain: str, loaded: Collection[str]) -> str:
-    if any(name.startswith(f"{domain}/") for name in loaded):
+def _describe_operators(name: str, loaded: Collection[str]) -> str:
+    if name in loaded:
         return "load"
-    return f"not compiled: {WITHOUT_OPERATORS[domain]}; install poolgraph anew where there is a C++ compiler"
+    return f"not compiled, or do not load: {WITHOUT_OPERATORS[name]}; install poolgraph anew with a C++ compiler"
 
 
 def _describe_provider(check: ProviderCheck) -> str:

@@ -107,12 +107,16 @@ def choose_variant(manifest: Manifest, wish: Wish, machine: Machine) -> Choice:
         if not wish.fallback:
             raise ProviderError(warning + OTHER_CURES)
         providers = list(AUTOMATIC)
+    lacking = None
     for provider in (name for name in providers if name in available):
+        lacking = lacking or _find_lacking(variants, provider, wish, machine)
         fitting = _fitting_variants([v for v in variants if machine.runs(v)], provider, wish)
         if fitting:
-            warning = warning or _explain_passed_over(variants, fitting[0], provider, wish, machine)
-            return Choice(variant=fitting[0], provider=provider, warning=warning)
-    raise _explain_no_variant(variants, wish, providers, available)
+            passed_over = (
+                None if lacking is None else f"{_explain_lack(lacking, machine)}; {fitting[0].name} runs instead"
+            )
+            return Choice(variant=fitting[0], provider=provider, warning=warning or passed_over)
+    raise _explain_no_variant(variants, wish, providers, machine, lacking)
 
 
 def check_verified(variant: Variant, path: object) -> None:
@@ -124,7 +128,7 @@ def check_verified(variant: Variant, path: object) -> None:
     if not variant.verified:
         raise ArtifactError(
             f"variant {variant.name!r} was never verified: run `poolgraph verify {path}` on a machine that has "
-            f"{' or '.join(variant.providers)}, or pass allow_unverified=True"
+            f"{' or '.join(variant.providers)}{_and_needs(variant)}, or pass allow_unverified=True"
         )
 
 
@@ -149,21 +153,20 @@ def graph_precision(provider: str, precision: str | None) -> str | None:
     return "fp32" if provider == TENSORRT_PROVIDER and precision in (None, "fp16") else precision
 
 
-def _explain_passed_over(
-    variants: Sequence[Variant], chosen: Variant, provider: str, wish: Wish, machine: Machine
-) -> str | None:
-    """Say what the variant that would have been taken needs and this machine lacks."""
-    first = next(iter(_fitting_variants(variants, provider, wish)), chosen)
-    if first is chosen:
-        return None
-    if not has_cpu_features(first, machine.cpu_features):
-        lacks = f"this processor lacks {' '.join(first.cpu_features)}, which {first.name} needs"
-    else:
-        lacks = (
-            f"the library of operators {first.operators}, which {first.name} needs, is not installed or does not load "
-            f"(here: {', '.join(machine.operators) or 'none'}); install poolgraph anew where there is a C++ compiler"
-        )
-    return f"{lacks}; {chosen.name} runs instead"
+def _find_lacking(variants: Sequence[Variant], provider: str, wish: Wish, machine: Machine) -> Variant | None:
+    """Return the variant that would be taken if this machine had what it needs; None where it has."""
+    first = next(iter(_fitting_variants(variants, provider, wish)), None)
+    return first if first is not None and not machine.runs(first) else None
+
+
+def _explain_lack(variant: Variant, machine: Machine) -> str:
+    """Say what a variant needs and this machine lacks."""
+    if not has_cpu_features(variant, machine.cpu_features):
+        return f"this processor lacks {' '.join(variant.cpu_features)}, which {variant.name} needs"
+    return (
+        f"the library of operators {variant.operators}, which {variant.name} needs, is not installed or does not load "
+        f"(here: {', '.join(machine.operators) or 'none'}); install poolgraph anew where there is a C++ compiler"
+    )
 
 
 def _explain_missing(provider: str, available: Sequence[str]) -> str:
@@ -174,11 +177,13 @@ def _explain_missing(provider: str, available: Sequence[str]) -> str:
 
 
 def _explain_no_variant(
-    variants: Sequence[Variant], wish: Wish, providers: Sequence[str], available: Sequence[str]
+    variants: Sequence[Variant], wish: Wish, providers: Sequence[str], machine: Machine, lacking: Variant | None
 ) -> ArtifactError | ProviderError:
+    available = machine.providers
+    lack = "" if lacking is None else f": {_explain_lack(lacking, machine)}"
     rows = [f"{v.name} ({v.precision}, {'/'.join(v.providers)}{_needs(v)})" for v in variants]
     if wish.variant is not None and wish.provider is None and wish.precision is None:
-        cure = _install_cure(variants[0], available)
+        cure = lack or _install_cure(variants[0], available)
         return ProviderError(f"variant {rows[0]} does not run on this machine, where {list(available)} load{cure}")
     made = [v for v in variants if v.precision == wish.precision]
     cures = [_install_cure(v, available) for v in made]
@@ -189,9 +194,10 @@ def _explain_no_variant(
         )
     asked = [f"precision {wish.precision!r}"] if wish.precision is not None else []
     asked += [f"provider {providers[0]}"] if wish.provider is not None else []
+    wanted = " and ".join(asked) or f"the providers {list(available)}"
     return ArtifactError(
-        f"the artifact has no variant for {' and '.join(asked) or f'the providers {list(available)}'}; it has "
-        f"{'; '.join(rows)}. Choose one of them, or export again with --target and --precision"
+        f"the artifact has no variant for {wanted}{lack and ' that runs here'}{lack}; it has {'; '.join(rows)}. "
+        "Choose one of them, or export again with --target and --precision"
     )
 
 
@@ -210,3 +216,7 @@ def list_needs(variant: Variant) -> list[str]:
 def _needs(variant: Variant) -> str:
     needs = list_needs(variant)
     return f", needs {' '.join(needs)}" if needs else ""
+
+
+def _and_needs(variant: Variant) -> str:
+    return "".join(f" and {need}" for need in list_needs(variant))

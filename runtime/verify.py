@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -12,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph import __version__
-from poolgraph.errors import ArtifactError, InputError, ProviderError, VerificationError
+from poolgraph.errors import ArtifactError, InputError, ProviderError, SessionError, VerificationError
 from poolgraph.graphs.artifact import open_artifact, save_manifest
-from poolgraph.graphs.manifest import CheckRow, Manifest, Report
+from poolgraph.graphs.manifest import CheckRow, Manifest, Report, Variant
 from poolgraph.graphs.probe_files import StoredProbes, load_probes
 from poolgraph.runtime.activations import finish_logits
 from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, Comparison, Threshold, compare_answers
@@ -41,7 +42,7 @@ PACKAGES: Final = ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
 def verify_artifact(path: str | Path, *, checkpoint: str | Path | None = None, on_row: OnRow | None = None) -> Report:
     """Check every file's hash, then run every variant that this machine can run and compare its answers.
 
-    A variant that passes for the first time is marked as verified in the manifest.
+    A variant that passes for the first time is marked as verified in the manifest, whatever becomes of the others.
 
     Args:
         path: The artifact's directory.
@@ -50,21 +51,29 @@ def verify_artifact(path: str | Path, *, checkpoint: str | Path | None = None, o
 
     Raises:
         ArtifactError: a file is missing or changed, or no variant runs on this machine.
-        VerificationError: answers differ by more than allowed; raised after every row was reported.
+        VerificationError: answers differ by more than allowed, or a variant failed where its provider loads; raised
+            after every row was reported.
     """
     directory = Path(path)
     manifest = open_artifact(directory, check_hashes="all")
     probes = load_probes(directory) if checkpoint is None else _probe_checkpoint(directory, checkpoint)
     rows: list[CheckRow] = []
-    for row in _check_variants(directory, manifest, probes):
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    if not rows:
+    failures: dict[str, SessionError] = {}
+    for variant in manifest.variants:
+        try:
+            for row in _check_variant(directory, variant, probes):
+                rows.append(row)
+                if on_row is not None:
+                    on_row(row)
+        except ProviderError:
+            continue
+        except SessionError as error:
+            failures[variant.name] = error
+    if not rows and not failures:
         raise ArtifactError(f"none of the variants {[v.name for v in manifest.variants]} runs on this machine")
     report = build_report(manifest.report.reference, rows)
-    check_report(report)
-    _mark_verified(directory, manifest, report)
+    _mark_verified(directory, manifest, report, failures)
+    check_report(report, failures)
     return report
 
 
@@ -127,27 +136,22 @@ def build_report(reference: str, rows: Sequence[CheckRow]) -> Report:
     return Report(reference=reference, rows=tuple(rows), versions=versions, cpu=read_cpu_info().model)
 
 
-def check_report(report: Report) -> None:
-    """Check that every row of a report passed.
+def check_report(report: Report, failures: Mapping[str, SessionError] = MappingProxyType({})) -> None:
+    """Check that every row of a report passed, and that no variant failed.
 
     Raises:
-        VerificationError: naming the rows that did not.
+        VerificationError: naming the rows that did not, and those variants.
     """
     failed = [_describe(row) for row in report.rows if not row.passed]
-    if failed:
-        raise VerificationError(
-            f"{len(failed)} of {len(report.rows)} checks against {report.reference} failed: {'; '.join(failed)}"
-        )
+    said = [f"{len(failed)} of {len(report.rows)} checks against {report.reference} failed: {'; '.join(failed)}"]
+    said = [*(said if failed else ()), *(f"{name} does not run: {error}" for name, error in failures.items())]
+    if said:
+        raise VerificationError("; ".join(said))
 
 
-def _check_variants(directory: Path, manifest: Manifest, probes: StoredProbes) -> Iterator[CheckRow]:
-    for variant in manifest.variants:
-        try:
-            model = PoolingModel.load(directory, variant=variant.name, allow_unverified=True)
-        except ProviderError:
-            continue
-        with model:
-            yield from check_model(model, probes)
+def _check_variant(directory: Path, variant: Variant, probes: StoredProbes) -> Iterator[CheckRow]:
+    with PoolingModel.load(directory, variant=variant.name, allow_unverified=True) as model:
+        yield from check_model(model, probes)
 
 
 def build_row(found: Comparison, required: Threshold, *, variant: str, family: str, check: str) -> CheckRow:
@@ -185,10 +189,11 @@ def _describe(row: CheckRow) -> str:
     )
 
 
-def _mark_verified(directory: Path, manifest: Manifest, report: Report) -> None:
+def _mark_verified(directory: Path, manifest: Manifest, report: Report, failures: Collection[str]) -> None:
     """Record variants that passed for the first time, with their rows."""
-    ran = {row.variant for row in report.rows}
-    fresh = {variant.name for variant in manifest.variants if not variant.verified} & ran
+    missed = {row.variant for row in report.rows if not row.passed}
+    passed = {row.variant for row in report.rows} - missed - set(failures)
+    fresh = {variant.name for variant in manifest.variants if not variant.verified} & passed
     if not fresh:
         return
     replace = msgspec.structs.replace

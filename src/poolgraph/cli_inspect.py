@@ -80,10 +80,12 @@ def _run_verify(args: argparse.Namespace) -> int:
 def _say_unverified(directory: Path) -> None:
     """Name what no verification has passed yet, on this machine or any other."""
     from poolgraph.graphs.artifact import open_artifact
+    from poolgraph.runtime.providers import list_needs
 
     variants = [variant for variant in open_artifact(directory).variants if not variant.verified]
     if variants:
-        names = ", ".join(f"{variant.name} ({'/'.join(variant.providers)})" for variant in variants)
+        needs = ["/".join(variant.providers) + "".join(f", {it}" for it in list_needs(variant)) for variant in variants]
+        names = ", ".join(f"{variant.name} ({need})" for variant, need in zip(variants, needs, strict=True))
         say(f"poolgraph: not verified, since it does not run here: {names}")
 
 

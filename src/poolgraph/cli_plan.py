@@ -51,7 +51,7 @@ def run_command(args: argparse.Namespace) -> int:
     if args.json:
         print_json(reports)
     else:
-        advice = advise_layout(reports)
+        advice = advise_layout(reports, manifest)
         print("\n\n".join([*(format_plan(report, lengths) for report in reports), *([advice] if advice else [])]))
     if args.output is not None:
         say(f"poolgraph: {args.output} is taken from beside the artifact as buckets.json, or by load(buckets=...)")

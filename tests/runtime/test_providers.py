@@ -1,3 +1,5 @@
+import re
+
 import msgspec
 import pytest
 
@@ -101,6 +103,23 @@ def test_operators_beside_onnxruntimes_own(features, operators, expected, why):
     assert choice.variant.name == expected
     assert choice.warning is None if why is None else choice.warning.startswith(why)
     assert why is None or choice.warning.endswith("; cpu_int8 runs instead")
+
+
+CUBLASLT = msgspec.structs.replace(variant("own_fp16", precision="fp16", provider=CUDA), operators="own/1")
+LACK = r"the library of operators own/1, which own_fp16 needs, is not installed .*; install poolgraph anew"
+
+
+@pytest.mark.parametrize("variants", [(PORTABLE, CUBLASLT), (PORTABLE, FP32, CUBLASLT)])
+def test_a_gpu_without_the_operators_is_told_so_before_the_cpu_takes_over(variants):
+    machine = Machine(providers=(CUDA, CPU))
+    choice = choose_variant(manifest(*variants), Wish(), machine)
+    assert choice.provider == CPU
+    assert re.match(LACK, choice.warning)
+    assert choice.warning.endswith(f"; {variants[-2].name} runs instead")
+    named, of_cuda, of_both = Wish(variant="own_fp16"), Wish(provider="cuda"), Wish(provider="cuda", precision="fp16")
+    for wish in (named, of_cuda, of_both, Wish(precision="fp16")):
+        with pytest.raises((ProviderError, ArtifactError), match=f"(does not run on this machine|runs here).*: {LACK}"):
+            choose_variant(manifest(*variants), wish, machine)
 
 
 def test_a_precision_asked_for_is_no_reason_to_warn_of_another():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_artifact
 
-from poolgraph.errors import ArtifactError, InputError, VerificationError
+from poolgraph.errors import ArtifactError, InputError, SessionError, VerificationError
 from poolgraph.graphs.artifact import open_artifact, record_files, save_manifest
 from poolgraph.graphs.probe_files import save_probes
 from poolgraph.runtime.model import PoolingModel
@@ -103,6 +103,23 @@ def test_failing_marks_nothing(make_artifact, add_probes):
     with pytest.raises(VerificationError):
         verify_artifact(directory)
     assert (directory / "poolgraph.json").read_bytes() == before
+
+
+def test_a_variant_that_fails_keeps_no_other_from_being_marked(make_artifact, add_probes, monkeypatch):
+    def run_sequence(model, *args, **options):
+        if model.variant.name == "cpu_fp32":
+            raise SessionError("a kernel failed")
+        return real(model, *args, **options)
+
+    real = PoolingModel.run_sequence
+    directory = add_probes(make_artifact(edit_variant=unverified))
+    monkeypatch.setattr(PoolingModel, "run_sequence", run_sequence)
+    with pytest.raises(VerificationError, match=r"^cpu_fp32 does not run: a kernel failed$"):
+        verify_artifact(directory)
+    assert {it.name: it.verified for it in open_artifact(directory).variants} == {
+        "portable_fp32": True,
+        "cpu_fp32": False,
+    }
 
 
 def test_a_verified_artifact_is_left_as_it_is(artifact, add_probes):
