@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -64,19 +65,23 @@ def lower_target(
 
 
 def drop_idle(lowered: Sequence[LoweredVariant]) -> list[LoweredVariant]:
-    """Leave out the variants on this package's products for CUDA whose graphs have none of them.
+    """Leave out the variants on this package's products for CUDA whose graphs have none of them, with a warning.
 
     Raises:
         ExportError: nothing but the portable variant is left.
     """
-    kept = [
-        item
-        for item in lowered
-        if item.variant.operators != CUDA_OPERATORS or any(has_bias_products(model) for model in item.models.values())
-    ]
-    if len(kept) < len(lowered) and all(item.variant.target == "portable" for item in kept):
-        raise ExportError("none of the model's products has a bias for cuBLASLt to take in: choose --target cuda")
+    idle = [it.variant.name for it in lowered if it.variant.operators == CUDA_OPERATORS and not _has_products(it)]
+    kept = [it for it in lowered if it.variant.name not in idle]
+    if idle:
+        why = "none of the model's products has a bias for cuBLASLt to take in"
+        if all(it.variant.target == "portable" for it in kept):
+            raise ExportError(f"{why}: choose --target cuda")
+        warnings.warn(f"{', '.join(idle)} left out: {why}", stacklevel=2)
     return kept
+
+
+def _has_products(lowered: LoweredVariant) -> bool:
+    return any(has_bias_products(model) for model in lowered.models.values())
 
 
 def check_capturable(lowered: Sequence[LoweredVariant]) -> None:

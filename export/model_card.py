@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Tensor
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
 from poolgraph.runtime.inspect import describe_float_range, describe_quantization
+from poolgraph.runtime.providers import list_needs
 
 TEMPLATE = """\
 # {model}
@@ -159,8 +160,8 @@ def _describe_unverified(manifest: Manifest) -> str:
     variants = [variant for variant in manifest.variants if not variant.verified]
     if not variants:
         return ""
-    providers = dict.fromkeys(provider for variant in variants for provider in variant.providers)
-    return UNVERIFIED.format(names=", ".join(it.name for it in variants), providers=" or ".join(providers))
+    providers = dict.fromkeys(it for variant in variants for it in (*variant.providers, *list_needs(variant)))
+    return UNVERIFIED.format(names=", ".join(it.name for it in variants), providers=" and ".join(providers))
 
 
 def _names(tensors: Sequence[Tensor]) -> str:

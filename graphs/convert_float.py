@@ -33,6 +33,14 @@ FEEDING: Final = frozenset({"Expand", "Mul", "Reshape", "Unsqueeze"})
 """Operators that are computed in float32 too where nothing but float32 reads them: what a scan is fed with is the
 product of two rows, which no probe sees, and would be rounded for nothing."""
 
+MOVING: Final = frozenset(
+    {
+        *("Concat", "Expand", "Gather", "GatherElements", "Identity", "Pad"),
+        *("Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+    }
+)
+"""Operators whose results are numbers of their inputs: what leaves the range behind them is what did before them."""
+
 SHAPES: Final = frozenset({"Shape", "Size"})
 """Operators that read no numbers, and so take rows as they are."""
 
@@ -97,6 +105,7 @@ def _half_nodes(model: ir.Model, dtype: ir.DataType, kept: Collection[str] = ())
     """Return the nodes that compute with the backbone's rows, apart from those that stay in float32."""
     backbone = backbone_nodes(model.graph)
     types = _Types()
+    kept = _with_moved(model.graph, kept)
     rows: set[ir.Node] = set()
     for node in model.graph:
         types.infer(node)
@@ -120,6 +129,15 @@ def _has_half_kernel(node: ir.Node, dtype: ir.DataType) -> bool:
     kernel = CUDA_KERNELS.get((node.domain, node.op_type))
     is_lacking = kernel is not None and dtype not in kernel.types and FLOAT in kernel.types
     return node.op_type not in PRECISE and not is_lacking
+
+
+def _with_moved(graph: ir.Graph, names: Collection[str]) -> set[str]:
+    """Return values and what their numbers are moved to, which has names of its own in each target's graph."""
+    found = set(names)
+    for node in graph:
+        if node.op_type in MOVING and found.intersection(str(value.name) for value in node.inputs if value is not None):
+            found.update(str(value.name) for value in node.outputs)
+    return found
 
 
 def _touches(node: ir.Node, names: Collection[str]) -> bool:

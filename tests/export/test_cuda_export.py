@@ -9,7 +9,7 @@ import msgspec
 import onnx
 import pytest
 import torch
-from cuda_graphs import padded_feeds, random_texts
+from cuda_graphs import EMPTY_TEXTS, packed_feeds, padded_feeds, random_texts
 from cuda_operators import run_reference
 from safetensors.torch import load_file, save_file
 from tiny_decoders import save_decoder
@@ -129,7 +129,8 @@ def test_cublaslt_is_made_where_it_is_asked_for_and_has_a_place(
 def test_a_model_without_biases_has_no_place_for_cublaslt(calibration: Path, tmp_path: Path) -> None:
     folder = save_decoder(tmp_path / "checkpoint", "LlamaModel")
     options = {"precisions": ("bf16",), "calibration": None}
-    artifact = export_model(folder, tmp_path / "both", targets=("cuda", "cublaslt"), **options).path
+    with pytest.warns(UserWarning, match="^cublaslt_bf16 left out: none of the model's products has a bias"):
+        artifact = export_model(folder, tmp_path / "both", targets=("cuda", "cublaslt"), **options).path
     assert list(flags(open_artifact(artifact))) == ["portable_fp32", "cuda_bf16"]
     with pytest.raises(ExportError, match="none of the model's products has a bias for cuBLASLt to take in"):
         export_model(folder, tmp_path / "alone", targets=("cublaslt",), **options)
@@ -207,6 +208,27 @@ def test_values_beyond_the_range_are_named_and_computed_in_float32(
     )
     found, wanted = (torch.from_numpy(it["pooled"][: len(texts)].copy()) for it in (answer, expected))
     assert torch.cosine_similarity(found, wanted).min() > 0.9995
+
+
+@pytest.mark.parametrize("pattern", ["layer.0.attention.self.query.weight", "layer.1.attention.self.key.weight"])
+def test_what_attention_reads_beyond_the_range_is_float32_in_both_layouts(
+    checkpoint: Path, calibration: Path, tmp_path: Path, pattern: str
+) -> None:
+    """The packed kernel reads what was probed under another name: without the axis of the batch."""
+    wide = overflowing(checkpoint, tmp_path / "wide", pattern, 1e5)
+    options = {"targets": ("cuda", "cublaslt"), "precisions": ("fp16",), "calibration": calibration}
+    artifact = export_model(wide, tmp_path / "artifact", **options).path
+    manifest, texts = open_artifact(artifact), random_texts((9, 1, 12))
+    inputs = {tensor.name for tensor in manifest.variants[0].graphs["sequence"].inputs}
+    feeds = {name: array for name, array in padded_feeds(texts).items() if name in inputs}
+    expected = torch.from_numpy(run_reference(artifact / "onnx/model.onnx", feeds)["pooled"])
+    for name in ("cuda_fp16", "cuda_packed_fp16", "cublaslt_fp16", "cublaslt_packed_fp16"):
+        variant = manifest.variant(name)
+        graph, is_packed = variant.graphs["sequence"], variant.layout == "packed"
+        feeds = packed_feeds(texts) if is_packed else padded_feeds(texts)
+        answer = run_reference(artifact / graph.file, {tensor.name: feeds[tensor.name] for tensor in graph.inputs})
+        rows = torch.from_numpy(answer["pooled"])[EMPTY_TEXTS if is_packed else 0 :]
+        assert torch.cosine_similarity(rows[: len(texts)], expected[: len(texts)]).min() > 0.9995, name
 
 
 def test_a_value_beyond_the_range_that_a_kernel_reads_is_refused(calibration: Path, tmp_path: Path) -> None:
