@@ -13,8 +13,8 @@ from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.head import StoredTensor
 from poolgraph.export.layouts import Weights
+from poolgraph.graphs.pattern import BACKBONE_PREFIX
 
-BACKBONE_PREFIX = "backbone."
 HEAD_PREFIX = "head."
 
 OLD_SUFFIXES = ((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta"))

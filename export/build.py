@@ -13,7 +13,7 @@ from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.trace import TraceInputs, fake_parameters, trace_module
 from poolgraph.graphs.families import AnswerKind, finished_name, select_family
 from poolgraph.graphs.manifest import FloatRange, Graph, Quantization, Rewrites, Tensor, Variant
-from poolgraph.graphs.passes import PassReport, run_passes
+from poolgraph.graphs.passes import run_passes
 from poolgraph.graphs.pipeline import Target, semantic_passes
 from poolgraph.poolers.pooling import Pooling
 from poolgraph.tasks import GraphFamily
@@ -62,7 +62,7 @@ def trace_inputs(plan: ExportPlan) -> TraceInputs:
 
 def trace_layout(
     plan: ExportPlan, module: PoolingModule, layout: str, uniform: ir.Model | None = None
-) -> tuple[ir.Model, tuple[PassReport, ...]]:
+) -> tuple[ir.Model, tuple[Rewrites, ...]]:
     """Trace one layout, bind the checkpoint's tensors and run the passes that all targets share.
 
     Args:
@@ -78,7 +78,7 @@ def trace_layout(
 
 def lower_variant(
     semantic: ir.Model,
-    reports: tuple[PassReport, ...],
+    reports: tuple[Rewrites, ...],
     target: Target,
     kind: AnswerKind,
     *,
@@ -110,7 +110,7 @@ def lower_variant(
         session_options=dict(target.session_options),
         quantization=quantization,
         float_range=float_range,
-        passes=tuple(Rewrites(name=report.name, rewrites=report.rewrites) for report in reports),
+        passes=reports,
     )
     return LoweredVariant(variant, models)
 

@@ -19,8 +19,6 @@ from poolgraph.runtime.model_paths import check_model_path
 if TYPE_CHECKING:
     import torch
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
-
 UNREAD_FOLDERS = ("onnx", "openvino", ".git", ".cache")
 """Folders of a checkpoint repository that hold other builds of the model, or nothing of it."""
 

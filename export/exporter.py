@@ -43,8 +43,7 @@ from poolgraph.export.twin import (
 )
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
-from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Report, Variant
-from poolgraph.graphs.passes import PassReport
+from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Report, Rewrites, Variant
 from poolgraph.graphs.probe_files import load_probes, save_probes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.cpu import read_cpu_info
@@ -177,12 +176,9 @@ def export_model(
     stages = _Stages(on_stage)
     with staged_directory(Path(output), overwrite=overwrite) as staging, _frozen_heap():
         with stages.stage("read the checkpoint"):
+            found = open_checkpoint(model, revision)
             plan = resolve_plan(
-                open_checkpoint(model, revision),
-                options=options,
-                precisions=precisions,
-                targets=targets,
-                trust_remote_code=trust_remote_code,
+                found, options=options, precisions=precisions, targets=targets, trust_remote_code=trust_remote_code
             )
         manifest, report = _build_and_verify(plan, staging, stages, min_cosine, max_memory, calibration)
         _finish(manifest, report, staging)
@@ -249,7 +245,7 @@ def _compile(
         The variants, all their models by file name, and how large the weights are before any is quantized.
     """
     module = build_module(plan)
-    semantic: dict[str, tuple[ir.Model, tuple[PassReport, ...]]] = {}
+    semantic: dict[str, tuple[ir.Model, tuple[Rewrites, ...]]] = {}
     targets = plan.targets
     for layout in LAYOUT_ORDER:
         if layout == "packed":

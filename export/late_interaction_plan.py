@@ -39,11 +39,6 @@ class LateInteractionPlan:
     markers: tuple[str, ...] = ()
 
     @property
-    def needs_attended_mask(self) -> bool:
-        """Whether some tokens of a query are not attended to."""
-        return self.expansion is not None and not self.expansion.attend
-
-    @property
     def longest(self) -> int:
         """Longest text in tokens that the files ask for, 0 where they ask for none."""
         expanded = self.expansion.length if self.expansion is not None else 0

@@ -17,8 +17,7 @@ from poolgraph.graphs.check_cuda import check_cuda
 from poolgraph.graphs.fuse_bias_products import has_bias_products
 from poolgraph.graphs.lower_attention_cuda import fits_packed
 from poolgraph.graphs.lower_attention_native import fits_native_packed
-from poolgraph.graphs.manifest import CUDA_OPERATORS, Variant
-from poolgraph.graphs.passes import PassReport
+from poolgraph.graphs.manifest import CUDA_OPERATORS, Rewrites, Variant
 from poolgraph.graphs.pipeline import NATIVE_INT8, NATIVE_PACKED_INT8, Target, cuda_passes
 
 MOST_FINDINGS = 3
@@ -51,7 +50,7 @@ def choose_packed(plan: ExportPlan, targets: Sequence[Target], padded: ir.Model)
 
 
 def lower_target(
-    plan: ExportPlan, semantic: ir.Model, reports: tuple[PassReport, ...], target: Target, reduced: Reduced
+    plan: ExportPlan, semantic: ir.Model, reports: tuple[Rewrites, ...], target: Target, reduced: Reduced
 ) -> LoweredVariant:
     """Lower one target, with the scales that int8 was given, or the values that stay in float32 of fp16."""
     if target.precision == "int8" and reduced.int8 is not None:

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from poolgraph.errors import ExportError
 from poolgraph.export.packing import current_cu_seqlens, text_index
+from poolgraph.graphs.pattern import SEMANTIC_DOMAIN
 
-SEMANTIC_DOMAIN = "poolgraph"
 ATTENTION_IMPLEMENTATION = "poolgraph"
 """The name under which our attention is registered with transformers."""
 

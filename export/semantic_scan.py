@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from poolgraph.export.semantic import SEMANTIC_DOMAIN
+from poolgraph.graphs.pattern import SEMANTIC_DOMAIN
 
 
 def selective_scan(rows: Tensor, time_step: Tensor, transition: Tensor, write: Tensor, read: Tensor) -> Tensor:

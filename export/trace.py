@@ -22,9 +22,8 @@ from poolgraph.export.pooling_module import (
     Entry,
     PoolingModule,
 )
-from poolgraph.export.semantic import SEMANTIC_DOMAIN
 from poolgraph.graphs.fuse_rotary import MAX_LENGTH_NOTE
-from poolgraph.graphs.pattern import SEQUENCE_AXIS, TOKENS_AXIS
+from poolgraph.graphs.pattern import SEMANTIC_DOMAIN, SEQUENCE_AXIS, TOKENS_AXIS
 
 OPSET_VERSION = 20
 """Has Gelu and LayerNormalization; at most 21, so that the portable graph loads in other runtimes."""

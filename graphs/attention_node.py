@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
-from poolgraph.graphs.pattern import dimensions
+from poolgraph.graphs.pattern import SEMANTIC_DOMAIN, dimensions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from poolgraph.errors import ExportError
-from poolgraph.graphs.cuda_kernels import CONTRIB, CUDA_KERNELS, NO_CAPTURE, OPSETS, RESULT, CudaKernel
-from poolgraph.graphs.pattern import dimensions, is_initializer
+from poolgraph.graphs.cuda_kernels import CUDA_KERNELS, NO_CAPTURE, OPSETS, RESULT, CudaKernel
+from poolgraph.graphs.pattern import CONTRIB_DOMAIN, dimensions, is_initializer
 
 SMALL_INITIALIZER = 100
 """Numbers up to which a constant does not keep a node from the CPU (``kSmallInitializerThreshold``)."""
@@ -89,7 +89,7 @@ def _problems(node: ir.Node, placement: _Placement) -> Iterator[str]:
         stale = _STALE_COPIES.get((node.domain, node.op_type))
         if stale is not None and (found := stale(node)) is not None:
             yield found
-        if (node.domain, node.op_type) == (CONTRIB, "GroupQueryAttention"):
+        if (node.domain, node.op_type) == (CONTRIB_DOMAIN, "GroupQueryAttention"):
             yield from _total_sequence_length(node)
 
 
@@ -255,7 +255,7 @@ _STALE_COPIES = {
     ("", "Concat"): _unequal_concat,
     ("", "Split"): _unequal_split,
     ("", "MatMul"): _uneven_product,
-    (CONTRIB, "FusedMatMul"): _uneven_product,
+    (CONTRIB_DOMAIN, "FusedMatMul"): _uneven_product,
 }
 
 

@@ -13,10 +13,7 @@ import onnx_ir as ir
 from poolgraph.errors import ExportError
 from poolgraph.graphs.cuda_kernels import CUDA_KERNELS
 from poolgraph.graphs.passes import Pass
-from poolgraph.graphs.pattern import add_lazy_weight, dimensions
-
-BACKBONE_PREFIX: Final = "backbone."
-"""How the names of the backbone's weights begin, and of those that passes made of them."""
+from poolgraph.graphs.pattern import BACKBONE_PREFIX, add_lazy_weight, dimensions
 
 FLOAT: Final = ir.DataType.FLOAT
 

@@ -14,12 +14,11 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from poolgraph.graphs.fuse_bias_products import BIAS_MATMUL, CUDA_DOMAIN
+from poolgraph.graphs.pattern import CONTRIB_DOMAIN
 
-ONNX_RUNTIME_VERSION = "1.30.0"
 OPSETS = range(18, 22)
 """Versions of the standard operators for which the table is right; 22 brings bfloat16 to more of them."""
 
-CONTRIB = "com.microsoft"
 RESULT = -1
 """In the place of an input: the kernel is chosen by the type of its result."""
 
@@ -173,7 +172,7 @@ _SPECIAL: Mapping[tuple[str, str], CudaKernel] = {
     ("", "Shape"): CudaKernel(types=_types(_EVERY), is_host_result=True, result=ir.DataType.INT64),
     ("", "Size"): CudaKernel(types=_types(_EVERY), is_host_result=True, result=ir.DataType.INT64),
     ("", "Where"): CudaKernel(types=_types(f"{_FLOATS} int32 int64 uint8"), chosen_by=1),
-    (CONTRIB, "GroupQueryAttention"): CudaKernel(types=_types("float16 bfloat16"), host_inputs=frozenset({6})),
+    (CONTRIB_DOMAIN, "GroupQueryAttention"): CudaKernel(types=_types("float16 bfloat16"), host_inputs=frozenset({6})),
     (CUDA_DOMAIN, BIAS_MATMUL): CudaKernel(types=_types("float16 bfloat16")),
 }
 
@@ -184,7 +183,7 @@ CUDA_KERNELS: Mapping[tuple[str, str], CudaKernel] = MappingProxyType(
         ("", name): CudaKernel(types=_types(types), host_inputs=frozenset(inputs))
         for name, (types, inputs) in _BY_HOST_INPUTS.items()
     }
-    | {(CONTRIB, name): CudaKernel(types=_types(types)) for name, types in _CONTRIB.items()}
+    | {(CONTRIB_DOMAIN, name): CudaKernel(types=_types(types)) for name, types in _CONTRIB.items()}
     | dict(_SPECIAL)
 )
 """By domain and name. What is not here has no kernel, or is not known to have one."""
@@ -195,8 +194,8 @@ NO_CAPTURE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("", "Compress"): _DATA_DEPENDENT,
         ("", "NonZero"): _DATA_DEPENDENT,
         ("", "Unique"): _DATA_DEPENDENT,
-        (CONTRIB, "RemovePadding"): _DATA_DEPENDENT,
-        (CONTRIB, "GemmFloat8"): "it allocates memory and waits in every call",
+        (CONTRIB_DOMAIN, "RemovePadding"): _DATA_DEPENDENT,
+        (CONTRIB_DOMAIN, "GemmFloat8"): "it allocates memory and waits in every call",
         ("", "GatherND"): "it copies sizes from memory of the host that is gone when the graph is replayed",
         ("", "If"): "control flow runs on the host",
         ("", "Loop"): "control flow runs on the host",

@@ -8,9 +8,8 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
-from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
 from poolgraph.graphs.native import ATTENTION, NATIVE_DOMAIN, PACKED_BOUNDS
-from poolgraph.graphs.pattern import ATTENDED, dimensions, producer, replace_node, used_once
+from poolgraph.graphs.pattern import ATTENDED, SEMANTIC_DOMAIN, dimensions, producer, replace_node, used_once
 
 MOST_FEATURES: Final = 512
 """Size of the largest head that the operator takes."""

@@ -6,8 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
-from poolgraph.graphs.pattern import add_constant, dimensions, replace_node
+from poolgraph.graphs.pattern import SEMANTIC_DOMAIN, add_constant, dimensions, replace_node
 
 
 def lower_selective_scan(model: ir.Model) -> int:

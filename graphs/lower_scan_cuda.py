@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
 from poolgraph.graphs.pattern import (
     CONTRIB_DOMAIN,
+    SEMANTIC_DOMAIN,
     add_integers,
     dimensions,
     producer,

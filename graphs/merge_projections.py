@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from poolgraph.graphs.pattern import add_constant, dimensions, is_initializer, producer, used_once
+from poolgraph.graphs.pattern import SEMANTIC_DOMAIN, add_constant, dimensions, is_initializer, producer, used_once
 from poolgraph.graphs.products import is_apart
-
-SEMANTIC_DOMAIN = "poolgraph"
 
 _Merged = dict[tuple[ir.Value, ...], ir.Value]
 

@@ -10,6 +10,12 @@ import onnx_ir as ir
 CONTRIB_DOMAIN = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
 
+SEMANTIC_DOMAIN = "poolgraph"
+"""Domain of the operators that a trace keeps whole, and that each target lowers in its own way."""
+
+BACKBONE_PREFIX = "backbone."
+"""How the names of the backbone's weights begin, and of those that passes made of them."""
+
 SEQUENCE_AXIS = "sequence_length"
 """Name of the axis along which a text's token rows are."""
 

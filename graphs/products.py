@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from poolgraph.graphs.pattern import dimensions, is_initializer, used_once
+from poolgraph.graphs.pattern import BACKBONE_PREFIX, dimensions, is_initializer, used_once
 
-BACKBONE_PREFIX = "backbone."
 """Of the names of the backbone's weights; those of the head stay as they are."""
 
 _APART = "poolgraph.apart"

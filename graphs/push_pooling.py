@@ -10,9 +10,8 @@ import onnx_ir as ir
 
 from poolgraph.graphs.attention_node import AttentionNode, read_attention
 from poolgraph.graphs.families import family_outputs
-from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
 from poolgraph.graphs.passes import Pass
-from poolgraph.graphs.pattern import is_initializer, replace_node
+from poolgraph.graphs.pattern import SEMANTIC_DOMAIN, is_initializer, replace_node
 from poolgraph.graphs.products import apart_weights, is_apart, set_apart
 from poolgraph.graphs.row_choice import (
     BOUNDS,

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.passes import Pass
-from poolgraph.graphs.pattern import add_lazy_weight, dimensions, is_initializer, replace_node
-from poolgraph.graphs.products import BACKBONE_PREFIX
+from poolgraph.graphs.pattern import BACKBONE_PREFIX, add_lazy_weight, dimensions, is_initializer, replace_node
 from poolgraph.graphs.quantize_products import LARGEST, TINIEST
 
 WORD_IDS = "input_ids"

@@ -8,8 +8,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from poolgraph.graphs.merge_projections import SEMANTIC_DOMAIN
-from poolgraph.graphs.pattern import SEQUENCE_AXIS, TOKENS_AXIS, dimensions, is_initializer
+from poolgraph.graphs.pattern import SEMANTIC_DOMAIN, SEQUENCE_AXIS, TOKENS_AXIS, dimensions, is_initializer
 
 Axes = tuple[int | str | None, ...]
 

@@ -14,7 +14,7 @@ from poolgraph.runtime.bucket_assignment import assign_texts
 from poolgraph.runtime.bucket_planner import BucketBudget, count_lengths, plan_buckets, single_bucket
 from poolgraph.runtime.buckets import RUN_COST_TOKENS, Bucket, BucketBatch, Padding, count_padding
 from poolgraph.runtime.file_sources import FileSource
-from poolgraph.runtime.pipeline import WINDOW_TEXTS
+from poolgraph.runtime.pipeline import FIRST_BOUND_WINDOW, WINDOW_TEXTS, plan_windows
 from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.tokenizer import TextTokenizer
 
@@ -199,8 +199,8 @@ def _windows(source: FileSource) -> Iterator[list[str]]:
 
 def _assign_windows(lengths: Sequence[int], buckets: Sequence[Bucket]) -> list[BucketBatch]:
     """Assign texts as a call does, window by window."""
-    starts = range(0, len(lengths), WINDOW_TEXTS)
-    return [batch for start in starts for batch in assign_texts(lengths[start : start + WINDOW_TEXTS], buckets)]
+    windows = plan_windows(len(lengths), FIRST_BOUND_WINDOW, WINDOW_TEXTS)
+    return [batch for start, stop in windows for batch in assign_texts(lengths[start:stop], buckets)]
 
 
 def _pad_alone(lengths: Sequence[int], buckets: Sequence[Bucket]) -> Padding:

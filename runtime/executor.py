@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from poolgraph.errors import SessionError
 from poolgraph.graphs.manifest import Graph
+from poolgraph.runtime.bound_inputs import output_width
 from poolgraph.runtime.buckets import Padding, PaddingCounter
 from poolgraph.runtime.pipeline import CallCounter, run_side_by_side
 from poolgraph.runtime.planner import Batch, BatchLayout
-from poolgraph.runtime.providers import CPU_PROVIDER
 from poolgraph.runtime.runner import Runner
 from poolgraph.runtime.session import Session, SessionPool, run_graph
 from poolgraph.runtime.threads import choose_parallelism, count_runs
@@ -138,7 +138,7 @@ class Executor:
             on_progress: Told of finished texts.
             first_index: Index of the first text in the caller's own list, for messages.
         """
-        answers = np.empty((len(encoded), self._width("sequence")), dtype=np.float32)
+        answers = np.empty((len(encoded), output_width(self.sessions.graph("sequence"))), dtype=np.float32)
 
         def collect(batch: Batch, answer: NDArray[np.float32]) -> None:
             check_finite(answer, batch.indices, first_index)
@@ -172,10 +172,9 @@ class Executor:
             self.cores, self.cores, pinned_threads=self.threads, tuned_threads=self.tuning.threads
         )
         lone = choose_parallelism(1, self.cores, pinned_threads=self.threads, tuned_threads=self.tuning.threads)
-        is_cpu = self.sessions.provider == CPU_PROVIDER
         return Slots(
-            runs=most if is_cpu else 1,
-            threads=many.threads if is_cpu else lone.threads,
+            runs=most,
+            threads=many.threads,
             lone_threads=lone.threads,
             max_batch_tokens=self.tuning.max_batch_tokens,
             layout=self.runner.layout,
@@ -223,14 +222,6 @@ class Executor:
 
     def _run_batch(self, session: Session, graph: Graph, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         return run_graph(session, graph, self.runner.feed(texts, graph))
-
-    def _width(self, family: str) -> int:
-        """Return the last axis of a graph's raw output."""
-        graph = self.sessions.graph(family)
-        for tensor in graph.outputs:
-            if tensor.name == graph.raw_output and isinstance(tensor.shape[-1], int):
-                return tensor.shape[-1]
-        raise SessionError(f"{graph.file} does not say how wide its output {graph.raw_output!r} is")
 
 
 def check_finite(answer: NDArray[np.float32], indices: Sequence[int], first_index: int) -> None:

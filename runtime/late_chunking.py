@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import InputError
+from poolgraph.runtime.module_kinds import read_head_kinds
 
-_MODULES_FILE: Final = "modules.json"
 _HEADS: Final = ("Dense", "LayerNorm")
 
 
@@ -93,18 +92,11 @@ def check_late_chunking(directory: Path) -> None:
 
     Raises:
         InputError: a head lies between the backbone and the rows.
+        ArtifactError: a file of the checkpoint is not what sentence-transformers writes.
     """
-    kinds = [str(row.get("type", "")).rpartition(".")[2] for row in _read_modules(directory / _MODULES_FILE)]
-    if heads := [kind for kind in kinds if kind in _HEADS]:
+    if heads := [kind for kind in read_head_kinds(directory) if kind in _HEADS]:
         raise InputError(
             f"late chunking averages the rows before the head, but {' and '.join(heads)} of modules.json "
             "is compiled into the token graph; average the answers of token_embed instead",
             parameter="late_chunking_params",
         )
-
-
-def _read_modules(path: Path) -> list[Mapping[str, Any]]:
-    if not path.is_file():
-        return []
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from poolgraph.runtime.buckets import Bucket, Padding
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
 from poolgraph.runtime.executor import BatchAnswer, Executor, Progress, Slots
 from poolgraph.runtime.loading import BucketWish, check_count, check_name, open_sessions, resolve_directory
-from poolgraph.runtime.pipeline import encode_windows
+from poolgraph.runtime.pipeline import FIRST_BOUND_WINDOW, encode_windows
 from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.providers import CPU_PROVIDER, Wish, check_verified
 from poolgraph.runtime.runner import build_runner
@@ -30,9 +30,6 @@ from poolgraph.runtime.texts import resolve_texts, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.runtime.tuning import Tuning, load_tuning
 from poolgraph.tasks import TASK_FAMILY
-
-FIRST_BOUND_WINDOW: Final = 512
-"""A GPU answers a window in the time that the next one of twice as many texts is tokenized in, or sooner."""
 
 
 class LoadedModel:

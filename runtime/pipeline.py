@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
 WINDOW_TEXTS: Final = 4096
+
+FIRST_BOUND_WINDOW: Final = 512
+"""A GPU answers a window in the time that the next one of twice as many texts is tokenized in, or sooner."""
 """Texts tokenized and planned together: bounds memory, and is enough for batches of equal length to fill."""
 
 Item = TypeVar("Item")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, Unpack
+from typing import Any, Final, Literal, Unpack
 
-import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
+from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.encode_request import Encoded, EncodeOptions, EncodeRequest, Texts, take_texts
 from poolgraph.runtime.loaded import progress_bar
+from poolgraph.runtime.module_kinds import read_head_kinds
 from poolgraph.runtime.similarity import (
     LATE_INTERACTION_FUNCTIONS,
     Matrices,
@@ -25,22 +24,8 @@ from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.task_late_interaction import LateInteractionTasks
 from poolgraph.runtime.texts import resolve_prompt, warn_of_cuts
 
-_T = TypeVar("_T")
-
 SIDE_PROMPTS: Final = ("query", "document")
 """Prompts that every model of sentence-transformers has, empty unless its checkpoint says otherwise."""
-
-
-class _Module(msgspec.Struct):
-    """A row of modules.json."""
-
-    type: str = ""
-
-
-class _Settings(msgspec.Struct):
-    """The part of config_sentence_transformers.json that is about rows."""
-
-    truncate_dim: int | None = None
 
 
 class SentenceNames(LateInteractionTasks, EmbedTasks):
@@ -294,26 +279,3 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
                 f"output_value='token_embeddings' means the backbone's rows, and the token graph of "
                 f"{self.manifest.source.model!r} has the head {kinds} compiled in; call token_embed for its rows"
             )
-
-
-def read_head_kinds(directory: Path) -> list[str]:
-    """Return the kinds of the modules behind the pooling, as an artifact's copies of the checkpoint's files name them.
-
-    Raises:
-        ArtifactError: a file is not what sentence-transformers writes.
-    """
-    modules = _read_json(directory / "modules.json", list[_Module])
-    settings = _read_json(directory / "config_sentence_transformers.json", _Settings)
-    kinds = [module.type.rpartition(".")[2] for module in modules or ()]
-    shortened = settings is not None and settings.truncate_dim is not None
-    return [kind for kind in kinds if kind not in ("Transformer", "Pooling")] + (["Truncate"] if shortened else [])
-
-
-def _read_json(path: Path, kind: type[_T]) -> _T | None:
-    """Read a file of JSON, None where there is none."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}; export the checkpoint again") from error

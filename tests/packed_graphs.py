@@ -17,7 +17,7 @@ from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.options import make_options
 from poolgraph.export.resolve import resolve_plan
 from poolgraph.graphs.families import AnswerKind
-from poolgraph.graphs.passes import PassReport
+from poolgraph.graphs.manifest import Rewrites
 from poolgraph.graphs.pipeline import PACKED_FP32, Target
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.tasks import GraphFamily
@@ -28,7 +28,7 @@ class Traced:
     """The packed semantic graph of a checkpoint, and what its answers are."""
 
     model: ir.Model
-    reports: tuple[PassReport, ...]
+    reports: tuple[Rewrites, ...]
     kind: AnswerKind
 
 

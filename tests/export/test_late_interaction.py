@@ -185,7 +185,6 @@ def test_options_are_those_of_multi_vector_encoder(name: str, tmp_path: Path) ->
 def test_stanford_defaults(tmp_path: Path) -> None:
     plan = parse(save_stanford(tmp_path / "checkpoint"))
     assert plan.expansion == Expansion(strategy="fixed", length=32)
-    assert plan.needs_attended_mask
     assert plan.longest == 32
     assert plan.skip_words == PUNCTUATION
     assert plan.head[0].config["out_features"] == VECTOR_SIZE

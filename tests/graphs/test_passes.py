@@ -11,7 +11,8 @@ from poolgraph.graphs.cleanup import clear_notes, fold_constants, remove_dead_no
 from poolgraph.graphs.families import select_family
 from poolgraph.graphs.fold_reshapes import fold_reshapes
 from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
-from poolgraph.graphs.passes import PassReport, run_passes
+from poolgraph.graphs.manifest import Rewrites
+from poolgraph.graphs.passes import run_passes
 from poolgraph.graphs.pipeline import CPU_FP32, PORTABLE, SEMANTIC_PASSES
 
 # --- fold_reshapes
@@ -326,6 +327,6 @@ def test_pipelines_keep_the_numbers_and_report_their_rewrites(target) -> None:
     assert all(report.rewrites == 0 for report in run_passes(model, SEMANTIC_PASSES + target.passes))
 
 
-def test_run_passes_counts_nodes() -> None:
+def test_run_passes_counts_rewrites() -> None:
     model = build("g (float[n] x) => (float[n] y) { dead = Exp(x)  y = Neg(x) }")
-    assert run_passes(model, [remove_dead_nodes]) == (PassReport("remove_dead_nodes", 1, 2, 1),)
+    assert run_passes(model, [remove_dead_nodes]) == (Rewrites(name="remove_dead_nodes", rewrites=1),)

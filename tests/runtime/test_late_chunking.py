@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from poolgraph.errors import InputError
+from poolgraph.errors import ArtifactError, InputError
 from poolgraph.runtime.late_chunking import Chunk, average_chunks, check_late_chunking, plan_chunks
 
 
@@ -53,6 +53,12 @@ def test_a_head_forbids_it(tmp_path, kind):
     with pytest.raises(
         InputError, match=f"late chunking averages the rows before the head, but {kind} of modules.json"
     ):
+        check_late_chunking(tmp_path)
+
+
+def test_modules_that_cannot_be_read_are_an_error_of_the_artifact(tmp_path):
+    (tmp_path / "modules.json").write_text("[")
+    with pytest.raises(ArtifactError, match=r"modules\.json cannot be read"):
         check_late_chunking(tmp_path)
 
 
