@@ -24,7 +24,7 @@ TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
 """Names of the templates that ship with the package, and their files beside this one."""
 
 RESERVED: Final = ("chat_template", "tools", "tokenize", "messages", "query", "document")
-"""What ``template_kwargs`` cannot set: vLLM's three, and what every template is given."""
+"""What ``chat_template_kwargs`` cannot set: vLLM's three, and what every template is given."""
 
 _PROBES: Final = ("poolgraph asks", "poolgraph answers")
 

@@ -127,8 +127,8 @@ class PoolerConfig:
         step_tag_id: Token id whose rows a STEP pooler returns.
         returned_token_ids: Columns that a STEP pooler returns.
         enable_flash_late_interaction: Of no effect: one implementation of MaxSim serves all.
-        enable_chunked_processing: Of no effect on ``LLM``, as in vLLM, where it belongs to the server.
-        max_embed_len: Of no effect on ``LLM``; longest text that the server embeds in chunks.
+        enable_chunked_processing: Of no effect; ``poolgraph serve --long-text chunk`` embeds long texts in parts.
+        max_embed_len: Of no effect.
 
     Raises:
         InputError: a wrong type, an unknown pooling type or spellings that contradict each other.

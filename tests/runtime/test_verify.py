@@ -9,8 +9,9 @@ import tiny_artifact
 from poolgraph.errors import ArtifactError, InputError, SessionError, VerificationError
 from poolgraph.graphs.artifact import open_artifact, record_files, save_manifest
 from poolgraph.graphs.probe_files import save_probes
+from poolgraph.runtime.compare import THRESHOLDS, compare_answers
 from poolgraph.runtime.model import PoolingModel
-from poolgraph.runtime.verify import choose_threshold, has_same_bits, verify_artifact
+from poolgraph.runtime.verify import build_row, choose_threshold, has_same_bits, verify_artifact
 
 TEXTS = ["", "w1", "w2 w3", "w4 w5", " ".join(f"w{number}" for number in range(40))]
 
@@ -160,3 +161,14 @@ def test_comparing_with_a_checkpoint_needs_the_export_extra(artifact, monkeypatc
     monkeypatch.setitem(sys.modules, "poolgraph.export.verify", None)
     with pytest.raises(InputError, match=r'pip install "poolgraph\[export\]"'):
         verify_artifact(artifact, checkpoint="somewhere")
+
+
+def test_a_mean_that_is_too_low_is_said_in_the_row():
+    close, off = np.array([1.0, 0.0]), np.array([np.cos(0.15), np.sin(0.15)])  # a cosine of 0.989
+    found = compare_answers([close, close], [off, off], THRESHOLDS["int8"])
+    row = build_row(found, THRESHOLDS["int8"], variant="v", family="sequence", check="alone")
+    assert not row.passed
+    assert row.min_cosine > row.required_cosine
+    assert row.check == "alone, mean cosine 0.9887711 (needs 0.995)"
+    found = compare_answers([close, close, close], [close, close, off], THRESHOLDS["int8"])
+    assert build_row(found, THRESHOLDS["int8"], variant="v", family="sequence", check="alone").check == "alone"
