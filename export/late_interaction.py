@@ -27,7 +27,7 @@ from poolgraph.export.late_interaction_files import (
     Settings,
     first_set,
 )
-from poolgraph.export.late_interaction_plan import SIDES, LateInteractionPlan
+from poolgraph.export.late_interaction_plan import LateInteractionPlan
 from poolgraph.export.sentence_transformers import (
     HeadModule,
     SentenceTransformer,
@@ -35,6 +35,7 @@ from poolgraph.export.sentence_transformers import (
     parse_sentence_transformers,
     read_form,
 )
+from poolgraph.tasks import SIDES
 
 Layout = Literal["native", "pylate", "converted", "stanford", "projection"]
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
 
 from poolgraph.export.head import HeadStep
 from poolgraph.export.late_interaction_files import Expansion
 from poolgraph.export.sentence_transformers import SentenceTransformer
-
-Side = Literal["query", "document"]
-
-SIDES: Final[tuple[Side, Side]] = ("query", "document")
+from poolgraph.tasks import Side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,9 @@ from typing import Any
 
 from poolgraph.config import PoolerConfig, parse_pooler_config
 from poolgraph.errors import InputError
+from poolgraph.tasks import CONVERSIONS, EXPORT_TASKS, RUNNERS
 
-TASKS = ("auto", "embed", "classify", "score", "reward", "token_embed", "token_classify")
-CONVERSIONS = ("auto", "none", "embed", "classify")
-RUNNERS = ("auto", "pooling")
-
-_CHOICES = {"task": TASKS, "convert": CONVERSIONS, "runner": RUNNERS}
+_CHOICES = {"task": EXPORT_TASKS, "convert": CONVERSIONS, "runner": RUNNERS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

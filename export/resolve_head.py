@@ -26,6 +26,7 @@ from poolgraph.export.language_model_head import (
 from poolgraph.export.layouts import Weights
 from poolgraph.export.options import ExportOptions
 from poolgraph.export.sentence_transformers import SentenceTransformer
+from poolgraph.tasks import POOLING_MODES
 
 Wish = Literal["embed", "classify"] | None
 """What the caller wants made; None leaves it to the checkpoint."""
@@ -41,7 +42,6 @@ TASK_WISHES: Mapping[str, Wish] = {
 }
 CONVERT_WISHES: Mapping[str, Wish] = {"auto": None, "none": None, "embed": "embed", "classify": "classify"}
 
-POOLING_NAMES = {"CLS": "cls", "LAST": "lasttoken", "MEAN": "mean"}
 """vLLM's pooling types as sentence-transformers calls them."""
 
 RAW_BY_DEFAULT = frozenset({"Qwen2ForRewardModel", "InternLM2ForRewardModel", "JambaForSequenceClassification"})
@@ -201,7 +201,7 @@ def _override(plan: HeadPlan, source: HeadSource) -> HeadPlan:
     """Apply the caller's pooler config, which beats the files, which beat the architecture, field by field."""
     pooler = source.options.pooler_config
     if pooler.seq_pooling_type is not None:
-        plan = _override_pooling(plan, POOLING_NAMES[pooler.seq_pooling_type])
+        plan = _override_pooling(plan, POOLING_MODES[pooler.seq_pooling_type])
     if pooler.logit_mean is not None or pooler.logit_sigma is not None:
         if plan.kind != "logits":
             raise InputError("logit_mean and logit_sigma have no meaning for embeddings", parameter="logit_mean")

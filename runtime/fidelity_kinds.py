@@ -14,18 +14,17 @@ from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.activations import choose_activation, finish_logits
 from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.fidelity_corpus import Corpus
-from poolgraph.runtime.late_interaction import Side, resolve_side, scored_tokens
+from poolgraph.runtime.late_interaction import resolve_side, scored_tokens
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.score_options import ScoreOptions
 from poolgraph.runtime.similarity import maxsim_matrix, similarity_matrix
 from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import EncodedText
-from poolgraph.tasks import GraphFamily
+from poolgraph.tasks import SIDES, GraphFamily, Side
 
 NUM_CANDIDATES: Final = 10
 """Documents that a cross-encoder scores for each query: its anchor and those around it, most of them of one subject."""
 
-SIDES: Final[tuple[Side, Side]] = ("query", "document")
 
 Raw: TypeAlias = Sequence[NDArray[np.float32]]
 """A graph's raw answers: a row (size,) a text, or (num_tokens, size)."""

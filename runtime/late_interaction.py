@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,7 @@ from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
 from poolgraph.graphs.manifest import LateInteraction, Manifest, QueryExpansion
 from poolgraph.runtime.texts import resolve_prompt, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
-
-Side = Literal["query", "document"]
+from poolgraph.tasks import Side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

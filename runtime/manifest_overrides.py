@@ -12,11 +12,11 @@ from poolgraph.config import PoolerConfig
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Limits, Manifest, Pooler
 from poolgraph.runtime.steps import resolve_columns, resolve_step_tag
+from poolgraph.tasks import POOLING_MODES
 
 RUNTIME_OVERRIDES: Final = ("is_matryoshka", "matryoshka_dimensions")
 """Keys of ``hf_overrides`` that take effect without another export."""
 
-_POOLING_MODES: Final[Mapping[str, str]] = {"CLS": "cls", "LAST": "lasttoken", "MEAN": "mean"}
 _NEUTRAL: Final[Mapping[str, float]] = {"logit_mean": 0.0, "logit_sigma": 1.0}
 _ABSENT: Final = object()
 
@@ -86,7 +86,7 @@ def check_pooler_config(config: PoolerConfig, manifest: Manifest) -> None:
 
 def _check_pooling(config: PoolerConfig, manifest: Manifest) -> None:
     wanted, compiled = config.seq_pooling_type, manifest.pooler.pooling
-    if wanted is not None and (_POOLING_MODES[wanted],) != compiled:
+    if wanted is not None and (POOLING_MODES[wanted],) != compiled:
         problem = f"{list(compiled)} is compiled into the artifact" if compiled else "it has no sequence graph"
         raise _needs_export("seq_pooling_type", wanted, problem)
 

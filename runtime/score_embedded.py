@@ -9,8 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.runtime.late_interaction import Side
 from poolgraph.runtime.score_pairs import EmbedStep, plan_steps
+from poolgraph.tasks import Side
 
 Vectors: TypeAlias = list[NDArray[np.float32]]
 """An embedding (size,) or a matrix of token vectors (num_vectors, size) for each text."""

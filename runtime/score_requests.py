@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from poolgraph.errors import InputError
 from poolgraph.runtime.finish import finish_rows
 from poolgraph.runtime.late_interaction import (
-    Side,
     SideRules,
     encode_side,
     resolve_side,
@@ -29,6 +28,7 @@ from poolgraph.runtime.text_cuts import cut_texts
 from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import EncodedText
 from poolgraph.runtime.work import Run, Work
+from poolgraph.tasks import Side
 
 Scores = list[ScoringRequestOutput]
 RequestIds = Iterator[int]

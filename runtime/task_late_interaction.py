@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from poolgraph.runtime.embeddings import at_token_width, check_dimensions, choose_norm, finish_embeddings
 from poolgraph.runtime.executor import Progress
-from poolgraph.runtime.late_interaction import Side, SideRules, encode_side, resolve_side, scored_tokens
+from poolgraph.runtime.late_interaction import SideRules, encode_side, resolve_side, scored_tokens
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.texts import resolve_texts
 from poolgraph.runtime.tokenizer import EncodedText
+from poolgraph.tasks import Side
 
 
 class LateInteractionTasks(LoadedModel):

@@ -16,7 +16,6 @@ from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Scoring
 from poolgraph.runtime.activations import choose_activation, finish_logits
 from poolgraph.runtime.executor import Progress
-from poolgraph.runtime.late_interaction import Side
 from poolgraph.runtime.late_interaction import resolve_side as resolve_late_side
 from poolgraph.runtime.loaded import count_cut, progress_bar
 from poolgraph.runtime.maxsim import maxsim_pairs
@@ -38,6 +37,7 @@ from poolgraph.runtime.task_late_interaction import LateInteractionTasks
 from poolgraph.runtime.text_cuts import cut_texts
 from poolgraph.runtime.texts import resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.tasks import Side
 
 _TASKS: Final = {"cross_encoder": "classify", "bi_encoder": "embed", "late_interaction": "token_embed"}
 """Way of scoring to the pooling task that it runs."""

@@ -12,8 +12,7 @@ from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.engine_args import check_choice
 from poolgraph.runtime.manifest_overrides import RUNTIME_OVERRIDES
-
-_RUNNERS: Final = ("auto", "pooling")
+from poolgraph.tasks import RUNNERS
 
 _CONVERSIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "auto": (),
@@ -66,9 +65,9 @@ def resolve_wish(runner: str, convert: str, task: str | None, config: PoolerConf
     Raises:
         InputError: a runner that generates text, or an unknown convert type or task.
     """
-    if runner not in _RUNNERS:
+    if runner not in RUNNERS:
         raise InputError(
-            f"runner {runner!r} is not supported: poolgraph runs pooling models; allowed are {list(_RUNNERS)}",
+            f"runner {runner!r} is not supported: poolgraph runs pooling models; allowed are {list(RUNNERS)}",
             parameter="runner",
             value=runner,
         )

@@ -13,13 +13,13 @@ import pytest
 from fake_embedder import CHECK, MANIFEST
 
 from poolgraph.cli import main
-from poolgraph.cli_export import TASKS, suggest_command
+from poolgraph.cli_export import suggest_command
 from poolgraph.errors import ExportError, InputError, VerificationError
-from poolgraph.export import options
 from poolgraph.export.exporter import ExportResult
 from poolgraph.export.support import read_support, render_text
 from poolgraph.graphs.artifact import record_files, save_manifest
 from poolgraph.graphs.manifest import Scoring
+from poolgraph.tasks import CONVERSIONS, RUNNERS
 
 DEFAULTS = {
     "task": "auto",
@@ -125,11 +125,10 @@ def test_as_json(exports, capsys):
 
 
 def test_the_choices_are_the_exporters(capsys):
-    assert options.TASKS == TASKS
     assert main(["export", "--help"]) == 0
     usage = "".join(capsys.readouterr().out.split())
-    assert f"--convert{{{','.join(options.CONVERSIONS)}}}" in usage
-    assert f"--runner{{{','.join(options.RUNNERS)}}}" in usage
+    assert f"--convert{{{','.join(CONVERSIONS)}}}" in usage
+    assert f"--runner{{{','.join(RUNNERS)}}}" in usage
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from poolgraph.cli_command import DONE, JSON, Argument, Command, add_arguments, 
 from poolgraph.cli_inspect import print_verification
 from poolgraph.errors import InputError
 from poolgraph.progress import print_stages
+from poolgraph.tasks import EXPORT_TASKS
 
 if TYPE_CHECKING:
     from poolgraph.graphs.manifest import Manifest
-
-TASKS: Final = ("auto", "embed", "classify", "score", "reward", "token_embed", "token_classify")
 
 
 def _parse_cosine(text: str) -> float:
@@ -40,7 +39,7 @@ def _parse_memory(text: str) -> float:
 
 
 EXPORT_OPTIONS: Final = (
-    Argument("--task", choices=TASKS, default="auto", help="what the model answers; auto reads the checkpoint"),
+    Argument("--task", choices=EXPORT_TASKS, default="auto", help="what the model answers; auto reads the checkpoint"),
     Argument(
         "--convert",
         choices=("auto", "none", "embed", "classify"),

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from poolgraph.cli_command import Argument, Command, add_arguments, given_options, parse_count, parse_object
-from poolgraph.cli_export import TASKS
 from poolgraph.cli_options import LOADING
 from poolgraph.errors import InputError
+from poolgraph.tasks import EXPORT_TASKS
 
 if TYPE_CHECKING:
     from poolgraph.runtime.model_arguments import ModelArguments
@@ -51,7 +51,7 @@ def parse_whole(text: str) -> int:
 
 
 MODEL_OPTIONS: Final = (
-    Argument("--task", choices=TASKS, help="what the models answer; auto is what they were made for (default: auto)"),
+    Argument("--task", choices=EXPORT_TASKS, help="what the models answer (default: auto, what they were made for)"),
     Argument(
         "--convert",
         choices=("auto", "none", "embed", "classify"),

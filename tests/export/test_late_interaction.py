@@ -35,8 +35,9 @@ from poolgraph.export.late_interaction_plan import LateInteractionPlan
 from poolgraph.export.late_interaction_tokens import describe_late_interaction, register_markers
 from poolgraph.export.sentence_transformers import parse_sentence_transformers
 from poolgraph.graphs.manifest import Limits, Manifest, Pooler, Report, Source, Tokenization
-from poolgraph.runtime.late_interaction import Side, encode_side, resolve_side, scored_tokens
+from poolgraph.runtime.late_interaction import encode_side, resolve_side, scored_tokens
 from poolgraph.runtime.tokenizer import TextTokenizer
+from poolgraph.tasks import Side
 
 PUNCTUATION = tuple(string.punctuation)
 

@@ -8,10 +8,11 @@ import pytest
 
 from poolgraph.config import PoolerConfig
 from poolgraph.errors import InputError
-from poolgraph.export.options import CONVERSIONS, RUNNERS, TASKS, ExportOptions, parse_overrides
+from poolgraph.export.options import ExportOptions, parse_overrides
+from poolgraph.tasks import CONVERSIONS, EXPORT_TASKS, RUNNERS
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EXPORT_TASKS)
 def test_every_task_is_accepted(task: str) -> None:
     assert ExportOptions(task=task).task == task
 
@@ -19,10 +20,10 @@ def test_every_task_is_accepted(task: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("task", "translate", TASKS),
-        ("task", "", TASKS),
-        ("task", "Embed", TASKS),
-        ("task", "encode", TASKS),
+        ("task", "translate", EXPORT_TASKS),
+        ("task", "", EXPORT_TASKS),
+        ("task", "Embed", EXPORT_TASKS),
+        ("task", "encode", EXPORT_TASKS),
         ("convert", "reward", CONVERSIONS),
         ("convert", "CLASSIFY", CONVERSIONS),
         ("runner", "generate", RUNNERS),
