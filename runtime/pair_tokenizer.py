@@ -113,7 +113,7 @@ def encode_pairs(
         )
     frame = learn_frame(tokenizer.backend)
     limit = tokenizer.resolve_limit(truncate_to, least=frame.num_special_tokens)
-    side = tokenizer.resolve_side(truncation_side)
+    side = tokenizer.resolve_truncation_side(truncation_side)
     per_query = check_max_tokens("max_tokens_per_query", max_tokens_per_query, tokenizer.max_model_len)
     per_doc = check_max_tokens("max_tokens_per_doc", max_tokens_per_doc, tokenizer.max_model_len)
     queries = _encode_queries(tokenizer, [query for query, _ in pairs], per_query, first_index)

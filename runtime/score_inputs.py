@@ -97,7 +97,7 @@ def _encode_templated(
     limit = tokenizer.resolve_limit(
         options.truncate_to, least=tokenizer.backend.num_special_tokens_to_add(is_pair=False)
     )
-    side = tokenizer.resolve_side(options.truncation_side)
+    side = tokenizer.resolve_truncation_side(options.truncation_side)
     own = _merge_variables(options, variables)
     queries = _cut_distinct(tokenizer, [query for query, _ in pairs], "query", options.max_tokens_per_query)
     documents = _cut_distinct(tokenizer, [document for _, document in pairs], "doc", options.max_tokens_per_doc)

@@ -109,7 +109,7 @@ def check_activation(scoring: Scoring, use_activation: bool | None) -> None:
         )
 
 
-def resolve_side(texts: str | Sequence[str]) -> list[str]:
+def resolve_side_texts(texts: str | Sequence[str]) -> list[str]:
     """Return the texts of one side as a list, also when there are none, which ``plan_pairs`` refuses.
 
     Raises:

@@ -16,7 +16,7 @@ from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Scoring
 from poolgraph.runtime.activations import choose_activation, finish_logits
 from poolgraph.runtime.executor import Progress
-from poolgraph.runtime.late_interaction import resolve_side as resolve_late_side
+from poolgraph.runtime.late_interaction import resolve_side
 from poolgraph.runtime.loaded import count_cut, progress_bar
 from poolgraph.runtime.maxsim import maxsim_pairs
 from poolgraph.runtime.pipeline import encode_windows
@@ -28,7 +28,7 @@ from poolgraph.runtime.score_options import (
     check_options,
     check_top_n,
     resolve_scoring,
-    resolve_side,
+    resolve_side_texts,
 )
 from poolgraph.runtime.score_pairs import cosine_scores, plan_pairs
 from poolgraph.runtime.score_template import ScoreTemplate, read_template, resolve_template
@@ -128,7 +128,9 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             truncate_to=resolve_truncation(truncate),
             plain=plain,
         )
-        answer = self._score(resolve_side(queries), resolve_side(documents), options, use_activation, progress=progress)
+        answer = self._score(
+            resolve_side_texts(queries), resolve_side_texts(documents), options, use_activation, progress=progress
+        )
         _warn_of_cuts(answer)
         return answer.scores
 
@@ -183,7 +185,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             truncate_to=resolve_truncation(truncate),
             plain=plain,
         )
-        texts = resolve_side(documents)
+        texts = resolve_side_texts(documents)
         answer = self._score([query], texts, options, use_activation, progress=progress)
         _warn_of_cuts(answer)
         order = np.argsort(-answer.scores, kind="stable")[: top_n or None]
@@ -332,7 +334,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
 
         def embed(side: Side, texts: list[str]) -> tuple[Vectors, int]:
             return self.embed_side(
-                resolve_late_side(self.manifest, side, plain=options.plain),
+                resolve_side(self.manifest, side, plain=options.plain),
                 self._cut(side, texts, options),
                 truncate=True if options.truncate_to is not None else None,
                 on_progress=on_progress,

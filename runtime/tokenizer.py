@@ -251,12 +251,12 @@ class TextTokenizer:
         return self._tokenizer.post_process(encoding, add_special_tokens=cut.add_special_tokens)
 
     def _resolve_cut(self, truncate_to: int | None, side: str | None, *, add_special_tokens: bool) -> _Cut:
-        chosen = self.resolve_side(side)
+        chosen = self.resolve_truncation_side(side)
         least = self._num_special_tokens if add_special_tokens else 0
         max_tokens = self.resolve_limit(truncate_to, least=least)
         return _Cut(max_tokens=max_tokens, side=chosen, add_special_tokens=add_special_tokens)
 
-    def resolve_side(self, side: str | None) -> str:
+    def resolve_truncation_side(self, side: str | None) -> str:
         """Return where tokens are cut off, ``left`` or ``right``; None is the model's own side.
 
         Raises:
