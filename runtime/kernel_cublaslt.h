@@ -27,6 +27,16 @@ struct BiasProduct {
   int64_t count, in_features, out_features;
   const void *rows, *weights, *bias;
   void* out;
+
+  // What all addresses are multiples of, in bytes: of what arenas give out, or the least that kernels load at once; 0 for
+  // less. Algorithms are chosen by it.
+  uint32_t alignment() const {
+    for (const uint32_t bytes : {256u, 16u})
+      if ((address(rows) | address(weights) | address(bias) | address(out)) % bytes == 0) return bytes;
+    return 0;
+  }
+
+  static uintptr_t address(const void* operand) { return reinterpret_cast<uintptr_t>(operand); }
 };
 
 // An algorithm of cuBLASLt for products of one shape, and the memory of the device that it works with, in bytes.
@@ -37,8 +47,6 @@ struct Algorithm {
 
 class CublasLt {
  public:
-  static constexpr uint32_t kAlignment = 16;  // bytes, of every operand
-
   // Finds the cuBLASLt that a library of this process was linked to, whose file's name begins with `linked`: there may
   // be others, as torch's, and handles of one are nothing to another.
   explicit CublasLt(const char* linked) : library_(open(linked)) {
@@ -64,7 +72,7 @@ class CublasLt {
       check("cublasLtMatmulPreferenceSetAttribute", preference_set_(preference.get(), attribute, &value, sizeof value));
     };
     prefer(kMaxWorkspace, kWorkspace);
-    for (const Preference operand : {kAlignmentA, kAlignmentB, kAlignmentC, kAlignmentD}) prefer(operand, kAlignment);
+    for (const Preference operand : {kAlignmentA, kAlignmentB, kAlignmentC, kAlignmentD}) prefer(operand, product.alignment());
     Found found{};
     int count = 0;
     const int status = heuristic_(handle, setup.product.get(), setup.weights.get(), setup.rows.get(), setup.out.get(),

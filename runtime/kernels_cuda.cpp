@@ -86,22 +86,22 @@ class BiasMatMul {
     shape.back() = sizes[1];
     const BiasProduct product{cuda_type(kElement), epilogue_, count, sizes[0], sizes[1], api.data(rows), api.data(weights),
                               api.data(bias), api.output<void>(context, 0, shape)};
-    for (const void* operand : {product.rows, product.weights, product.bias, static_cast<const void*>(product.out)})
-      if (reinterpret_cast<uintptr_t>(operand) % CublasLt::kAlignment) throw std::runtime_error("operands are not aligned");
+    if (count > 0 && product.alignment() == 0) throw std::runtime_error("operands are not aligned");
     return product;
   }
 
   Algorithm choose(const CublasLt& library, void* handle, const BiasProduct& product) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = chosen_.find(product.count);
+    const std::pair key(product.count, product.alignment());
+    const auto found = chosen_.find(key);
     if (found != chosen_.end()) return found->second;
     if (chosen_.size() == kMostShapes) chosen_.clear();
-    return chosen_[product.count] = library.choose(handle, product);
+    return chosen_[key] = library.choose(handle, product);
   }
 
   const Epilogue epilogue_;
   mutable std::mutex mutex_;
-  mutable std::map<int64_t, Algorithm> chosen_;  // by number of rows
+  mutable std::map<std::pair<int64_t, uint32_t>, Algorithm> chosen_;  // by number of rows, and alignment
 };
 
 }  // namespace

@@ -96,9 +96,10 @@ int cublasLtMatmulAlgoGetHeuristic(void *handle, Product *product, Matrix *a, Ma
   if (!fits(a, b, c, d) || wanted < 1) return INVALID;
   if (refuses) return refuses;
   if (preference->max_workspace < WORKSPACE) return NOT_SUPPORTED;
-  for (int operand = 0; operand < 4; ++operand)
-    if (preference->alignment[operand] > 16) return NOT_SUPPORTED;  // the host's memory is aligned no better
-  Found one = {{{d->rows, d->columns, product->epilogue}}, WORKSPACE, OK, 1.0f, {0}};
+  uint64_t alignment = preference->alignment[0];
+  for (int operand = 1; operand < 4; ++operand)
+    if (preference->alignment[operand] != alignment) return NOT_SUPPORTED;
+  Found one = {{{d->rows, d->columns, product->epilogue, alignment}}, WORKSPACE, OK, 1.0f, {0}};
   *found = one;
   *count = 1;
   return OK;
@@ -113,6 +114,7 @@ int cublasLtMatmul(void *handle, const Product *product, const float *alpha, con
   if (!fits(ma, mb, mc, md) || made_for[0] != md->rows || made_for[1] != md->columns || made_for[2] != product->epilogue)
     return INVALID;
   if (*alpha != 1 || *beta != 0 || !(product->epilogue & HAS_BIAS) || !workspace || size != WORKSPACE) return INVALID;
+  if (((uintptr_t)a | (uintptr_t)b | (uintptr_t)d | (uintptr_t)product->bias) % made_for[3]) return INVALID;
   memset(workspace, 0xee, size);
   for (uint64_t column = 0; column < md->columns; ++column)
     for (uint64_t row = 0; row < md->rows; ++row) {
