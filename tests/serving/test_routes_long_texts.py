@@ -39,6 +39,13 @@ def test_chunks_are_told(make_ruled_site):
     assert np.linalg.norm(long["embedding"]) == pytest.approx(1, abs=1e-6)
 
 
+def test_texts_without_special_tokens_stay_whole(make_ruled_site):
+    site = make_ruled_site("chunk")
+    (item,) = site.post("/v1/embeddings", {"input": "w1 w2", "add_special_tokens": False}).json()["data"]
+    assert (item["tokens_used"], item["num_chunks"]) == (2, 1)
+    assert site.post("/v1/embeddings", {"input": LONG, "add_special_tokens": False}).status_code == 400
+
+
 def test_truncation_by_the_servers_rule_is_told(make_ruled_site):
     (item,) = make_ruled_site("truncate").post("/v1/embeddings", {"input": LONG}).json()["data"]
     assert (item["truncated"], item["tokens_used"], item["tokens_dropped"]) == (True, 40, 22)
