@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from tokenizers import Encoding
 
@@ -72,16 +73,28 @@ def read_special_tokens(directory: Path) -> dict[str, str]:
     Raises:
         ArtifactError: ``tokenizer_config.json`` is there and is no JSON object.
     """
+    config = read_tokenizer_config(directory)
+    values = {name: value for name, value in config.items() if name.endswith("_token")}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def read_tokenizer_config(directory: Path) -> dict[str, Any]:
+    """Return what ``tokenizer_config.json`` of an artifact holds, nothing where there is none.
+
+    Args:
+        directory: The artifact's directory.
+
+    Raises:
+        ArtifactError: it is there and is no JSON object.
+    """
     file = directory / _TOKENIZER_CONFIG
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_bytes())
-        values = {name: value for name, value in config.items() if name.endswith("_token")}
-    except (ValueError, AttributeError, RecursionError) as error:
+        return msgspec.convert(json.loads(file.read_bytes()), dict[str, Any])
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} is no JSON object: {error}; export the checkpoint again") from error
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _encode_templated(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any, Final, Protocol
 from jinja2 import Template
 
 from poolgraph.errors import InputError
-from poolgraph.runtime.score_inputs import read_special_tokens
+from poolgraph.runtime.score_inputs import read_special_tokens, read_tokenizer_config
 from poolgraph.runtime.template_sandbox import compile_template, render_template
 from poolgraph.serving.schema_common import ChatMessage
 
 _FILE: Final = "chat_template.jinja"
-_CONFIG: Final = "tokenizer_config.json"
 _RESERVED: Final = ("chat_template", "tools", "tokenize", "messages", "add_generation_prompt")
 
 
@@ -31,15 +29,19 @@ class ConversationFields(Protocol):
 
 @lru_cache(maxsize=64)
 def read_chat_template(directory: Path) -> str | None:
-    """Return the chat template of an artifact's tokenizer, None where it has none."""
+    """Return the chat template of an artifact's tokenizer, None where it has none.
+
+    Raises:
+        ArtifactError: ``tokenizer_config.json`` is there and is no JSON object.
+    """
     file = directory / _FILE
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    config = directory / _CONFIG
-    value = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+    value = read_tokenizer_config(directory).get("chat_template")
     if isinstance(value, list):
         # Several templates by name, as older checkpoints have them.
-        value = {row.get("name"): row.get("template") for row in value}.get("default")
+        rows = [row for row in value if isinstance(row, dict) and row.get("name") == "default"]
+        value = rows[-1].get("template") if rows else None
     return value if isinstance(value, str) else None
 
 
@@ -57,6 +59,7 @@ def render_conversation(
 
     Raises:
         InputError: no template, content that is not text, or options that are not acceptable.
+        ArtifactError: ``tokenizer_config.json`` is there and is no JSON object.
     """
     source = _choose_source(fields, directory, trusted=trusted)
     if fields.continue_final_message and fields.add_generation_prompt:

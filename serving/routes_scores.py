@@ -18,7 +18,7 @@ from poolgraph.serving.chat import join_parts
 from poolgraph.serving.encodings import check_finite
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import check_common, check_number, check_size, plan_tokenization, plan_urgency
-from poolgraph.serving.routing import find_model, show_name
+from poolgraph.serving.routing import choose_runner, find_model, show_name
 from poolgraph.serving.schema_scores import (
     RankedText,
     RerankItem,
@@ -174,15 +174,30 @@ def _plan_params(body: ScoringFields) -> PoolingParams:
 
 
 async def answer_pairs(
-    model: ServedModel, pairs: Pairs, options: RequestOptions, urgency: Urgency, *, template: str | None = None
+    model: ServedModel,
+    pairs: Pairs,
+    options: RequestOptions,
+    urgency: Urgency,
+    *,
+    template: str | None = None,
+    refuses_long: bool = False,
 ) -> list[ScoringRequestOutput]:
     """Score the pairs of a request, all of them as one piece of work.
+
+    Args:
+        model: Answers.
+        pairs: The pairs.
+        options: How texts become tokens, and answers what is asked for.
+        urgency: How soon.
+        template: Score template of the request.
+        refuses_long: Whether too long a pair is an error, whatever the server does with those.
 
     Raises:
         PoolgraphError: a text is not acceptable, or the model could not answer.
     """
-    request = plan_score_request(model.runner, pairs.queries, pairs.documents, options, template)
-    return await model.answer(lambda: answer_scores(model.runner, request, count()), urgency, num_chars=pairs.num_chars)
+    runner = choose_runner(model, refuses_long=refuses_long)
+    request = plan_score_request(runner, pairs.queries, pairs.documents, options, template)
+    return await model.answer(lambda: answer_scores(runner, request, count()), urgency, num_chars=pairs.num_chars)
 
 
 def _show(prompt: ParsedPrompt, model: ServedModel) -> str:

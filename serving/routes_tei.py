@@ -20,6 +20,7 @@ from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.runtime.tokenization import TruncationSide
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
+from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.encodings import check_finite, encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import (
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 _ERRORS: Final = (400, 404, 413, 415, 429, 500, 501, 503, 504)
 _SIDES: Final[dict[str, TruncationSide]] = {"left": "left", "right": "right"}
+
+_Scores = tuple[list[list[float]], tuple[Header, ...]]
+"""The scores of each row, and the headers that tell its tokens."""
 
 
 async def embed(call: Call, body: TeiEmbedRequest) -> Answer:
@@ -131,28 +135,29 @@ async def predict(call: Call, body: TeiPredictRequest) -> Answer:
     if pairs and len(pairs) < len(rows):
         raise InputError("texts and pairs of texts cannot be mixed in one request", parameter="inputs")
     strict = body.truncate is False
-    scores = await (_predict_pairs if pairs else _predict_texts)(call, model, rows, options, refuses_long=strict)
+    predict_rows = _predict_pairs if pairs else _predict_texts
+    scores, headers = await predict_rows(call, model, rows, options, refuses_long=strict)
     answers = [_rank(row, model.manifest.labels) for row in scores]
-    return answer_json(answers if is_batch else answers[0])
+    return answer_json(answers if is_batch else answers[0], headers=headers)
 
 
 async def _predict_texts(
     call: Call, model: ServedModel, rows: Sequence[Sequence[str]], options: RequestOptions, *, refuses_long: bool
-) -> list[list[float]]:
+) -> _Scores:
     texts: list[ParsedPrompt] = [row[0] for row in rows]
     request = TextRequest(prompts=texts, num_chars=check_size(texts, call.context.settings, "inputs"))
     outputs = await answer_texts(model, request, "classify", options, _urgency(call), refuses_long=refuses_long)
-    return [_shorten(output.outputs.data) for output in outputs]
+    return [_shorten(output.outputs.data) for output in outputs], use_headers(outputs)
 
 
 async def _predict_pairs(
     call: Call, model: ServedModel, rows: Sequence[Sequence[str]], options: RequestOptions, *, refuses_long: bool
-) -> list[list[float]]:
+) -> _Scores:
     sides: list[list[ParsedPrompt]] = [[row[side] for row in rows] for side in range(2)]
     num_chars = sum(check_size(side, call.context.settings, "inputs") for side in sides)
     pairs = Pairs(queries=sides[0], documents=sides[1], num_chars=num_chars)
-    outputs = await answer_pairs(model, pairs, options, _urgency(call))
-    return [[output.outputs.score] for output in outputs]
+    outputs = await answer_pairs(model, pairs, options, _urgency(call), refuses_long=refuses_long)
+    return [[output.outputs.score] for output in outputs], use_headers(outputs)
 
 
 def _read_rows(inputs: str | list[str | list[str]]) -> tuple[list[list[str]], bool]:

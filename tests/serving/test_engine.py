@@ -1,5 +1,6 @@
 import asyncio
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,11 +142,47 @@ async def test_an_engine_that_hangs_is_not_alive_until_it_goes_on():
         assert len(await bench.submit(make_text(3)).future) == 1
 
 
+@in_loop
+async def test_a_thread_that_hangs_is_seen_while_others_start_batches(monkeypatch):
+    later = 0.0
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + later))
+    async with Bench(runs=3, stuck_seconds=1000) as bench:
+        bench.model.gate.clear()
+        hanging = bench.submit(make_text(3), make_text(5))
+        for _ in range(2):
+            await asyncio.to_thread(bench.model.entered.acquire)
+        later = 600.0
+        started = bench.submit(make_text(4))
+        await asyncio.to_thread(bench.model.entered.acquire)
+        assert bench.engine.is_alive
+        later = 1200.0
+        assert not bench.engine.is_alive
+        bench.model.gate.set()
+        await asyncio.gather(hanging.future, started.future)
+
+
+@in_loop
+async def test_as_many_tokens_as_may_wait_are_a_full_queue():
+    async with Bench(max_queue_tokens=50) as bench:
+        await bench.hold()
+        waiting = bench.submit(make_text(30)), bench.submit(make_text(20))
+        with pytest.raises(QueueFull, match="50 tokens wait, and 50 may"):
+            bench.submit(make_text(1))
+        bench.model.gate.set()
+        await asyncio.gather(*(run.future for run in waiting))
+
+
 def test_speed():
     speed = Speed(2)
     assert speed.seconds_for(1000, most=60) == 1
     speed.add(100, 0.5)
     assert [speed.seconds_for(number, most=60) for number in (0, 400, 1000, 10**9)] == [1, 1, 3, 60]
+    for _ in range(50):
+        speed.add(100, 0.5)
+    assert speed.seconds_for(1000, most=60) == 3
+    for _ in range(50):
+        speed.add(100, 0.05)
+    assert speed.seconds_for(10_000, most=60) == 3
 
 
 @in_loop
@@ -209,6 +246,31 @@ async def test_each_death_in_a_row_doubles_the_pause():
             pauses.append(time.perf_counter() - started)
         assert pauses[2] > 2 * pauses[0]
         assert pauses[2] > 0.08
+
+
+@in_loop
+async def test_an_answer_makes_the_next_pause_the_first_again(monkeypatch):
+    async with Bench(restart_delay=0.01) as bench:
+        pauses, real = [], bench.engine._stopping.wait
+        monkeypatch.setattr(bench.engine._stopping, "wait", lambda seconds: pauses.append(seconds) or real(seconds))
+        for first in (DEADLY, DEADLY, 1, DEADLY):
+            await until(lambda: bench.engine.is_alive)
+            await asyncio.gather(bench.submit(make_text(7, first)).future, return_exceptions=True)
+        await until(lambda: len(pauses) == 3)
+        assert pauses == [0.01, 0.02, 0.01]
+
+
+@in_loop
+async def test_who_is_told_of_a_death_finds_the_engine_dead(monkeypatch):
+    async with Bench() as bench:
+        seen, loop = [], asyncio.get_running_loop()
+        real = loop.call_soon_threadsafe
+        monkeypatch.setattr(
+            loop, "call_soon_threadsafe", lambda *args: seen.append(bench.engine.is_alive) or real(*args)
+        )
+        with pytest.raises(EngineStopped):
+            await bench.submit(make_text(7, DEADLY)).future
+        assert seen == [False]
 
 
 @in_loop

@@ -223,15 +223,36 @@ def test_a_model_without_scores(make_site):
         ("/tokenize", {"prompt": "w" * 20}, {"prompt": "w" * 21}),
         ("/detokenize", {"tokens": [5] * 5}, {"tokens": [5] * 6}),
         ("/embed", {"inputs": ["w1"] * 3}, {"inputs": ["w1"] * 4}),
+        ("/predict", {"inputs": ["w1", "w" * 20]}, {"inputs": ["w1", "w" * 21]}),
+        ("/predict", {"inputs": ["w" * 20, "w1"]}, {"inputs": ["w" * 21, "w1"]}),
+        (
+            "/similarity",
+            {"inputs": {"source_sentence": "w" * 20, "sentences": ["w1"]}},
+            {"inputs": {"source_sentence": "w" * 21, "sentences": ["w1"]}},
+        ),
+        (
+            "/similarity",
+            {"inputs": {"source_sentence": "w1", "sentences": ["w" * 20]}},
+            {"inputs": {"source_sentence": "w1", "sentences": ["w" * 21]}},
+        ),
     ],
 )
 def test_limits_of_the_server(make_site, path, small, large):
-    site = make_site(max_texts=3, max_text_chars=20)
+    site = make_site("reranker" if path == "/predict" else "embedder", max_texts=3, max_text_chars=20)
     assert site.post(path, small).status_code == 200
     answer = site.post(path, large)
     assert answer.status_code == 413
     assert answer.json()["error"]["type"] == "RequestTooLarge"
     assert "--max-text" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_messages_are_measured_before_a_template_leaves_them_out(make_site, parts):
+    site = make_site("chatty", max_text_chars=20, trust_request_chat_template=True)
+    for size, status in ((20, 200), (21, 413)):
+        content = [{"type": "text", "text": "w" * size}] if parts else "w" * size
+        body = {"messages": [{"role": "user", "content": content}], "chat_template": "w1"}
+        assert site.post("/v1/embeddings", body).status_code == status
 
 
 @pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("br", 415), ("identity", 200), ("Identity", 200)])

@@ -73,6 +73,18 @@ def test_predict(make_site):
     assert raw[0]["score"] == pytest.approx(float(logits.max()), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "inputs", "used", "dropped"),
+    [
+        ("classifier", [["w1"], ["w1 " * 50]], 3 + 40, 52 - 40),
+        ("reranker", [["w1", "w2"], ["w1", "w2 " * 200]], 5 + 128, 204 - 128),
+    ],
+)
+def test_predict_tells_the_tokens_used_and_dropped(make_site, kind, inputs, used, dropped):
+    answer = make_site(kind).post("/predict", {"inputs": inputs, "truncate": True})
+    assert (answer.headers["x-tokens-used"], answer.headers["x-tokens-dropped"]) == (str(used), str(dropped))
+
+
 def test_predict_pairs(make_site):
     site = make_site("reranker")
     llm = LLM(str(site.model.runner.model.path))

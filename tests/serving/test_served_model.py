@@ -1,5 +1,6 @@
 import asyncio
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -66,6 +67,22 @@ async def test_options_and_errors_are_those_of_llm(artifact):
                 await server.ask(["w1", "nan"], num_chars=num_chars)
         assert server.observer.of("failed") == [("nan",), ("nan",)]
         assert len(await server.ask("w1")) == 1
+
+
+@in_loop
+async def test_little_is_tokenized_in_the_event_loop_and_more_in_a_thread(artifact):
+    async with Server(artifact, inline_chars=10) as server:
+        in_the_loop = []
+
+        def work():
+            in_the_loop.append(threading.current_thread() is threading.main_thread())
+            outputs = yield from server.work("w1")()
+            in_the_loop.append(threading.current_thread() is threading.main_thread())
+            return outputs
+
+        for num_chars in (10, 11):
+            assert len(await server.model.answer(work, num_chars=num_chars)) == 1
+        assert in_the_loop == [True, True, False, False]
 
 
 @in_loop
