@@ -102,6 +102,8 @@ class Backlog:
     def add(self, run: PendingRun) -> None:
         """Take in all texts of a run."""
         encoded = run.run.encoded
+        if not self._runs:
+            self._clock = self._weight = 0.0
         run.weight = min(_MOST_WEIGHT, max(1.0, run.num_tokens / QUANTUM_TOKENS))
         run.num_waiting = len(encoded)
         priority, before = run.urgency.priority, 0
