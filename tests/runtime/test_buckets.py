@@ -315,6 +315,13 @@ def test_a_plan_follows_the_texts():
     assert plan_buckets(budget, "padded", histogram) != plan_buckets(budget, "padded")
 
 
+def test_a_third_of_the_padded_buckets_is_for_few_texts():
+    buckets = plan_buckets(BucketBudget(max_model_len=64, max_graphs=9, max_batch_tokens=512), "padded")
+    small = [bucket for bucket in buckets if bucket.batch_size < 512 // bucket.max_length]
+    assert (len(small), len(buckets)) == (3, 9)
+    assert min(bucket.batch_size for bucket in buckets if bucket.max_length == 64) == 1
+
+
 def test_ladders_and_histograms():
     assert batch_ladder(682) == (1, 2, 11, 86)
     assert batch_ladder(1) == ()
