@@ -81,6 +81,7 @@ ATTENTIONS = {
     "bidirectional": "",
     "causal": ", causal=1",
     "left window": ", left_window=2",
+    "nothing to the left": ", left_window=0",
     "causal left window": ", causal=1, left_window=1, right_window=0",
     "both windows": ", left_window=2, right_window=1",
     "softcap": ", softcap=1.5",
