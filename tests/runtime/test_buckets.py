@@ -181,6 +181,31 @@ def test_many_texts_beyond_all_buckets_are_not_weighed_against_each_others(layou
     assert len(asked) < 4 * 3000
 
 
+def test_texts_of_a_length_keep_their_order():
+    lengths = [8, 16, 24] * 700
+    batches = assign_texts(lengths, [Bucket(max_length=24, batch_size=7)])
+    order = [index for batch in batches for index in batch.indices]
+    assert order == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+
+
+def test_a_bucket_is_asked_for_once_for_all_texts_of_a_rounded_length():
+    asked = []
+    assign_texts(
+        [66, 3, 70, 65, 100],
+        [Bucket(max_length=64, batch_size=4)],
+        lone=lambda n: asked.append(n) or lone_bucket(n, "padded"),
+    )
+    assert asked == [70, 100]
+
+
+def test_many_texts_share_the_bucket_of_a_longer_one_where_that_is_cheaper():
+    def lone(length):
+        return Bucket(max_length=round_length(length), batch_size=64 if length == 100 else 1)
+
+    batches = assign_texts([200, 100] + [64] * 2000, [Bucket(max_length=64, batch_size=1)], lone=lone)
+    assert [batch.bucket.max_length for batch in batches] == [200] + [104] * 32
+
+
 # --- shapes
 
 
