@@ -219,8 +219,9 @@ def test_push_pooling_declines_packed_texts() -> None:
 
 
 def test_push_pooling_declines_what_may_read_values_unseen() -> None:
-    body = "pooled = If(yes) <then_branch = a () => (float[n] t) { t = Gather<axis=1>(z, zero) }, "
-    body += "else_branch = b () => (float[n] u) { u = Gather<axis=1>(z, zero) }>"
+    body = "chosen = If(yes) <then_branch = a () => (float[n] t) { t = Neg(z) }, "
+    body += "else_branch = b () => (float[n] u) { u = Abs(z) }>  "
+    body += "head = Gather<axis=1>(z, zero)  pooled = Add(chosen, head)"
     assert push_pooling(layer(body, inputs=", bool yes")) == 0
 
 
