@@ -134,11 +134,9 @@ def check_verified(variant: Variant, path: object) -> None:
 
 def _fitting_variants(variants: Sequence[Variant], provider: str, wish: Wish) -> list[Variant]:
     runnable = [v for v in variants if runs_on(v, provider)]
-    if wish.variant is None:
-        own = [variant for variant in runnable if variant.target != PORTABLE]
-        runnable = own or runnable
+    own = [v for v in runnable if v.target != PORTABLE]
     precision = graph_precision(provider, wish.precision)
-    return [v for v in runnable if precision is None or v.precision == precision]
+    return [v for v in own or runnable if precision is None or v.precision == precision]
 
 
 def runs_on(variant: Variant, provider: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ from little_graphs import build, random
 from poolgraph.errors import InputError
 from poolgraph.export.calibration import Observation, observe, split_held_out
 from poolgraph.export.calibration_texts import read_calibration
-from poolgraph.export.int8 import FLOAT_SHARES, TOKEN_SHARES, contrib_sets, native_sets
+from poolgraph.export.int8 import FLOAT_SHARES, TOKEN_SHARES, choose_recipes, contrib_sets, native_sets
+from poolgraph.export.int8_judge import Recipes
 from poolgraph.export.recipes import GroupRecipes, Measured, measure_group, quantize_rows
+from poolgraph.graphs.pipeline import CPU_INT8, Target
 from poolgraph.graphs.products import find_products
 from poolgraph.graphs.quantize_products import Recipe
+from poolgraph.runtime.compare import Comparison
 
 TEXT = "g (float[batch, length, 64] x) => (float[batch, length, 32] y) { y = MatMul (x, backbone__w) }"
 
@@ -86,6 +90,32 @@ def test_sets_go_from_the_fastest_to_the_most_careful() -> None:
     assert len(native) == 1 + len(FLOAT_SHARES)
     assert {recipe.scheme for recipes in native for recipe in recipes.values()} == {"range"}
     assert (len(native[0]), "0" in native[1]) == (8, False)
+
+
+@dataclass
+class Judge:
+    """Finds the next mean cosine each time."""
+
+    cosines: list[float]
+    bar: float = 0.99
+
+    def compare(self, recipes: Recipes, target: Target) -> Comparison:
+        mean = self.cosines.pop(0)
+        return Comparison(num_texts=1, min_cosine=0.9, mean_cosine=mean, max_difference=0.1, passed=mean > self.bar)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "chosen"),
+    [([0.92, 0.97, 0.95], 1), ([0.97, 0.92, 0.95], 0), ([0.92, 0.995, 0.999], 1)],
+    ids=["the best of those that fail", "the first is the best", "the first that passes"],
+)
+def test_the_first_set_that_passes_is_taken_or_the_best(cosines: list[float], chosen: int) -> None:
+    sets = [{name: Recipe(scheme="token")} for name in "abc"]
+    measured = dict.fromkeys("abc", measure(random(256, 64, seed=1)))
+    found = choose_recipes(Judge([*cosines]), measured, CPU_INT8, iter(sets))  # type: ignore[arg-type]
+    assert found.recipes is sets[chosen]
+    assert found.float32 == tuple(name for name in "abc" if name not in sets[chosen])
+    assert found.found.mean_cosine == cosines[chosen]
 
 
 def test_every_fourth_text_is_held_out() -> None:

@@ -346,6 +346,31 @@ def test_the_plan_has_its_limits(tmp_path: Path) -> None:
     assert plan_of(folder).limits.max_model_len == 31
 
 
+@pytest.mark.parametrize(
+    ("positions", "limits"),
+    [
+        ({"max_position_embeddings": -1}, (99, 99)),  # no end, as XLNet says
+        ({"max_position_embeddings": 64, "n_positions": 256}, (99, 256)),  # as Nomic's of a base that grows
+        ({"max_position_embeddings": 64, "n_positions": 32}, (64, 64)),
+        ({"max_position_embeddings": 64, "n_positions": None}, (64, 64)),
+    ],
+)
+def test_positions_that_are_not_all_there_are(
+    positions: dict[str, int | None], limits: tuple[int, int], tmp_path: Path
+) -> None:
+    made = plan_of(write(tmp_path, BertConfig(), "BertModel"))
+    made = replace(made, backbone=replace(made.backbone, config=SimpleNamespace(**positions)))  # type: ignore[arg-type]
+    assert limit(made, 99) == limits[0]
+    if "n_positions" in positions:
+        assert limit(made, HUGE) == limits[1]
+
+
+def test_queries_and_documents_may_be_longer_than_what_the_tokenizer_says(tmp_path: Path) -> None:
+    made = plan_of(write(tmp_path, BertConfig(), "BertModel"))
+    made = replace(made, late=SimpleNamespace(longest=180))  # type: ignore[arg-type]
+    assert [limit(made, declared) for declared in (99, 300, 600)] == [180, 300, 512]
+
+
 def test_no_limit_anywhere(tmp_path: Path) -> None:
     made = plan_of(write(tmp_path, BertConfig(), "BertModel"))
     made = replace(made, backbone=replace(made.backbone, config=SimpleNamespace()))  # type: ignore[arg-type]
@@ -360,3 +385,8 @@ def test_limit_that_leaves_no_token(tmp_path: Path, length: int) -> None:
     for given in ((128, length), (length, None)):
         with pytest.raises(ExportError, match=str(length)):
             limit(made, *given)
+
+
+def test_as_many_positions_as_padding_takes_leave_no_token(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="limits texts to 0 tokens"):
+        plan_of(write(tmp_path, RobertaConfig(max_position_embeddings=2, pad_token_id=1), "RobertaModel"))

@@ -54,6 +54,7 @@ LENGTHS = f"{ROWS}, int32[batch_size] lengths, int32 total, int32[bounds] cu_seq
         "a, b = Split<axis=2, num_outputs=2>(x)  y = Mul(a, b)",
         "p = Constant<value_ints=[4, 2, 2]>()  a, b, y = Split<axis=-1>(x, p)",
         "y = Concat<axis=1>(x, x)",
+        f"y = Concat<axis=1>({', '.join(['x'] * 32)})",
     ],
 )
 def test_graphs_that_stay_on_the_gpu(body: str) -> None:
@@ -145,6 +146,8 @@ def test_what_a_capture_stops_at(body: str) -> None:
         ("p = Constant<value_ints=[6, 2]>()  a, y = Split<axis=-1>(x, p)", r"splits into \[6, 2\]"),
         ("p = Constant<value_ints=[1, 2, 1]>()  a, b, y = Split<axis=0>(x, p)", r"splits into \[1, 2, 1\]"),
         ("y = Concat<axis=-1>(x, z)", "it joins 2 inputs of sizes"),
+        (f"y = Concat<axis=-1>({', '.join(['x'] * 33)})", "it joins 33 inputs of sizes"),
+        (f"{', '.join(f'p{i}' for i in range(32))}, y = Split<axis=0, num_outputs=33>(x)", "it splits into 33,"),
         ("y = MatMul(w, x)", "batches that broadcast"),
         ("y = MatMul(one, x)", "batches that broadcast"),
     ],

@@ -82,6 +82,19 @@ def test_biases_of_key_and_value_need_no_pass_over_the_rows() -> None:
     assert (drop_key_biases(model), fold_value_biases(model)) == (0, 0)
 
 
+def test_the_bias_of_a_head_of_values_goes_to_every_head_that_reads_it() -> None:
+    weights = {"w": random(SIZE, 4, seed=1), "b": random(4, seed=2), "o": random(SIZE, SIZE, seed=3)}
+    body = """m = MatMul(x, w)  v = Add(m, b)
+    r = poolgraph.Attention<num_heads=4, num_kv_heads=2, scale=0.7>(x, m, v)  p = MatMul(r, o)  y = Add(p, bo)"""
+    few = "float[batch_size,sequence_length,4]"
+    text = f"g ({ROWS} x) => ({ROWS} y) <{few} m, {few} v, {ROWS} r, {ROWS} p> {{ {body} }}"
+    model = build(text, **weights, bo=random(SIZE, seed=4))
+    expected = run_semantic(model, x=X)
+    assert fold_value_biases(model) == 1
+    remove_dead_nodes(model)
+    assert_close(expected, run_semantic(model, x=X))
+
+
 def test_layers_that_share_an_output_bias_do_not_share_what_is_folded_into_it() -> None:
     """Were it named after the output's bias alone, the second layer would get the first one's values."""
     weights = {name: random(SIZE, SIZE, seed=seed) / 4 for seed, name in enumerate(("w1", "w2", "o"))}

@@ -16,14 +16,15 @@ from poolgraph.graphs.fuse_gelu import fuse_gelu
 from poolgraph.graphs.passes import run_passes
 
 PRODUCT = """g (int64[batch_size,sequence_length] ids) => (float[batch_size,sequence_length,WIDTH] y)
-<float[batch_size,sequence_length,WIDTH] m, float[batch_size,sequence_length,WIDTH] a>
+<float[batch_size,sequence_length,WIDTH] m, float[batch_size,sequence_length,WIDTH] a, float[8,8] v>
 { x = Gather(backbone__table, ids)  m = MatMul(x, backbone__w)  BODY }"""
 IDS = {"ids": np.array([[0, 1, 2], [3, 4, 0]])}
 
 
-def product(body: str, width: int = SIZE) -> ir.Model:
-    """A product and what follows it."""
-    weights = {"table": random(5, SIZE), "w": random(SIZE, width, seed=1), "b": random(width, seed=2)}
+def product(body: str, width: int = SIZE, **shapes: tuple[int, ...]) -> ir.Model:
+    """A product and what follows it; keywords are other shapes of its weights."""
+    sizes = {"table": (5, SIZE), "w": (SIZE, width), "b": (width,), **shapes}
+    weights = {name: random(*sizes[name], seed=seed) for seed, name in enumerate(sizes)}
     used = {f"backbone__{name}": array for name, array in weights.items() if name != "b" or "backbone__b" in body}
     return build(PRODUCT.replace("BODY", body).replace("WIDTH", str(width)), **used)
 
@@ -58,19 +59,34 @@ TANH_ERROR = 5e-4
 """Of GELU by a hyperbolic tangent, at most."""
 
 
+BIASED = "y = Add(m, backbone__b)"
+
+
 @pytest.mark.parametrize(
-    ("body", "width"),
+    ("body", "shapes"),
     [
-        ("y = Add(m, m)", SIZE),
-        ("a = Add(m, backbone__b)  y = Add(a, m)", SIZE),  # the product has another reader
-        ("y = Gelu(m)", SIZE),
-        ("y = Add(m, backbone__b)", 12),  # no multiple of 8
+        ("y = Add(m, m)", {}),
+        ("a = Add(m, backbone__b)  y = Add(a, m)", {}),  # the product has another reader
+        ("y = Gelu(m)", {}),
+        ('y = Gelu<approximate="tanh">(m)', {}),
+        (BIASED, {"w": (SIZE, 12), "b": (12,)}),  # no multiple of 8
+        (BIASED, {"table": (5, 12), "w": (12, SIZE)}),
+        (BIASED, {"b": (1,)}),
+        (BIASED, {"b": (1, SIZE)}),
+        (BIASED, {"w": (SIZE, SIZE, SIZE), "b": (SIZE, SIZE)}),
+        ("v = Neg(backbone__w)  a = MatMul(x, v)  y = Add(a, backbone__b)", {}),
     ],
 )
-def test_other_products_stay(body: str, width: int) -> None:
-    model = product(body, width)
+def test_other_products_stay(body: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    model = product(body, shapes.get("b", (SIZE,))[-1], **shapes)
     run_passes(model, (fuse_gelu, convert_floats("fp16"), remove_dead_nodes))
     assert fuse_bias_products(model) == 0
+
+
+def test_a_bias_that_is_no_weight_stays() -> None:
+    body = "m = MatMul(x, w)  y = Add(m, b)"
+    text = f"g (float16[rows,8] x, float16[8] b) => (float16[rows,8] y) <float16[rows,8] m> {{ {body} }}"
+    assert fuse_bias_products(build(text, w=random(SIZE, SIZE).astype(np.float16))) == 0
 
 
 def test_a_product_in_float32_stays() -> None:

@@ -183,13 +183,10 @@ def test_bytes_that_no_json_reader_likes(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
-def test_numbers_without_a_form_in_json_never_make_a_manifest_that_cannot_be_read(number: float) -> None:
+def test_numbers_without_a_form_in_json_never_make_a_manifest(number: float) -> None:
     row = msgspec.structs.replace(ROW, allowed_difference=number, max_difference=number)
-    try:
-        data = encode_manifest(manifest(report=Report(reference="torch", rows=(row,))))
-    except (ManifestError, ValueError):
-        return
-    parse_manifest(data)
+    with pytest.raises(ManifestError, match="is not valid"):
+        encode_manifest(manifest(report=Report(reference="torch", rows=(row,))))
 
 
 def test_variant_by_name() -> None:

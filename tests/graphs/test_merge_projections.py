@@ -93,6 +93,32 @@ def test_merge_projections_declines(replace: tuple[str, str]) -> None:
     assert_close(expected, run_semantic(model, x=X))
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_merge_projections_leaves_what_is_computed(name: str) -> None:
+    model = attention_model()
+    stored = model.graph.initializers[f"layer.key.{name}"]
+    (use,) = stored.uses()
+    node = ir.node("Neg", [stored])
+    node.outputs[0].shape, node.outputs[0].type = stored.shape, stored.type
+    model.graph.insert_before(use.node, node)
+    use.node.replace_input_with(use.idx, node.outputs[0])
+    expected = run_semantic(model, x=X)
+    assert merge_projections(model) == 0
+    assert_close(expected, run_semantic(model, x=X))
+
+
+def test_merge_projections_of_queries_and_keys_that_share_their_weights() -> None:
+    text = ATTENTION.replace("INPUTS", "").replace("MORE", "").replace("layer__key__", "layer__query__")
+    names = [(name, kind) for name in ("query", "value") for kind in ("weight", "bias")]
+    shapes = {"weight": (SIZE, SIZE), "bias": (SIZE,)}
+    model = build(text, **{f"layer__{n}__{k}": random(*shapes[k], seed=i) for i, (n, k) in enumerate(names)})
+    expected = run_semantic(model, x=X)
+    assert merge_projections(model) == 1
+    remove_dead_nodes(model)
+    assert "layer.query_key_value.weight" in model.graph.initializers
+    assert_close(expected, run_semantic(model, x=X))
+
+
 def two_flat_layers() -> ir.Model:
     lines, weights, rows = [], {}, "x"
     for layer in (0, 1):
@@ -111,6 +137,25 @@ def test_merge_projections_keeps_layers_with_names_that_share_nothing_apart() ->
     model = two_flat_layers()
     expected = run_semantic(model, x=X)
     merge_projections(model)
+    assert_close(expected, run_semantic(model, x=X))
+
+
+def test_merge_projections_of_layers_that_share_the_weights_of_queries_alone() -> None:
+    model = two_flat_layers()
+    (use,) = model.graph.initializers["wq1"].uses()
+    use.node.replace_input_with(1, model.graph.initializers["wq0"])
+    expected = run_semantic(model, x=X)
+    assert merge_projections(model) == 2
+    assert_close(expected, run_semantic(model, x=X))
+
+
+def test_merge_projections_leaves_weights_of_more_axes() -> None:
+    model = two_flat_layers()
+    for value in model.graph.initializers.values():
+        value.const_value = ir.tensor(value.const_value.numpy()[None], name=value.name)
+        value.shape = ir.Shape([1, SIZE, SIZE])
+    expected = run_semantic(model, x=X)
+    assert merge_projections(model) == 0
     assert_close(expected, run_semantic(model, x=X))
 
 

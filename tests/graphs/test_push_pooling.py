@@ -81,6 +81,7 @@ ATTENTIONS = {
     "bidirectional": "",
     "causal": ", causal=1",
     "left window": ", left_window=2",
+    "nothing to the left": ", left_window=0",
     "causal left window": ", causal=1, left_window=1, right_window=0",
     "both windows": ", left_window=2, right_window=1",
     "softcap": ", softcap=1.5",
@@ -202,6 +203,14 @@ def test_push_pooling_declines_where_the_rows_are_an_answer_too() -> None:
     assert push_pooling(model) == 0
 
 
+def test_push_pooling_declines_where_no_product_gets_smaller() -> None:
+    """A slice would cost more than what is computed of fewer rows."""
+    body = "z = Neg(x)  pooled = Gather<axis=1>(z, zero)"
+    model = build(f"g ({ROWS} x) => (float[batch_size,8] pooled) <{ROWS} z> {{ {body} }}", zero=np.array(0))
+    assert push_pooling(model) == 0
+    assert ops(model) == ["Neg", "Gather"]
+
+
 def test_push_pooling_declines_packed_texts() -> None:
     model = layer(inputs=", int64[bounds] cu_seqlens", more=", , , cu_seqlens")
     push_pooling(model)
@@ -210,8 +219,9 @@ def test_push_pooling_declines_packed_texts() -> None:
 
 
 def test_push_pooling_declines_what_may_read_values_unseen() -> None:
-    body = "pooled = If(yes) <then_branch = a () => (float[n] t) { t = Gather<axis=1>(z, zero) }, "
-    body += "else_branch = b () => (float[n] u) { u = Gather<axis=1>(z, zero) }>"
+    body = "chosen = If(yes) <then_branch = a () => (float[n] t) { t = Neg(z) }, "
+    body += "else_branch = b () => (float[n] u) { u = Abs(z) }>  "
+    body += "head = Gather<axis=1>(z, zero)  pooled = Add(chosen, head)"
     assert push_pooling(layer(body, inputs=", bool yes")) == 0
 
 
@@ -313,3 +323,20 @@ def test_layers_that_share_weights_keep_their_queries_whole() -> None:
         assert_close(expected, run(model, **feeds))
         seen = lengths_seen(model, **feeds)
         assert (seen.get("query_key_value", seen["query"]), seen["out"], seen["down"]) == (queries, 1, 1)
+
+
+def test_a_product_of_shared_weights_stays_whole_beside_another_of_its_source() -> None:
+    body = """a = MatMul(x, backbone__a)  b = MatMul(x, backbone__b)  c = Mul(a, b)  head = Gather<axis=1>(c, zero)
+    s = MatMul(other, backbone__a)  t = ReduceMax<keepdims=0>(s, axis_one)  pooled = Add(t, head)"""
+    text = f"g ({ROWS} x, float[batch_size,others,8] other) => (float[batch_size,8] pooled)"
+    numbers = {"zero": np.array(0), "axis_one": np.array([1])}
+    weights = {f"backbone__{name}": random(SIZE, SIZE, seed=seed) for seed, name in enumerate("ab")}
+    model = build(f"{text} <{ROWS} a, {ROWS} b, {ROWS} c> {{ {body} }}", **weights, **numbers)
+    feeds = {"x": random(3, 5, SIZE), "other": random(3, 4, SIZE)}
+    expected = run(model, **feeds)
+    assert push_pooling(model) == 2
+    assert_close(expected, run(model, **feeds))
+    of_all_rows = [
+        node.inputs[1].name for node in model.graph if node.op_type == "MatMul" and node.inputs[0].name == "x"
+    ]
+    assert of_all_rows == ["backbone.a"]

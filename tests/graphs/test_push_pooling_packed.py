@@ -243,6 +243,19 @@ def test_packed_graphs_decide_nothing_about_weights(attributes: str) -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
+@pytest.mark.parametrize(("other", "apart", "narrowed"), [("first", (), 4), ("last", (), 0), ("last", ("a",), 4)])
+def test_products_of_a_group_are_computed_of_the_same_rows(other: str, apart: tuple[str, ...], narrowed: int) -> None:
+    text = f"""g ({ROWS} x, int64[batch_size] first, int64[batch_size] last) => (float[batch_size,8] pooled)
+    <{ROWS} a, {ROWS} b, {VECTORS} c, {VECTORS} d, float[batch_size,8] head, float[batch_size,8] end> {{
+    a = MatMul(x, backbone__a)  c = Squeeze(a, zeros)  head = Gather<axis=0>(c, first)
+    b = MatMul(x, backbone__b)  d = Squeeze(b, zeros)  end = Gather<axis=0>(d, {other})  pooled = Add(head, end) }}"""
+    weights = {"backbone__a": random(SIZE, SIZE), "backbone__b": random(SIZE, SIZE, seed=1)}
+    model = build(text, **weights, zeros=np.array([0]))
+    for name in apart:
+        set_apart(products(model)[name])
+    assert push_pooling(model) == narrowed
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_products_stay_in_their_groups(apart: bool) -> None:
     """Queries that the uniform graph did not set apart stay beside keys and values; gate and up go together."""

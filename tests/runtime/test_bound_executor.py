@@ -262,6 +262,8 @@ def test_batches_are_cut_by_what_warming_up_measured(make_executor, monkeypatch,
     assert min(measured[0].values()) > 0
     executor.run_sequence(random_texts([32] + [8] * 9))
     assert executor.padding.runs == runs
+    executor.run_token(random_texts([32] + [8] * 9))
+    assert executor.padding.runs == 2 * runs, "a graph that was not warmed up costs what the other one does"
 
 
 def test_what_is_measured_is_a_run_after_the_first(make_executor, monkeypatch):

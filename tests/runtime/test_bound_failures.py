@@ -116,6 +116,14 @@ def test_other_failures_end_the_call_and_leave_the_executor_usable(make_executor
     assert_answers(executor, random_texts([32, 3, 3]))
 
 
+def test_a_slot_that_failed_behind_another_is_not_used_again(make_executor, monkeypatch):
+    executor = make_executor("padded", ("CPUExecutionProvider", "cpu"))
+    fail_on(monkeypatch, lambda bucket: True, "CUDA failure 700: an illegal memory access")
+    with pytest.raises(SessionError, match="illegal memory access"):
+        executor.run_sequence(random_texts([32] * 8))
+    assert executor._pools["sequence"].num_slots == 0
+
+
 @pytest.mark.parametrize(
     ("message", "expected"),
     [

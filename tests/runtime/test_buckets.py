@@ -181,6 +181,31 @@ def test_many_texts_beyond_all_buckets_are_not_weighed_against_each_others(layou
     assert len(asked) < 4 * 3000
 
 
+def test_texts_of_a_length_keep_their_order():
+    lengths = [8, 16, 24] * 700
+    batches = assign_texts(lengths, [Bucket(max_length=24, batch_size=7)])
+    order = [index for batch in batches for index in batch.indices]
+    assert order == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+
+
+def test_a_bucket_is_asked_for_once_for_all_texts_of_a_rounded_length():
+    asked = []
+    assign_texts(
+        [66, 3, 70, 65, 100],
+        [Bucket(max_length=64, batch_size=4)],
+        lone=lambda n: asked.append(n) or lone_bucket(n, "padded"),
+    )
+    assert asked == [70, 100]
+
+
+def test_many_texts_share_the_bucket_of_a_longer_one_where_that_is_cheaper():
+    def lone(length):
+        return Bucket(max_length=round_length(length), batch_size=64 if length == 100 else 1)
+
+    batches = assign_texts([200, 100] + [64] * 2000, [Bucket(max_length=64, batch_size=1)], lone=lone)
+    assert [batch.bucket.max_length for batch in batches] == [200] + [104] * 32
+
+
 # --- shapes
 
 
@@ -313,6 +338,13 @@ def test_a_plan_follows_the_texts():
     histogram = count_lengths([24] * 900 + [200] * 90 + [512] * 10, 512)
     assert {bucket.max_length for bucket in plan_buckets(budget, "padded", histogram)} == {24, 200, 512}
     assert plan_buckets(budget, "padded", histogram) != plan_buckets(budget, "padded")
+
+
+def test_a_third_of_the_padded_buckets_is_for_few_texts():
+    buckets = plan_buckets(BucketBudget(max_model_len=64, max_graphs=9, max_batch_tokens=512), "padded")
+    small = [bucket for bucket in buckets if bucket.batch_size < 512 // bucket.max_length]
+    assert (len(small), len(buckets)) == (3, 9)
+    assert min(bucket.batch_size for bucket in buckets if bucket.max_length == 64) == 1
 
 
 def test_ladders_and_histograms():

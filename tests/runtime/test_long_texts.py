@@ -73,6 +73,12 @@ def test_windows_know_their_prompt_where_the_pooler_leaves_it_out(tmp_path_facto
     assert {window.prompt_length for window in chunked.windows} == {3}
 
 
+def test_a_prompt_that_does_not_end_in_a_space_is_before_each_window(tokenizer):
+    (chunked,) = chunk_texts(tokenizer, [" w1" * 30], prompt="w8 w9")
+    assert [words(window.input_ids)[:4] for window in chunked.windows] == [["[CLS]", "w8", "w9", "w1"]] * 3
+    assert chunked.weights.tolist() == [12, 12, 6]
+
+
 def test_no_room_beside_the_overlap(tokenizer):
     with pytest.raises(InputError, match=r"room for 12 tokens of a text beside the prompt.*overlap of 12 must be"):
         chunk_texts(tokenizer, ["w1 " * 30], prompt="w8 w9 ", overlap=12)

@@ -154,6 +154,17 @@ def test_zero_has_one_sign() -> None:
     assert not np.signbit(scores).any()
 
 
+@pytest.mark.parametrize("num_query_vectors", [1, 2, 9, 200])
+@pytest.mark.parametrize("mean", [True, False])
+def test_best_products_of_either_zero_score_alike(
+    num_query_vectors: int, mean: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which zero is the largest depends on the order of a document's vectors."""
+    best = np.full((1, num_query_vectors), -0.0, dtype=np.float32)
+    monkeypatch.setattr(module, "_best_products", lambda *_: best)
+    assert not np.signbit(maxsim(np.zeros((num_query_vectors, 3)), [np.zeros((2, 3))], mean=mean)).any()
+
+
 def test_pairs_of_queries_of_different_lengths() -> None:
     generator = np.random.default_rng(6)
     queries, documents = draw_documents(generator, [3, 32, 1], 48), draw_documents(generator, [9, 120], 48)

@@ -251,6 +251,13 @@ def test_a_character_of_several_tokens_is_not_split(folders):
     assert {"a", "a 😀"} <= {*found.values()} <= {"a", "a ", "a 😀", "a 😀 "}
 
 
+def test_of_a_first_character_of_several_tokens_something_is_kept(folders):
+    tokenizer = TextTokenizer(folders["roberta"], build_manifest())
+    (cut,) = cut_texts(tokenizer, ["😀 b"], 1)
+    assert cut.text == "😀"
+    assert cut.num_truncated_tokens == len(tokenizer.backend.encode("😀 b", add_special_tokens=False)) - 1
+
+
 def test_threads_with_different_limits_do_not_disturb_each_other(bert):
     failures = []
 

@@ -95,6 +95,7 @@ NATIVE = msgspec.structs.replace(variant("native_int8", precision="int8", featur
             "the library of operators own/1, which native_int8 needs, is not",
         ),
         (("avx512_vnni", "avx512_bf16"), ("own/2",), "cpu_int8", "the library of operators own/1"),
+        (("avx512_vnni",), (), "cpu_int8", "this processor lacks avx512_bf16, which native_int8 needs"),
     ],
 )
 def test_operators_beside_onnxruntimes_own(features, operators, expected, why):
@@ -144,6 +145,14 @@ def test_fallback_takes_another_with_a_warning():
     assert "CUDAExecutionProvider does not load" in choice.warning
 
 
+def test_fallback_warns_of_what_was_asked_for_before_what_was_passed_over():
+    choice = choose_variant(
+        manifest(PORTABLE, INT8, FP32), Wish(provider="cuda", fallback=True), Machine(providers=(CPU,))
+    )
+    assert choice.variant.name == "cpu_fp32"
+    assert "CUDAExecutionProvider does not load" in choice.warning
+
+
 TRT = "TensorrtExecutionProvider"
 
 
@@ -173,6 +182,12 @@ def test_tensorrt_runs_no_variant_of_another_provider():
         choose_variant(manifest(*ALL), Wish(provider="tensorrt", precision="int8"), Machine(providers=(TRT,)))
 
 
+def test_tensorrt_is_not_given_a_graph_in_8_bits_that_nobody_asked_for():
+    small = variant("portable_int8", target="portable", precision="int8")
+    with pytest.raises(ArtifactError, match="no variant for provider Tensorrt"):
+        choose_variant(manifest(small), Wish(provider="tensorrt"), Machine(providers=(TRT,)))
+
+
 @pytest.mark.parametrize("name", ["tpu", "OpenVINOExecutionProvider", ""])
 def test_unknown_providers(name):
     with pytest.raises(ProviderError, match=r"unknown provider .*poolgraph runs on \['cuda', 'cpu', "):
@@ -185,6 +200,8 @@ def test_unknown_providers(name):
         (Wish(precision="bf16"), "no variant for precision 'bf16'; it has portable_fp32"),
         (Wish(provider="cpu", precision="fp16"), "no variant for precision 'fp16' and provider CPU"),
         (Wish(precision="int8"), "needs avx512_vnni"),
+        (Wish(variant="cpu_fp32", precision="int8"), "no variant for precision 'int8'; it has cpu_fp32"),
+        (Wish(variant="cuda_fp16", provider="cpu"), "no variant for provider CPUExec.*; it has cuda_fp16"),
     ],
 )
 def test_what_the_artifact_does_not_have(wish, message):
@@ -206,6 +223,12 @@ def test_named_variant_that_does_not_run_here():
     why = r"variant cuda_fp16 \(fp16, CUDA.* does not run on this machine.*; install it with `pip install"
     with pytest.raises(ProviderError, match=why):
         choose_variant(manifest(*ALL), Wish(variant="cuda_fp16"), Machine(providers=(CPU,), cpu_features=()))
+
+
+def test_a_precision_of_which_one_provider_loads_is_refused_for_what_that_one_lacks():
+    of_cuda = variant("cuda_int8", target="cuda", precision="int8", provider=CUDA)
+    with pytest.raises(ArtifactError, match="for precision 'int8' that runs here: this processor lacks avx512_vnni"):
+        choose_variant(manifest(PORTABLE, INT8, of_cuda), Wish(precision="int8"), Machine(providers=(CPU,)))
 
 
 @pytest.mark.parametrize("wish", [Wish(precision="fp16"), Wish(provider="cuda", precision="fp16", fallback=True)])

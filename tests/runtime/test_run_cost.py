@@ -26,6 +26,8 @@ def test_it_is_bounded():
     assert fit_run_cost({8: 1e-3, 16384: 1e-3}) == MOST_COST
     assert fit_run_cost({8: 2e-3, 16384: 1e-3}) == MOST_COST, "larger runs that took less time"
     assert fit_run_cost({8: 8e-6, 16384: 16384e-6}) == LEAST_COST
+    assert fit_run_cost({8: 60_008e-9, 16384: 76_384e-9}) == MOST_COST
+    assert fit_run_cost({8: 18e-6, 1024: 1034e-6}) == LEAST_COST
     assert fit_run_cost({8: 1e-6, 1024: 2048e-6}) == LEAST_COST, "small runs that took less than their share"
 
 

@@ -1,6 +1,7 @@
 """Score templates: the published formats, vLLM's way of writing them, and what a hostile one can do (nothing)."""
 
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,7 @@ HOSTILE = {
     "mapped": "{{ range(100000) | map('string') | list | length }}",
     "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
     "loop conditions": "{% for a in range(100000) if not (range(100000) | list) %}{% endfor %}",
+    "loop that leaves everything out": "{% for a in range(100000) if false %}{% endfor %}",
     "recursive loop": "{% for a in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
     "endless macro": "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
     "branching macro": ("{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}"),
@@ -240,6 +242,27 @@ def test_a_hostile_template_is_stopped(name):
     with pytest.raises(InputError, match=r"score template (failed|does not compile)"):
         ScoreTemplate.parse(BOTH + HOSTILE[name]).render("a", "b")
     assert time.thread_time() - started < 10
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "document | replace('a', document)",
+        "document.replace('a', document)",
+        "range(9000) | join(document)",
+        "document.join(document)",
+    ],
+)
+def test_text_that_is_too_long_is_never_made(expression):
+    template = ScoreTemplate.parse(f"{BOTH}{{% if document|length > 99 %}}{{{{ {expression} }}}}{{% endif %}}")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="too much text"):
+            template.render("query", "a" * 9000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2**20
 
 
 @pytest.mark.parametrize(

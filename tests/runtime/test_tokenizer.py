@@ -3,7 +3,7 @@ import threading
 import msgspec
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from poolgraph.errors import ArtifactError, InputError
 from poolgraph.graphs.manifest import Pooler, Tokenization, parse_manifest
@@ -72,6 +72,15 @@ def test_a_prompt_that_is_cut_is_measured_as_when_it_is_cut_alone(artifact, mani
     tokenizer = TextTokenizer(artifact, msgspec.structs.replace(manifest, pooler=pooler))
     (encoded,) = tokenizer.encode(["w5"], prompt=words(*range(20)) + " ", truncate_to=truncate_to)
     assert (encoded.input_ids[-1], encoded.prompt_length) == (SEP, expected)
+
+
+def test_a_prompt_that_grows_together_with_the_text_is_no_longer_than_the_text(manifest, tmp_path):
+    merged = models.BPE({"a": 0, "b": 1, "c": 2, "bc": 3, "abc": 4}, [("b", "c"), ("a", "bc")])
+    Tokenizer(merged).save(str(tmp_path / "tokenizer.json"))
+    pooler = Pooler(pooling=("mean",), include_prompt=False, embedding_size=8)
+    tokenizer = TextTokenizer(tmp_path, msgspec.structs.replace(manifest, pooler=pooler))
+    (encoded,) = tokenizer.encode(["c"], prompt="ab")
+    assert (encoded.input_ids.tolist(), encoded.prompt_length) == ([4], 1)
 
 
 @pytest.mark.parametrize(("side", "kept"), [("right", range(4, 8)), ("left", range(20, 24))])
