@@ -197,7 +197,8 @@ class _Scorer:
         self._buffers.append(buffers)
         # A float64 copy first: a sum that converts on the way would cut rows at the borders of numpy's buffer.
         total = maxima.astype(np.float64).sum(axis=1)
-        self.scores[list(places)] = total / len(query) if self.mean else total
+        # Adding zero turns -0.0, which depends on the order of the maxima, into 0.0, whatever numpy's sums begin with.
+        self.scores[list(places)] = (total / len(query) if self.mean else total) + 0.0
 
     def _new_buffers(self) -> tuple[Rows, Rows]:
         """Return room for a block's vectors and for their products; zeros, since slabs are multiplied whole."""
