@@ -174,8 +174,8 @@ def test_card_and_inspect_say_what_is_not_verified(encoder: Path) -> None:
     assert shown.count("of 65,504, by 3 texts of texts.txt; nothing stays in float32 for it") == 2
 
 
-def overflowing(checkpoint: Path, folder: Path, pattern: str, factor: float) -> Path:
-    """A copy whose weights that end with ``pattern`` are that many times as large."""
+def overflowing(checkpoint: Path, folder: Path, pattern: str | tuple[str, ...], factor: float) -> Path:
+    """A copy whose weights that end with a pattern are that many times as large."""
     shutil.copytree(checkpoint, folder)
     file = folder / "model.safetensors"
     tensors = {name: tensor * factor if name.endswith(pattern) else tensor for name, tensor in load_file(file).items()}
@@ -210,12 +210,14 @@ def test_values_beyond_the_range_are_named_and_computed_in_float32(
     assert torch.cosine_similarity(found, wanted).min() > 0.9995
 
 
-@pytest.mark.parametrize("pattern", ["layer.0.attention.self.query.weight", "layer.1.attention.self.key.weight"])
+@pytest.mark.parametrize(("large", "small"), [("query", "key"), ("key", "query")])
 def test_what_attention_reads_beyond_the_range_is_float32_in_both_layouts(
-    checkpoint: Path, calibration: Path, tmp_path: Path, pattern: str
+    checkpoint: Path, calibration: Path, tmp_path: Path, large: str, small: str
 ) -> None:
     """The packed kernel reads what was probed under another name: without the axis of the batch."""
-    wide = overflowing(checkpoint, tmp_path / "wide", pattern, 1e5)
+    parts = {it: tuple(f"layer.0.attention.self.{it}.{part}" for part in ("weight", "bias")) for it in (large, small)}
+    half = overflowing(checkpoint, tmp_path / "half", parts[large], 4e4)
+    wide = overflowing(half, tmp_path / "wide", parts[small], 1e-4)  # so that scores stay mild
     options = {"targets": ("cuda", "cublaslt"), "precisions": ("fp16",), "calibration": calibration}
     artifact = export_model(wide, tmp_path / "artifact", **options).path
     manifest, texts = open_artifact(artifact), random_texts((9, 1, 12))
