@@ -1,5 +1,8 @@
 """The kernels of a GPU call: averaged, sorted into kinds, and a call of each engine's process."""
 
+import json
+import subprocess
+
 import pytest
 
 
@@ -41,9 +44,19 @@ def test_kinds_by_name(name, kind):
 def test_an_engine_that_does_not_run_is_told_of_and_the_others_go_on(monkeypatch, tmp_path, capsys):
     import gpu_kernels
 
+    def run(child, **options):
+        asked.append(child[child.index("--engines") + 1])
+        if asked == ["torch-padded"]:
+            return subprocess.CompletedProcess(child, 1, "", "Traceback\nRuntimeError: no NVIDIA driver")
+        return subprocess.CompletedProcess(child, 0, "printed by a library\n" + json.dumps("a call 1.00 ms") + "\n", "")
+
+    asked = []
     monkeypatch.setattr(gpu_kernels, "prepare_model", lambda *_: None)
+    monkeypatch.setattr(gpu_kernels.subprocess, "run", run)
     options = ["--model", "tiny", "--engines", "torch-padded,onnxruntime", "--work", str(tmp_path)]
     assert gpu_kernels.main(options) == 1
     printed = capsys.readouterr().out
+    assert asked == ["torch-padded", "onnxruntime"]
     assert printed.count("## ") == 2
-    assert printed.count("Error") >= 2
+    assert "no NVIDIA driver" in printed
+    assert printed.endswith("a call 1.00 ms\n")
