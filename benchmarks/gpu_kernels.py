@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_engines import ENGINES, Job
+from gpu_engines import ENGINES, Job, choose_engines
 from gpu_models import MODELS, ModelPaths, prepare_model
 from gpu_workloads import build_workloads
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     prepare_model(options.model, ModelPaths(model_dir=options.work / options.model), "cuda")
     failed = 0
-    for engine in options.engines:
+    for engine in choose_engines("cuda", options.engines):
         print(f"\n## {ENGINES[engine].label}, {options.model}, {options.workload}\n", flush=True)
         given = ["--model", options.model, "--workload", options.workload, "--work", str(options.work)]
         child = [sys.executable, str(Path(__file__).resolve()), "--one", "--engines", engine, *given]

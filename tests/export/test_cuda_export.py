@@ -98,7 +98,7 @@ def test_a_decoder_has_padded_graphs_in_both_types(decoder: Path) -> None:
 
 
 def test_cublaslt_is_made_where_it_is_asked_for_and_has_a_place(
-    checkpoint: Path, calibration: Path, tmp_path: Path
+    checkpoint: Path, calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"precisions": ("fp16", "bf16"), "calibration": calibration}
     artifact = export_model(checkpoint, tmp_path / "encoder", targets=("cuda", "cublaslt"), **options).path
@@ -118,6 +118,12 @@ def test_cublaslt_is_made_where_it_is_asked_for_and_has_a_place(
             )  # the query, and the first of the feed-forward
             assert "BiasGelu" not in nodes
             assert len(nodes) == len(plain) - 2 * NUM_LAYERS
+    needed = f"on a machine that has\n{CUDA_PROVIDER} and {CUDA_OPERATORS} compares them"
+    assert needed in (artifact / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ArtifactError, match=f"on a machine that has {CUDA_PROVIDER} and {CUDA_OPERATORS}, or pass"):
+        check_verified(own[0], artifact)
+    assert main(["verify", str(artifact)]) == 0
+    assert f"cublaslt_bf16 ({CUDA_PROVIDER}, {CUDA_OPERATORS})" in capsys.readouterr().err
     machine = Machine(providers=(CUDA_PROVIDER, "CPUExecutionProvider"), operators=(CUDA_OPERATORS,))
     assert choose_variant(manifest, Wish(), machine).variant.name == "cuda_packed_fp16"
     asked = Wish(variant="cublaslt_fp16")
