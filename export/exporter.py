@@ -44,6 +44,7 @@ from poolgraph.export.twin import (
 from poolgraph.export.verify import build_probes, check_tokenizer, verify_variant
 from poolgraph.graphs.artifact import record_files, save_manifest, staged_directory
 from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Report, Rewrites, Variant
+from poolgraph.graphs.pipeline import Target
 from poolgraph.graphs.probe_files import load_probes, save_probes
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.cpu import read_cpu_info
@@ -250,7 +251,7 @@ def _compile(
     for layout in LAYOUT_ORDER:
         if layout == "packed":
             targets = choose_packed(plan, targets, semantic["padded"][0])
-        if not any(target.layout == layout for target in targets):
+        if not any(_needs_layout(target, layout) for target in targets):
             continue
         uniform = semantic["uniform"][0] if "uniform" in semantic else None
         with stages.stage(f"trace ({layout})"):
@@ -272,6 +273,11 @@ def _compile(
         lowered = drop_idle([lower_target(plan, *semantic[target.layout], target, reduced) for target in targets])
     check_capturable(lowered)
     return lowered, {file: model for item in lowered for file, model in item.models.items()}, sizes
+
+
+def _needs_layout(target: Target, layout: str) -> bool:
+    """Whether a target is lowered from a layout, or its int8 chosen by it: by the uniform one, whatever the target."""
+    return target.layout == layout or (layout == "uniform" and target.precision == "int8")
 
 
 def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> None:

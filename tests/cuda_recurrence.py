@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from cuda_norms import sigmoid
-from cuda_operator import ContribOp, widen
+from cuda_operator import ContribOp
+
+
+def widen(rows):
+    """Return numbers in float64: what a recurrence rounds, it multiplies at every later token."""
+    return np.asarray(rows, np.float64)
+
 
 GATED = ("gated", "gated_delta")
 DELTA = ("delta", "gated_delta")
@@ -45,10 +51,10 @@ class LinearAttention(ContribOp):
         rate = None if beta is None else np.broadcast_to(widen(beta), (*beta.shape[:2], kv_num_heads))
         scale = np.float32(scale or queries.shape[-1] ** -0.5)
         wide = max(q_num_heads, kv_num_heads)
-        state = np.zeros((len(query), kv_num_heads, keys.shape[-1], values.shape[-1]), np.float32)
+        state = np.zeros((len(query), kv_num_heads, keys.shape[-1], values.shape[-1]))
         if past_state is not None:
             state = widen(past_state)
-        result = np.empty((*query.shape[:2], wide, values.shape[-1]), np.float32)
+        result = np.empty((*query.shape[:2], wide, values.shape[-1]))
         for step in range(query.shape[1]):
             if gate is not None:
                 state = state * gate[:, step, :, :, None]
@@ -84,7 +90,7 @@ class CausalConvWithState(ContribOp):
         wide = widen(rows).swapaxes(1, 2) if channels_last else widen(rows)  # (batch_size, channels, length)
         taps = weight.shape[2]
         reach = (taps - 1) * dilation
-        past = np.zeros((*wide.shape[:2], reach), np.float32)
+        past = np.zeros((*wide.shape[:2], reach))
         if past_state is not None:
             past = widen(past_state).swapaxes(1, 2) if channels_last else widen(past_state)
         padded = np.concatenate([past, wide], axis=2)

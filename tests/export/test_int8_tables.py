@@ -159,3 +159,15 @@ def test_a_processor_of_arm_gets_a_graph_of_kernels_that_it_has(artifact: Path) 
         assert len(products) >= 4
         assert {rounding[node.input[0]] for node in products} == {onnx.TensorProto.UINT8}
         assert {types[node.input[1]] for node in products} == {onnx.TensorProto.INT8}
+
+
+def test_the_portable_graph_alone(checkpoint: Path, tmp_path: Path) -> None:
+    """Its weights are chosen by the uniform layout, which no target has here."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS.texts), encoding="utf-8")
+    options = {"targets": ("portable",), "precisions": ("int8",), "calibration": texts}
+    manifest = open_artifact(export_model(checkpoint, tmp_path / "artifact", **options).path)
+    assert [(variant.name, variant.verified) for variant in manifest.variants] == [("portable_int8", True)]
+    quantization = manifest.variants[0].quantization
+    assert quantization is not None
+    assert quantization.weights > 0

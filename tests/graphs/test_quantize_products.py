@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 from little_graphs import build, ops, random
 
+from poolgraph.graphs.pipeline import EXACT_INT8
 from poolgraph.graphs.products import find_products
 from poolgraph.graphs.quantize_products import Recipe, Scheme, join_weights, quantize_products, quantize_weights
 from poolgraph.graphs.unflatten_products import unflatten_products
 from poolgraph.graphs.watch import watch_sources
+from poolgraph.runtime.session import build_session_options
 
 TWO = """g (float[batch, length, 8] x) => (float[batch, length, 6] y, float[batch, length, 4] z) {
     p = MatMul (x, backbone__0__gate__weight)
@@ -27,11 +31,12 @@ NAME = "backbone.0.gate.weight+backbone.0.up.weight"
 ROWS = random(3, 5, 8, seed=3)
 
 
-def run(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
-    """Run on ONNX Runtime, unoptimized."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options).run(None, feeds)
+def run(model: ir.Model, entries: Mapping[str, str] = EXACT_INT8, **feeds: np.ndarray) -> list[np.ndarray]:
+    """Run on ONNX Runtime, with a variant's session options."""
+    options = build_session_options(onnxruntime, entries, 1)
+    disabled = entries.get("disabled_optimizers", "").split(",")
+    data = ir.to_proto(model).SerializeToString()
+    return onnxruntime.InferenceSession(data, options, disabled_optimizers=disabled).run(None, feeds)
 
 
 def two() -> ir.Model:
@@ -64,10 +69,20 @@ def test_each_scheme_computes_what_it_says(scheme: Scheme, smoothed: bool) -> No
     quantize = quantize_products({NAME: recipe})
     assert quantize.__name__ == "quantize_products"
     assert (quantize(model), quantize(model)) == (1, 0)
-    found = np.concatenate(run(model, x=ROWS), axis=-1)
+    entries = {"graph_optimization_level": "disable"} if scheme == "weights" else EXACT_INT8
+    found = np.concatenate(run(model, entries, x=ROWS), axis=-1)
     np.testing.assert_allclose(found, expected(scheme, smoothing, correction), atol=2e-5)
     matrix = next(value for name, value in model.graph.initializers.items() if name.endswith(".int8"))
     assert (matrix.dtype, tuple(matrix.shape)) == (ir.DataType.INT8, (8, 10))
+
+
+@pytest.mark.parametrize("scheme", ["static", "token"])
+def test_sums_of_the_largest_products_do_not_saturate(scheme: Scheme) -> None:
+    """Two of 255 * 127 are beyond 16 bits, in which processors without VNNI add them up."""
+    model = build(TWO, **{name: np.ones_like(array) for name, array in WEIGHTS.items()})
+    quantize_products({NAME: Recipe(scheme=scheme, scale=1 / 255, zero_point=0)})(model)
+    found = run(model, x=np.ones((1, 2, 8), dtype=np.float32))
+    np.testing.assert_allclose(np.concatenate(found, axis=-1)[0, 0], [9.0] * 6 + [8.0] * 4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scheme", ["static", "token"])
