@@ -150,7 +150,7 @@ NATIVE_INT8 = replace(
         remove_dead_nodes,
         clear_notes,
     ),
-    cpu_features=("avx512bw", "avx512vl", "avx512_vnni"),
+    cpu_features=("avx2", "fma"),
     operators=NATIVE_OPERATORS,
 )
 """On this package's own operators, which take in what stands around a product: the fastest, where they load."""
