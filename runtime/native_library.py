@@ -25,6 +25,11 @@ class Library:
     module: str
     cpu_features: tuple[str, ...] = ()
 
+    def path(self) -> Path | None:
+        """Return its file, None where it was not compiled."""
+        spec = find_spec(self.module)
+        return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
 
 LIBRARIES: Final[Mapping[str, tuple[Library, ...]]] = MappingProxyType(
     {
@@ -56,14 +61,17 @@ class Requirements(Protocol):
         """A library of operators, None for ONNX Runtime's own alone."""
 
 
-def library_path(operators: str) -> Path | None:
-    """Return the library of operators such as ``poolgraph.cpu/2``: the first that was installed and runs here, or None."""
+def find_library(operators: str) -> Library | None:
+    """Return the fastest library of operators such as ``poolgraph.cpu/2`` that was compiled and runs here, or None."""
     features = read_cpu_info().features
-    for library in LIBRARIES[operators.partition("/")[0]]:
-        spec = find_spec(library.module) if has_cpu_features(library, features) else None
-        if spec is not None and spec.origin is not None:
-            return Path(spec.origin)
-    return None
+    of_domain = LIBRARIES[operators.partition("/")[0]]
+    return next((one for one in of_domain if has_cpu_features(one, features) and one.path() is not None), None)
+
+
+def library_path(operators: str) -> Path | None:
+    """Return the file of that library, None where there is none."""
+    library = find_library(operators)
+    return None if library is None else library.path()
 
 
 @cache
