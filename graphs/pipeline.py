@@ -159,7 +159,7 @@ NATIVE_INT8 = replace(
         clear_notes,
     ),
     session_options=CPU_FP32.session_options,
-    cpu_features=("avx512bw", "avx512vl", "avx512_vnni"),
+    cpu_features=("avx2", "fma"),
     operators=NATIVE_OPERATORS,
 )
 """On this package's own operators, which take in what stands around a product: the fastest, where they load."""

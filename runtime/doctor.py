@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from types import MappingProxyType, ModuleType
@@ -15,7 +15,7 @@ from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS
 from poolgraph.runtime.cache import cache_dir
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
 from poolgraph.runtime.doctor_cuda import CudaReport, examine_cuda, format_cuda
-from poolgraph.runtime.native_library import available_operators
+from poolgraph.runtime.native_library import available_operators, find_library
 from poolgraph.runtime.provider_libraries import LIBRARIES, explain_failure, preload_libraries
 from poolgraph.runtime.provider_trial import FATAL, try_provider
 from poolgraph.runtime.providers import AUTOMATIC, CUDA_PROVIDER, INSTALL_CURES, PROVIDER_NAMES
@@ -32,7 +32,7 @@ USEFUL_CPU_FEATURES: Final = (
 
 WITHOUT_OPERATORS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        NATIVE_OPERATORS: "int8 runs on ONNX Runtime's operators, as on all processors without AVX-512 VNNI",
+        NATIVE_OPERATORS: "int8 runs on ONNX Runtime's operators, as on all processors without AVX2 and FMA",
         CUDA_OPERATORS: "variants of --target cublaslt do not run",
     }
 )
@@ -71,6 +71,7 @@ class DoctorReport:
         extras: The optional parts.
         cpu: The processor.
         operators: The libraries of poolgraph's own operators that load, with their versions.
+        compiled_for: The instruction sets that these libraries were compiled for.
         providers: The providers that ONNX Runtime lists, and those that poolgraph could use.
         provider: The provider that would be picked; None when none loads.
         cuda: What CUDA needs, and the kernel that attention runs on.
@@ -86,6 +87,7 @@ class DoctorReport:
     extras: tuple[ExtraCheck, ...]
     cpu: CpuInfo
     operators: tuple[str, ...]
+    compiled_for: Mapping[str, tuple[str, ...]]
     providers: tuple[ProviderCheck, ...]
     provider: str | None
     cuda: CudaReport
@@ -106,6 +108,7 @@ def examine(import_onnxruntime: Callable[[], ModuleType] | None = None) -> Docto
         extras=tuple(check_extra(name) for name in EXTRAS),
         cpu=cpu,
         operators=available_operators(),
+        compiled_for={name: found.cpu_features for name in WITHOUT_OPERATORS if (found := find_library(name))},
         providers=providers,
         provider=choose_provider(providers),
         cuda=examine_cuda(cuda_loads=any(check.loads for check in providers if check.name == CUDA_PROVIDER)),
@@ -182,7 +185,7 @@ def format_doctor(report: DoctorReport) -> str:
             f"  {' '.join(useful) or 'no instruction set that matters was recognized'}",
             "",
             "Operators of poolgraph's own",
-            *(f"  {name:<16} {_describe_operators(name, report.operators)}" for name in WITHOUT_OPERATORS),
+            *(f"  {name:<16} {_describe_operators(name, report)}" for name in WITHOUT_OPERATORS),
             "",
             "Providers",
             *(f"  {_describe_provider(check)}" for check in report.providers),
@@ -203,9 +206,9 @@ def _describe_extra(extra: ExtraCheck) -> str:
     return f'missing {", ".join(extra.missing)} (pip install "poolgraph[{extra.name}]")'
 
 
-def _describe_operators(name: str, loaded: Collection[str]) -> str:
-    if name in loaded:
-        return "load"
+def _describe_operators(name: str, report: DoctorReport) -> str:
+    if name in report.operators:
+        return ", compiled for ".join(filter(None, ("load", " ".join(report.compiled_for.get(name, ())))))
     return f"not compiled, or do not load: {WITHOUT_OPERATORS[name]}; install poolgraph anew with a C++ compiler"
 
 

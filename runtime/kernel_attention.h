@@ -55,116 +55,87 @@ struct AttentionRoom {
   Buffer<float> key_scales, value_scales, scores, factors;
 };
 
-// Swaps rows and columns of 16 by 16 numbers of 32 bits.
-inline void transpose(__m512i (&rows)[kLanes]) {
-  __m512i pairs[kLanes], fours[kLanes];
-#pragma GCC unroll 8
-  for (int i = 0; i < kLanes; i += 2) {
-    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < kLanes; i += 4) {
-    fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
-    fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
-    fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
-    fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m512i low = _mm512_shuffle_i32x4(fours[i], fours[i + 4], 0x88), low2 = _mm512_shuffle_i32x4(fours[i], fours[i + 4], 0xdd);
-    const __m512i high = _mm512_shuffle_i32x4(fours[i + 8], fours[i + 12], 0x88);
-    const __m512i high2 = _mm512_shuffle_i32x4(fours[i + 8], fours[i + 12], 0xdd);
-    rows[i] = _mm512_shuffle_i32x4(low, high, 0x88);
-    rows[i + 4] = _mm512_shuffle_i32x4(low2, high2, 0x88);
-    rows[i + 8] = _mm512_shuffle_i32x4(low, high, 0xdd);
-    rows[i + 12] = _mm512_shuffle_i32x4(low2, high2, 0xdd);
-  }
+inline Floats load_some(const float* from, int count) {
+  return count >= kLanes ? load(from) : load_where(mask_of(std::max(count, 0)), from);
 }
 
-inline __m512 load_some(const float* from, int count) {
-  return count >= kLanes ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask_of(std::max(count, 0)), from);
-}
+inline void store_some(float* to, int count, Floats x) { count >= kLanes ? store(to, x) : store_where(mask_of(count), to, x); }
 
 // The largest sum of products of two rows of `padded` numbers up to this stays below 2**31.
 inline float most_number(int padded) { return std::floor(std::sqrt(2147483647.0 / padded)); }
 
-inline __m512i magnitude(__m512 x) { return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)); }
+inline Ints magnitude(Floats x) { return both_bits(as_ints(x), splat(0x7fffffff)); }
 
 // The larger magnitudes of a and b, compared as integers, which have the order of the numbers and let NaN win.
-inline __m512 larger(__m512 a, __m512 b) { return _mm512_castsi512_ps(_mm512_max_epi32(magnitude(a), magnitude(b))); }
+inline Floats larger(Floats a, Floats b) { return as_floats(maximum(magnitude(a), magnitude(b))); }
 
-inline __m512 range_of(const float* row, int size) {
-  __m512 range = _mm512_setzero_ps();
+inline Floats range_of(const float* row, int size) {
+  Floats range = splat(0.0f);
   for (int d = 0; d < size; d += kLanes) range = larger(range, load_some(row + d, size - d));
   return range;
 }
 
-inline __m256i narrow(__m512 x) { return _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)); }
-
 // Rounds up to sixteen rows, `row(r)` being one, to integers of up to `most`, with zeros up to `padded`; returns what one is
 // worth in each: NaN or infinity where a row has one.
 template <class Row>
-inline __attribute__((always_inline)) __m512 round_rows(Row&& row, int count, int size, int padded, int16_t* to,
+inline __attribute__((always_inline)) Floats round_rows(Row&& row, int count, int size, int padded, int16_t* to,
                                                         size_t stride) {
   const float most = most_number(padded);
-  __m512 ranges[kLanes];
+  Floats ranges[kLanes];
 #pragma GCC unroll 16
-  for (int r = 0; r < kLanes; ++r) ranges[r] = r < count ? range_of(row(r), size) : _mm512_setzero_ps();
-  const __m512 range = reduce_rows(ranges, larger);
-  const __m512 kept = _mm512_max_ps(_mm512_set1_ps(kLeastRange), range);  // in this order NaN stays one
+  for (int r = 0; r < kLanes; ++r) ranges[r] = r < count ? range_of(row(r), size) : splat(0.0f);
+  const Floats range = reduce_rows(ranges, larger);
+  const Floats kept = maximum(splat(kLeastRange), range);  // in this order NaN stays one
   alignas(64) float inverses[kLanes];
-  _mm512_store_ps(inverses, _mm512_div_ps(_mm512_set1_ps(most), kept));
+  store(inverses, splat(most) / kept);
   for (int r = 0; r < count; ++r) {
-    const __m512 inverse = _mm512_set1_ps(inverses[r]);
+    const Floats inverse = splat(inverses[r]);
     for (int d = 0; d < padded; d += kLanes)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + r * stride + d),
-                          narrow(_mm512_mul_ps(load_some(row(r) + d, size - d), inverse)));
+      store_cut(to + r * stride + d, round_to_ints(load_some(row(r) + d, size - d) * inverse));
   }
-  return _mm512_mul_ps(kept, _mm512_set1_ps(1 / most));
+  return kept * splat(1 / most);
 }
 
 // Returns 0, NaN where a key has NaN or infinity.
 inline float pack_keys(const HeadRows& rows, int head, int size, int padded, const PackedHead& to) {
   const int lanes_keys = round_to(rows.length, kLanes);
   alignas(64) int16_t numbers[kLanes][kMostFeatures];
-  __m512 poison = _mm512_setzero_ps();
+  Floats poison = splat(0.0f);
   for (int key = 0; key < rows.length; key += kLanes) {
     const auto row = [&](int r) { return rows.at(std::min(key + r, rows.length - 1), head, size); };
-    const __m512 scales = round_rows(row, kLanes, size, padded, numbers[0], kMostFeatures);
-    _mm512_storeu_ps(to.key_scales + key, scales);
-    poison = _mm512_fmadd_ps(scales, _mm512_setzero_ps(), poison);
+    const Floats scales = round_rows(row, kLanes, size, padded, numbers[0], kMostFeatures);
+    store(to.key_scales + key, scales);
+    poison = fmadd(scales, splat(0.0f), poison);
     const int first = key / kBlockKeys * kBlockKeys;
     const size_t line = 2 * static_cast<size_t>(std::min(kBlockKeys, lanes_keys - first));
     int16_t* packed = to.keys + static_cast<size_t>(first) * padded + (key - first) * 2;
     for (int d = 0; d < padded; d += 2 * kLanes) {
-      __m512i block[kLanes];
-      for (int r = 0; r < kLanes; ++r) block[r] = _mm512_load_si512(numbers[r] + d);
+      Ints block[kLanes];
+      for (int r = 0; r < kLanes; ++r) block[r] = load_pairs(numbers[r] + d);
       transpose(block);
       const int pairs = std::min(padded - d, 2 * kLanes) / 2;
-      for (int pair = 0; pair < pairs; ++pair) _mm512_storeu_si512(packed + (d / 2 + pair) * line, block[pair]);
+      for (int pair = 0; pair < pairs; ++pair) store_pairs(packed + (d / 2 + pair) * line, block[pair]);
     }
   }
-  return _mm512_reduce_add_ps(poison);
+  return sum_lanes(poison);
 }
 
 inline void pack_values(const HeadRows& rows, int head, int size, int padded, const PackedHead& to) {
   const float* first_row = rows.at(0, head, size);
   for (int d = 0; d < padded; d += kLanes) {
-    __m512i largest = _mm512_setzero_si512();
+    Ints largest = splat(0);
     for (int key = 0; key < rows.length; ++key)
-      largest = _mm512_max_epi32(largest, magnitude(load_some(first_row + key * rows.stride + d, size - d)));
-    const __m512 range = _mm512_max_ps(_mm512_set1_ps(kLeastRange), _mm512_castsi512_ps(largest));
-    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(kMostValue), range);
-    _mm512_storeu_ps(to.value_scales + d, _mm512_mul_ps(range, _mm512_set1_ps(1 / kMostValue)));
+      largest = maximum(largest, magnitude(load_some(first_row + key * rows.stride + d, size - d)));
+    const Floats range = maximum(splat(kLeastRange), as_floats(largest));
+    const Floats inverse = splat(kMostValue) / range;
+    store(to.value_scales + d, range * splat(1 / kMostValue));
     for (int key = 0; key < rows.length; key += 2) {
       const float* row = first_row + key * rows.stride + d;
-      const __m512 low = load_some(row, size - d);
-      const __m512 high = key + 1 < rows.length ? load_some(row + rows.stride, size - d) : _mm512_setzero_ps();
-      const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
-      const __m512i second = _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)), 16);
-      _mm512_storeu_si512(to.values + (static_cast<size_t>(key) * padded + d * 2),
-                          _mm512_mask_blend_epi16(0xaaaaaaaa, first, second));
+      const Floats low = load_some(row, size - d);
+      const Floats high = key + 1 < rows.length ? load_some(row + rows.stride, size - d) : splat(0.0f);
+      const Ints first = round_to_ints(low * inverse);
+      const Ints second = round_to_ints(high * inverse);
+      store_pairs(to.values + (static_cast<size_t>(key) * padded + d * 2), pair(first, second));
     }
   }
 }
@@ -185,21 +156,21 @@ inline PackedHead pack_head(const AttentionShape& shape, const HeadRows& keys, c
 template <int kRows, int kVectors, class Store>
 __attribute__((noinline)) void product_block(const int16_t* rows, size_t row_stride, const int16_t* columns,
                                              size_t column_stride, int steps, int count, const Store& store) {
-  __m512i sums[kRows][kVectors];
+  Ints sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_setzero_si512();
+    for (int j = 0; j < kVectors; ++j) sums[r][j] = splat(0);
 #pragma GCC unroll 1
   for (int step = 0; step < steps; ++step, columns += column_stride, rows += 2) {
-    __m512i column[kVectors];
+    Ints column[kVectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) column[j] = _mm512_loadu_si512(columns + j * 32);
+    for (int j = 0; j < kVectors; ++j) column[j] = load_pairs(columns + j * 2 * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      int32_t pair;
-      std::memcpy(&pair, rows + r * row_stride, sizeof pair);
-      const __m512i x = _mm512_set1_epi32(pair);
+      int32_t two;
+      std::memcpy(&two, rows + r * row_stride, sizeof two);
+      const Ints x = splat(two);
 #pragma GCC unroll 4
       for (int j = 0; j < kVectors; ++j) add_pairs(sums[r][j], x, column[j]);
     }
@@ -208,24 +179,30 @@ __attribute__((noinline)) void product_block(const int16_t* rows, size_t row_str
   for (int j = 0; j < kVectors; ++j)
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
-      if (r < count) store(r, j, _mm512_cvtepi32_ps(sums[r][j]));
+      if (r < count) store(r, j, to_floats(sums[r][j]));
 }
 
-// Up to kQueryRows rows by up to 4 vectors: blocks that fit the registers.
+// Up to kQueryRows rows by up to 4 vectors: blocks that fit the registers, whose sums are the same in each.
 template <int kVectors, class Store>
 inline void multiply_rows(const int16_t* rows, size_t row_stride, const int16_t* columns, size_t column_stride, int steps,
                           int count, const Store& store) {
-  if constexpr (kVectors <= 2)
+  if constexpr (kVectors * kQueryRows <= kSums)
     if (count > kQueryRows / 2)
       return product_block<kQueryRows, kVectors>(rows, row_stride, columns, column_stride, steps, count, store);
   for (int first = 0; first < count; first += kQueryRows / 2)
     product_block<kQueryRows / 2, kVectors>(rows + first * row_stride, row_stride, columns, column_stride, steps,
-                                            count - first, [&](int r, int j, __m512 x) { store(first + r, j, x); });
+                                            count - first, [&](int r, int j, Floats x) { store(first + r, j, x); });
 }
 
 template <class Store>
 inline void multiply(int vectors, const int16_t* rows, size_t row_stride, const int16_t* columns, size_t column_stride,
                      int steps, int count, const Store& store) {
+  if constexpr (kSums < kQueryRows) {  // of which no block is wider than a vector
+    for (int v = 0; v < vectors; ++v)
+      multiply_rows<1>(rows, row_stride, columns + v * 2 * kLanes, column_stride, steps, count,
+                       [&](int r, int, Floats x) { store(r, v, x); });
+    return;
+  }
   switch (vectors) {
     case 1: return multiply_rows<1>(rows, row_stride, columns, column_stride, steps, count, store);
     case 2: return multiply_rows<2>(rows, row_stride, columns, column_stride, steps, count, store);
@@ -248,12 +225,12 @@ inline void weigh_values(const AttentionShape& shape, const PackedHead& head, co
   for (int d = 0; d < padded; d += 4 * kLanes) {
     const int vectors = std::min(4, (padded - d) / kLanes);
     const float* factor = factors;
-    const auto set = [&](int r, int j, __m512 x) {
-      _mm512_store_ps(sums[r] + j * kLanes, _mm512_mul_ps(x, _mm512_set1_ps(factor[r])));
+    const auto set = [&](int r, int j, Floats x) {
+      store(sums[r] + j * kLanes, x * splat(factor[r]));
     };
-    const auto add = [&](int r, int j, __m512 x) {
+    const auto add = [&](int r, int j, Floats x) {
       float* to = sums[r] + j * kLanes;
-      _mm512_store_ps(to, _mm512_fmadd_ps(x, _mm512_set1_ps(factor[r]), _mm512_load_ps(to)));
+      store(to, fmadd(x, splat(factor[r]), load(to)));
     };
     for (int first = keys.first; first < keys.last; first += kBlockKeys, factor += kLanes) {
       const int steps = (std::min(first + kBlockKeys, keys.last) - first + 1) / 2;
@@ -265,10 +242,9 @@ inline void weigh_values(const AttentionShape& shape, const PackedHead& head, co
     }
     for (int j = 0; j < vectors; ++j) {
       const int place = d + j * kLanes;
-      const __m512 worth = _mm512_loadu_ps(head.value_scales + place);
+      const Floats worth = load(head.value_scales + place);
       for (int r = 0; r < count; ++r)
-        _mm512_mask_storeu_ps(out + r * out_stride + place, mask_of(shape.head_size - place),
-                              _mm512_mul_ps(_mm512_load_ps(sums[r] + j * kLanes), worth));
+        store_some(out + r * out_stride + place, shape.head_size - place, load(sums[r] + j * kLanes) * worth);
     }
   }
 }
@@ -279,21 +255,21 @@ inline void multiply_keys(const PackedHead& head, const int16_t* queries, int pa
   for (int key = tile.computed.first; key < tile.computed.last; key += kBlockKeys) {
     const size_t line = 2 * static_cast<size_t>(std::min(kBlockKeys, round_to(num_keys, kLanes) - key));
     const int vectors = (std::min(key + kBlockKeys, tile.computed.last) - key) / kLanes;
-    const auto put = [&](int r, int j, __m512 sums) {
+    const auto put = [&](int r, int j, Floats sums) {
       const int place = key + j * kLanes;
-      _mm512_storeu_ps(scores + r * tile.stride + place, _mm512_mul_ps(sums, _mm512_loadu_ps(head.key_scales + place)));
+      store(scores + r * tile.stride + place, sums * load(head.key_scales + place));
     };
     multiply(vectors, queries, padded, head.keys + static_cast<size_t>(key) * padded, line, padded / 2, tile.count, put);
   }
 }
 
 // Rounds a tile's queries, with zeros up to kQueryRows; returns what a score of each is worth in units of log2.
-inline __m512 round_queries(const AttentionShape& shape, const float* rows, size_t stride, int count, int16_t* to) {
+inline Floats round_queries(const AttentionShape& shape, const float* rows, size_t stride, int count, int16_t* to) {
   const int padded = shape.padded_size();
   const auto row = [&](int r) { return rows + r * stride; };
   std::memset(to + count * padded, 0, (kQueryRows - count) * padded * sizeof(int16_t));
-  const __m512 worth = round_rows(row, count, shape.head_size, padded, to, padded);
-  return _mm512_mul_ps(worth, _mm512_set1_ps(shape.scale * kLog2E));
+  const Floats worth = round_rows(row, count, shape.head_size, padded, to, padded);
+  return worth * splat(shape.scale * kLog2E);
 }
 
 // Answers `count` <= kQueryRows queries of one head, the first of which stands at `position` among the keys.
@@ -309,7 +285,7 @@ inline void attend(const AttentionShape& shape, const float* queries, size_t str
   for (int r = 0; r < count; ++r) ranges[r] = visible_keys(shape, position + r, num_keys);
   const int first = ranges[0].first / kBlockKeys * kBlockKeys;
   const int last = std::min(round_to(ranges[count - 1].last, kGroupKeys), round_to(num_keys, kLanes));
-  const __m512 worth = round_queries(shape, queries, stride, count, rounded);
+  const Floats worth = round_queries(shape, queries, stride, count, rounded);
   const ScoreTile tile{scores, row_keys, count, {first, last}, ranges, worth};
   multiply_keys(head, rounded, padded, tile, num_keys, scores);
   soften(tile, head.poison, weights, factors);

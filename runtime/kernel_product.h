@@ -1,4 +1,4 @@
-// Products of rounded rows with 8-bit weights: packed once, then tiles of 6 rows by 64 columns by VNNI.
+// Products of rounded rows with 8-bit weights: packed once, then multiplied in tiles of rows and columns.
 #pragma once
 
 #include <algorithm>
@@ -11,11 +11,11 @@
 
 namespace poolgraph {
 
-constexpr int kTileRows = 6;      // 24 accumulators, four vectors of weights and one of a row's bytes: 29 registers
-constexpr int kTileColumns = 64;
-constexpr int kDepth = 4;         // bytes that one lane of VNNI multiplies and adds
+constexpr int kTileRows = 6;
+constexpr int kTileColumns = kTileVectors * kLanes;
+constexpr int kPanelColumns = 64;  // one tile's or several tiles'
 
-// Weights in the order in which tiles read them: [panel][depth / 4][64 columns][4].
+// Weights in the order in which tiles read them: [tile][depth / kDepth][kTileColumns][kDepth].
 using Packed = std::shared_ptr<const Buffer<int8_t>>;
 
 // Copies of the same weights, as the sessions of several thread counts make them, become one.
@@ -54,7 +54,7 @@ class Product {
         gate(gate),
         in_features(in_features),
         out_features(gate == Gate::kNone ? out_features : out_features / 2),
-        panel_columns(gate == Gate::kNone ? kTileColumns : kTileColumns / 2),
+        panel_columns(gate == Gate::kNone ? kPanelColumns : kPanelColumns / 2),
         panels((this->out_features + panel_columns - 1) / panel_columns),
         steps_((in_features + kDepth - 1) / kDepth) {
     if (factors) factors_.assign(factors, factors + in_features);
@@ -63,7 +63,7 @@ class Product {
 
   // What rows are multiplied by before they are rounded, or nullptr.
   const float* factors() const { return factors_.empty() ? nullptr : factors_.data(); }
-  size_t bytes_stride() const { return round_to(in_features, 64); }
+  size_t row_stride() const { return round_to(in_features, 64); }  // in RowByte
 
   // Computes columns of panels [first, last) for `count` rows; `out` is the place of the first row's first column.
   void run(const RowBytes& rows, int count, int first, int last, float* out, size_t stride) const {
@@ -89,11 +89,13 @@ class Product {
     return (gate != Gate::kNone && is_gate == (gate == Gate::kSecond)) ? inner + out_features : inner;
   }
 
+  size_t tile_size() const { return static_cast<size_t>(steps_) * kTileColumns * kDepth; }
+
   void pack(const int8_t* weights, int total, const float* scales, const float* bias) {
-    const size_t panel_size = static_cast<size_t>(steps_) * kTileColumns * kDepth;
+    const size_t panel_size = tile_size() * (kPanelColumns / kTileColumns);
     Buffer<int8_t> packed(panels * panel_size);
     std::memset(packed.get(), 0, panels * panel_size);
-    const size_t columns = static_cast<size_t>(panels) * kTileColumns;
+    const size_t columns = static_cast<size_t>(panels) * kPanelColumns;
     scales_.assign(columns, 0.0f);
     bias_.assign(columns, 0.0f);
     sums_.assign(columns, 0);
@@ -102,21 +104,21 @@ class Product {
   }
 
   void pack_panel(const int8_t* weights, int total, int panel, int8_t* to, const float* scales, const float* bias) {
-    int sources[kTileColumns];
-    int32_t sums[kTileColumns] = {};
-    for (int column = 0; column < kTileColumns; ++column) sources[column] = source_column(panel, column);
+    int sources[kPanelColumns];
+    int32_t sums[kPanelColumns] = {};
+    for (int column = 0; column < kPanelColumns; ++column) sources[column] = source_column(panel, column);
     for (int k = 0; k < in_features; ++k) {
       const int8_t* row = weights + static_cast<size_t>(k) * total;
       int8_t* group = to + static_cast<size_t>(k / kDepth) * kTileColumns * kDepth + k % kDepth;
-      for (int column = 0; column < kTileColumns; ++column) {
+      for (int column = 0; column < kPanelColumns; ++column) {
         if (sources[column] < 0) continue;
-        group[column * kDepth] = row[sources[column]];
+        group[column / kTileColumns * tile_size() + column % kTileColumns * kDepth] = row[sources[column]];
         sums[column] += row[sources[column]];
       }
     }
-    for (int column = 0; column < kTileColumns; ++column) {
+    for (int column = 0; column < kPanelColumns; ++column) {
       if (sources[column] < 0) continue;
-      const size_t place = static_cast<size_t>(panel) * kTileColumns + column;
+      const size_t place = static_cast<size_t>(panel) * kPanelColumns + column;
       scales_[place] = scales[sources[column]];
       if (bias) bias_[place] = bias[sources[column]];
       sums_[place] = sums[column];
@@ -136,15 +138,16 @@ class Product {
 
   template <int kRows>
   void run_rows(const RowBytes& rows, int row, int panel, float* out, size_t stride) const {
-    alignas(64) float tile[kRows][kTileColumns];
-    multiply<kRows>(rows, row, panel, tile);
+    alignas(64) float made[kRows][kPanelColumns];
+    for (int tile = 0; tile < kPanelColumns / kTileColumns; ++tile)
+      multiply<kRows>(rows, row, panel * (kPanelColumns / kTileColumns) + tile, made[0] + tile * kTileColumns);
     float* to = out + static_cast<size_t>(row) * stride + static_cast<size_t>(panel) * panel_columns;
     const int columns = std::min(panel_columns, out_features - panel * panel_columns);
     with_activation(activation, [&](auto function) {
       for (int r = 0; r < kRows; ++r)
         for_vectors(columns, [&](int column, auto lanes) {
-          __m512 x = function(_mm512_load_ps(tile[r] + column));
-          if (gate != Gate::kNone) x = _mm512_mul_ps(x, _mm512_load_ps(tile[r] + kTileColumns / 2 + column));
+          Floats x = function(load(made[r] + column));
+          if (gate != Gate::kNone) x = x * load(made[r] + kPanelColumns / 2 + column);
           lanes.store(to + r * stride + column, x);
         });
     });
@@ -152,40 +155,41 @@ class Product {
 
   // Unrolled by the compiler, so that all sums stay in registers.
   template <int kRows>
-  __attribute__((noinline)) void multiply(const RowBytes& rows, int row, int panel, float (*tile)[kTileColumns]) const {
-    __m512i sums[kRows][4];
-    const size_t place = static_cast<size_t>(panel) * kTileColumns;
+  __attribute__((noinline)) void multiply(const RowBytes& rows, int row, int tile, float* made) const {
+    Ints sums[kRows][kTileVectors];
+    const size_t place = static_cast<size_t>(tile) * kTileColumns;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sums[r][j] = _mm512_setzero_si512();
-    const uint8_t* bytes = rows.bytes + static_cast<size_t>(row) * rows.stride;
+      for (int j = 0; j < kTileVectors; ++j) sums[r][j] = splat(0);
+    const RowByte* bytes = rows.bytes + static_cast<size_t>(row) * rows.stride;
     const size_t stride = rows.stride;
-    const int8_t* weights = packed_->get() + place * steps_ * kDepth;
+    const int8_t* weights = packed_->get() + tile * tile_size();
 #pragma GCC unroll 1
     for (int step = 0; step < steps_; ++step, weights += kTileColumns * kDepth, bytes += kDepth) {
-      __m512i columns[4];
+      Ints columns[kTileVectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) columns[j] = _mm512_load_si512(weights + j * 64);
+      for (int j = 0; j < kTileVectors; ++j) columns[j] = load_weights(weights + j * kLanes * kDepth);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        int32_t four;
-        std::memcpy(&four, bytes + r * stride, sizeof four);
-        const __m512i x = _mm512_set1_epi32(four);
+        int32_t few;
+        static_assert(sizeof few == kDepth * sizeof *bytes);
+        std::memcpy(&few, bytes + r * stride, sizeof few);
+        const Ints x = splat(few);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) add_products(sums[r][j], x, columns[j]);
+        for (int j = 0; j < kTileVectors; ++j) add_products(sums[r][j], x, columns[j]);
       }
     }
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const __m512 scale = _mm512_loadu_ps(scales_.data() + place + j * kLanes);
-      const __m512 bias = _mm512_loadu_ps(bias_.data() + place + j * kLanes);
-      const __m512i all = _mm512_loadu_si512(sums_.data() + place + j * kLanes);
+    for (int j = 0; j < kTileVectors; ++j) {
+      const Floats scale = load(scales_.data() + place + j * kLanes);
+      const Floats bias = load(bias_.data() + place + j * kLanes);
+      const Ints all = load(sums_.data() + place + j * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const __m512i extra = _mm512_mullo_epi32(all, _mm512_set1_epi32(rows.zero_points[row + r]));
-        const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums[r][j], extra)), scale);
-        _mm512_store_ps(tile[r] + j * kLanes, _mm512_fmadd_ps(x, _mm512_set1_ps(rows.scales[row + r]), bias));
+        const Ints extra = times(all, splat(rows.zero_points[row + r]));
+        const Floats x = to_floats(minus(sums[r][j], extra)) * scale;
+        store(made + r * kPanelColumns + j * kLanes, fmadd(x, splat(rows.scales[row + r]), bias));
       }
     }
   }

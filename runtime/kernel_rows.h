@@ -20,9 +20,9 @@ struct Rounding {
   bool per_row() const { return scale == 0; }
 };
 
-// Rows of unsigned bytes; a row's numbers are (byte - its zero point) * its scale.
+// Rows of unsigned bytes, a multiple of 64 each; a row's numbers are (byte - its zero point) * its scale.
 struct RowBytes {
-  uint8_t* bytes;
+  RowByte* bytes;
   size_t stride;
   float* scales;
   int32_t* zero_points;
@@ -36,9 +36,9 @@ struct RowsIn {
 };
 
 template <class Lanes>
-inline __m512 load_scaled(const float* row, const float* factors, int column, Lanes lanes) {
-  const __m512 x = lanes.load(row + column);
-  return factors ? _mm512_mul_ps(x, lanes.load(factors + column)) : x;
+inline Floats load_scaled(const float* row, const float* factors, int column, Lanes lanes) {
+  const Floats x = lanes.load(row + column);
+  return factors ? x * lanes.load(factors + column) : x;
 }
 
 struct Range {
@@ -46,45 +46,42 @@ struct Range {
 };
 
 inline Range range_of(const float* row, const float* factors, int width) {
-  __m512 low = _mm512_setzero_ps(), high = low;
-  __mmask16 broken = 0;
+  Floats low = splat(0.0f), high = low;
+  Mask broken = mask_of(0);
   for_vectors(width, [&](int column, auto lanes) {
-    const __m512 x = load_scaled(row, factors, column, lanes);
-    broken |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    low = _mm512_min_ps(low, x);
-    high = _mm512_max_ps(high, x);
+    const Floats x = load_scaled(row, factors, column, lanes);
+    broken = broken | is_nan(x);
+    low = minimum(low, x);
+    high = maximum(high, x);
   });
   const float none = std::numeric_limits<float>::quiet_NaN();
-  return broken ? Range{none, none} : Range{_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high)};
+  return any(broken) ? Range{none, none} : Range{least_lane(low), largest_lane(high)};
 }
 
 // How a row's numbers become bytes.
 struct Bytes {
   const float* factors;
-  __m512 inverse, zero;
+  Floats inverse, zero;
 
   template <class Lanes>
-  __m512i integers(const float* row, int column, Lanes lanes) const {
-    const __m512 x = _mm512_fmadd_ps(load_scaled(row, factors, column, lanes), inverse, zero);
+  Ints integers(const float* row, int column, Lanes lanes) const {
+    const Floats x = fmadd(load_scaled(row, factors, column, lanes), inverse, zero);
     // Beyond the integers of 32 bits the conversion would turn large numbers into negative ones.
-    return _mm512_cvtps_epi32(_mm512_min_ps(x, _mm512_set1_ps(1e6f)));
+    return round_to_ints(minimum(x, splat(1e6f)));
   }
 };
 
-// Rounds one row to bytes, saturated at both ends.
-inline void round_row(const float* row, int width, const Bytes& by, uint8_t* bytes) {
-  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+// Rounds one row to bytes, saturated at both ends, and fills its last vector.
+inline void round_row(const float* row, int width, const Bytes& by, RowByte* bytes) {
   int column = 0;
   for (; column + 4 * kLanes <= width; column += 4 * kLanes) {
-    __m512i x[4];
+    Ints x[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) x[j] = by.integers(row, column + j * kLanes, AllLanes{});
-    const __m512i all = _mm512_packus_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
-    _mm512_storeu_si512(bytes + column, _mm512_permutexvar_epi32(in_order, all));
+    store_bytes(bytes + column, x[0], x[1], x[2], x[3]);
   }
   for_vectors(width - column, [&](int rest, auto lanes) {
-    const __m512i x = by.integers(row, column + rest, lanes);
-    lanes.store_bytes(bytes + column + rest, _mm512_max_epi32(x, _mm512_setzero_si512()));
+    store_bytes(bytes + column + rest, by.integers(row, column + rest, lanes));
   });
 }
 
@@ -101,7 +98,7 @@ inline void round_rows(const RowsIn& rows, const float* factors, const Rounding&
       scale = std::fmax(2 * (range.high / (2 * kSteps) - range.low / (2 * kSteps)), kTiniest);
       zero_point = static_cast<int>(std::lrintf(-range.low / scale));
     }
-    const Bytes by{factors, _mm512_set1_ps(1.0f / scale), _mm512_set1_ps(static_cast<float>(zero_point))};
+    const Bytes by{factors, splat(1.0f / scale), splat(static_cast<float>(zero_point))};
     if (finite) round_row(row, rows.width, by, out.bytes + r * out.stride);
     out.scales[r] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
     out.zero_points[r] = zero_point;
@@ -119,34 +116,34 @@ struct RowFinish {
 };
 
 inline float sum_of(const float* row, int width) {
-  __m512 total = _mm512_setzero_ps();
-  for_vectors(width, [&](int column, auto lanes) { total = _mm512_add_ps(total, lanes.load(row + column)); });
-  return _mm512_reduce_add_ps(total);
+  Floats total = splat(0.0f);
+  for_vectors(width, [&](int column, auto lanes) { total = total + lanes.load(row + column); });
+  return sum_lanes(total);
 }
 
 inline float squares_of(const float* row, float mean, int width) {
-  __m512 total = _mm512_setzero_ps();
+  Floats total = splat(0.0f);
   for_vectors(width, [&](int column, auto lanes) {
-    const __m512 x = lanes.keep(_mm512_sub_ps(lanes.load(row + column), _mm512_set1_ps(mean)));
-    total = _mm512_fmadd_ps(x, x, total);
+    const Floats x = lanes.keep(lanes.load(row + column) - splat(mean));
+    total = fmadd(x, x, total);
   });
-  return _mm512_reduce_add_ps(total);
+  return sum_lanes(total);
 }
 
 inline void add_row(float* row, const float* residual, int width) {
   for_vectors(width, [&](int column, auto lanes) {
-    lanes.store(row + column, _mm512_add_ps(lanes.load(row + column), lanes.load(residual + column)));
+    lanes.store(row + column, lanes.load(row + column) + lanes.load(residual + column));
   });
 }
 
 // Writes the normalized row to `out`, which may be the row itself.
 inline void normalize_row(const float* row, const RowFinish& finish, int width, float* out) {
   const float mean = finish.norm == Norm::kLayer ? sum_of(row, width) / width : 0.0f;
-  const __m512 inverse = _mm512_set1_ps(1.0f / std::sqrt(squares_of(row, mean, width) / width + finish.epsilon));
+  const Floats inverse = splat(1.0f / std::sqrt(squares_of(row, mean, width) / width + finish.epsilon));
   for_vectors(width, [&](int column, auto lanes) {
-    const __m512 x = _mm512_mul_ps(_mm512_sub_ps(lanes.load(row + column), _mm512_set1_ps(mean)), inverse);
-    const __m512 scaled = _mm512_mul_ps(x, lanes.load(finish.weight + column));
-    lanes.store(out + column, finish.bias ? _mm512_add_ps(scaled, lanes.load(finish.bias + column)) : scaled);
+    const Floats x = (lanes.load(row + column) - splat(mean)) * inverse;
+    const Floats scaled = x * lanes.load(finish.weight + column);
+    lanes.store(out + column, finish.bias ? scaled + lanes.load(finish.bias + column) : scaled);
   });
 }
 

@@ -26,14 +26,14 @@ struct ScoreTile {
   int count;
   KeyRange computed;
   const KeyRange* ranges;
-  __m512 worth;
+  Floats worth;
 };
 
 // The keys of a block that a query sees: all of them, or a bit each.
 struct WholeBlock {
   static constexpr int size = kBlockKeys;
-  __mmask16 lanes(int) const { return 0xffff; }
-  __mmask32 group(int) const { return 0xffffffff; }
+  Mask lanes(int) const { return mask_of(kLanes); }
+  uint32_t group(int) const { return 0xffffffff; }
 };
 
 struct PartBlock {
@@ -43,8 +43,8 @@ struct PartBlock {
     return {below(range.last - first) & ~below(range.first - first), size};
   }
   static uint64_t below(int count) { return count >= 64 ? ~0ull : (1ull << std::max(count, 0)) - 1; }
-  __mmask16 lanes(int key) const { return static_cast<__mmask16>(bits >> key); }
-  __mmask32 group(int key) const { return static_cast<__mmask32>(bits >> key); }
+  Mask lanes(int key) const { return mask_of_bits(static_cast<uint16_t>(bits >> key)); }
+  uint32_t group(int key) const { return static_cast<uint32_t>(bits >> key); }
 };
 
 // Calls use(first key, its place in `factors`, block of a range) for every block, the last of which may be shorter.
@@ -61,95 +61,94 @@ inline void for_blocks(const ScoreTile& tile, float* factors, Use&& use) {
 }
 
 template <class Block>
-inline __m512 largest_of(const float* scores, Block block) {
-  __m512 largest = _mm512_set1_ps(kUnseen);
+inline Floats largest_of(const float* scores, Block block) {
+  Floats largest = splat(kUnseen);
 #pragma GCC unroll 4
   for (int key = 0; key < block.size; key += kLanes)
-    largest = _mm512_mask_max_ps(largest, block.lanes(key), largest, _mm512_loadu_ps(scores + key));
+    largest = maximum_where(block.lanes(key), largest, load(scores + key));
   return largest;
 }
 
 // 2**(x / 4096) as two factors, for 16-bit integers x: a half power of two, in 1 / 128, picked by the highest five bits (0
 // for the lowest half power, at which what is small saturates, and where not `kept`), and a polynomial of degree 3 of
 // the others, in 1 / 8192, to 2e-4. Their errors' mean is near 0, for many small weights add up.
-inline __m512i half_power(__m512i x, __mmask32 kept) {
+inline Shorts half_power(Shorts x, uint32_t kept) {
   alignas(64) static constexpr int16_t kHalfPowers[32] = {128, 181, 256, 362, 512, 724, 1024, 1448, 2048, 2896, 4096, 5793,
                                                           8192, 11585, 16384, 23170, 0, 1, 1, 1, 2, 3, 4, 6,
                                                           8, 11, 16, 23, 32, 45, 64, 91};
-  return _mm512_maskz_permutexvar_epi16(kept, _mm512_srli_epi16(x, 11), _mm512_load_si512(kHalfPowers));
+  return look_up(kHalfPowers, x, kept);
 }
 
-inline __m512i rest_power(__m512i x) {
-  const __m512i fraction = _mm512_slli_epi16(x, 5);
-  __m512i result = _mm512_mulhi_epu16(fraction, _mm512_set1_epi16(71));
-  result = _mm512_mulhi_epu16(fraction, _mm512_add_epi16(result, _mm512_set1_epi16(480)));
-  result = _mm512_mulhi_epu16(fraction, _mm512_add_epi16(result, _mm512_set1_epi16(2844)));
-  return _mm512_add_epi16(result, _mm512_set1_epi16(8192));
+inline Shorts rest_power(Shorts x) {
+  const Shorts fraction = shift_shorts_left<5>(x);
+  Shorts result = high_product(fraction, splat_short(71));
+  result = high_product(fraction, plus_shorts(result, splat_short(480)));
+  result = high_product(fraction, plus_shorts(result, splat_short(2844)));
+  return plus_shorts(result, splat_short(8192));
 }
 
 // weights = 2**(5 + (scores * step + shift) / 4096) as integers up to 8190 = 2**13 - 2, saturated at both ends; returns sums
 // of them before rounding, in 1 / 2**15.
 template <class Block>
-inline __m512i weigh_block(const float* scores, Block block, float step, float shift, int16_t* weights) {
-  const __m512 by = _mm512_set1_ps(step), plus = _mm512_set1_ps(shift);
-  const __m512i in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  __m512i sums = _mm512_setzero_si512();
+inline Ints weigh_block(const float* scores, Block block, float step, float shift, int16_t* weights) {
+  const Floats by = splat(step), more = splat(shift);
+  Ints sums = splat(0);
 #pragma GCC unroll 2
   for (int key = 0; key < block.size; key += kGroupKeys) {
-    const __m512i low = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_loadu_ps(scores + key), by, plus));
-    const __m512i high = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_loadu_ps(scores + key + kLanes), by, plus));
-    const __m512i exponents = _mm512_permutexvar_epi64(in_order, _mm512_packs_epi32(low, high));
-    const __m512i power = half_power(exponents, block.group(key)), rest = rest_power(exponents);
+    const Ints low = round_to_ints(fmadd(load(scores + key), by, more));
+    const Ints high = round_to_ints(fmadd(load(scores + key + kLanes), by, more));
+    const Shorts exponents = to_shorts(low, high);
+    const Shorts power = half_power(exponents, block.group(key)), rest = rest_power(exponents);
     add_pairs(sums, power, rest);
-    _mm512_storeu_si512(weights + key, _mm512_mulhrs_epi16(power, rest));
+    store_shorts(weights + key, rounded_product(power, rest));
   }
   return sums;
 }
 
 // Writes log2 of each block's largest weight to `tops` [blocks][16 queries]; returns the largest of each query.
-inline __m512 find_tops(const ScoreTile& tile, float* tops) {
-  __m512 most = _mm512_set1_ps(kUnseen), rows[kLanes];
-  for (int r = tile.count; r < kLanes; ++r) rows[r] = _mm512_setzero_ps();
+inline Floats find_tops(const ScoreTile& tile, float* tops) {
+  Floats most = splat(kUnseen), rows[kLanes];
+  for (int r = tile.count; r < kLanes; ++r) rows[r] = splat(0.0f);
   for_blocks(tile, tops, [&](int first, float* top, auto block_of) {
     for (int r = 0; r < tile.count; ++r) rows[r] = largest_of(tile.scores + r * tile.stride + first, block_of(tile.ranges[r]));
-    const __m512 largest = reduce_rows(rows, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
-    const __m512 exponent = _mm512_mul_ps(largest, tile.worth);
-    most = _mm512_max_ps(most, exponent);
-    _mm512_storeu_ps(top, exponent);
+    const Floats largest = reduce_rows(rows, [](Floats a, Floats b) { return maximum(a, b); });
+    const Floats exponent = largest * tile.worth;
+    most = maximum(most, exponent);
+    store(top, exponent);
   });
   return most;
 }
 
 // Writes the weights; replaces the blocks' tops by what a weight of theirs is worth, one of the largest block being worth 1;
 // returns each query's sum of all weights' worth, before they were rounded, in 1 / 2**15.
-inline __m512 weigh_blocks(const ScoreTile& tile, __m512 most, int16_t* weights, float* factors) {
+inline Floats weigh_blocks(const ScoreTile& tile, Floats most, int16_t* weights, float* factors) {
   alignas(64) float steps[kLanes], shifts[kLanes];
-  _mm512_store_ps(steps, _mm512_mul_ps(tile.worth, _mm512_set1_ps(4096)));
-  __m512 totals[kLanes];
-  for (int r = 0; r < kLanes; ++r) totals[r] = _mm512_setzero_ps();
+  store(steps, tile.worth * splat(4096.0f));
+  Floats totals[kLanes];
+  for (int r = 0; r < kLanes; ++r) totals[r] = splat(0.0f);
   for_blocks(tile, factors, [&](int first, float* factor, auto block_of) {
-    const __m512 top = _mm512_loadu_ps(factor);
-    _mm512_store_ps(shifts, _mm512_mul_ps(_mm512_sub_ps(_mm512_set1_ps(8), top), _mm512_set1_ps(4096)));
-    _mm512_storeu_ps(factor, exp2(_mm512_sub_ps(top, most)));
+    const Floats top = load(factor);
+    store(shifts, (splat(8.0f) - top) * splat(4096.0f));
+    store(factor, exp2(top - most));
     for (int r = 0; r < tile.count; ++r) {
       const size_t place = r * tile.stride + first;
-      const __m512i sums = weigh_block(tile.scores + place, block_of(tile.ranges[r]), steps[r], shifts[r], weights + place);
-      totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(factor[r]), totals[r]);
+      const Ints sums = weigh_block(tile.scores + place, block_of(tile.ranges[r]), steps[r], shifts[r], weights + place);
+      totals[r] = fmadd(to_floats(sums), splat(factor[r]), totals[r]);
     }
   });
-  return reduce_rows(totals, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+  return reduce_rows(totals, [](Floats a, Floats b) { return a + b; });
 }
 
 // Turns scores into weights [count][stride]: integers, the largest of each block of keys nearly 2**13, zero for keys that a
 // query does not see. `factors` [blocks][16 queries] gets what one is worth in each block, all weights of a query together
 // being worth 1; NaN where a score may be NaN or infinite, as `poison`, NaN or 0, says of the keys.
 inline void soften(const ScoreTile& tile, float poison, int16_t* weights, float* factors) {
-  const __m512 most = find_tops(tile, factors);
-  const __m512 total = weigh_blocks(tile, most, weights, factors);
-  const __m512 nothing = _mm512_fmadd_ps(_mm512_add_ps(tile.worth, most), _mm512_setzero_ps(), _mm512_set1_ps(poison));
-  const __m512 unit = _mm512_add_ps(_mm512_div_ps(_mm512_set1_ps(32768), total), nothing);
+  const Floats most = find_tops(tile, factors);
+  const Floats total = weigh_blocks(tile, most, weights, factors);
+  const Floats nothing = fmadd(tile.worth + most, splat(0.0f), splat(poison));
+  const Floats unit = splat(32768.0f) / total + nothing;
   for_blocks(tile, factors, [&](int, float* factor, auto) {
-    _mm512_storeu_ps(factor, _mm512_mul_ps(_mm512_loadu_ps(factor), unit));
+    store(factor, load(factor) * unit);
   });
 }
 

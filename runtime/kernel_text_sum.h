@@ -41,12 +41,10 @@ class TextSum {
   }
 
   static void add(float weight, const float* row, size_t size, float* out) {
-    const __m512 factor = _mm512_set1_ps(weight);
-    for (size_t place = 0; place < size; place += kLanes) {
-      const __mmask16 mask = mask_of(static_cast<int>(std::min<size_t>(size - place, kLanes)));
-      const __m512 sum = _mm512_maskz_loadu_ps(mask, out + place), more = _mm512_maskz_loadu_ps(mask, row + place);
-      _mm512_mask_storeu_ps(out + place, mask, _mm512_fmadd_ps(factor, more, sum));
-    }
+    const Floats factor = splat(weight);
+    for_vectors(static_cast<int>(size), [&](int place, auto lanes) {
+      lanes.store(out + place, fmadd(factor, lanes.load(row + place), lanes.load(out + place)));
+    });
   }
 };
 

@@ -1,7 +1,8 @@
 // The custom operators of domain "poolgraph.cpu" for ONNX Runtime: 8-bit products with what surrounds them, attention,
 // and sums over packed texts.
 //
-// Compiled for AVX-512 with VNNI; the runtime registers the library only where the processor has it.
+// Compiled twice, for AVX-512 with VNNI and, by kernels_avx2.cpp, for AVX2 with FMA; the runtime registers the library that
+// the processor runs.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -25,12 +26,12 @@ constexpr int kPanelsOfTask = 4;
 
 // Room that a thread keeps for the rows of one task.
 struct Room {
-  Buffer<uint8_t> bytes;
+  Buffer<RowByte> bytes;
   Buffer<float> scales;
   Buffer<int32_t> zero_points;
   Buffer<float> inner;
   RowBytes rows(const Product& product, int count) {
-    const size_t stride = product.bytes_stride();
+    const size_t stride = product.row_stride();
     return {bytes.reserve(count * stride), stride, scales.reserve(count), zero_points.reserve(count)};
   }
 };
@@ -201,7 +202,7 @@ class QuantizedMatMul {
       });
       return finish_.run(rows, 0, rows.count);
     }
-    for_blocks(api, context, rows.count, block_rows(rows.count, product.bytes_stride()), [&](int first, int count) {
+    for_blocks(api, context, rows.count, block_rows(rows.count, product.row_stride() * sizeof(RowByte)), [&](int first, int count) {
       const float* in = rows.in + static_cast<size_t>(first) * product.in_features;
       product.run(round_for(product, in, count, room_of_thread()), count, 0, product.panels, made + first * width, width);
       finish_.run(rows, first, count);
@@ -248,7 +249,7 @@ class QuantizedFeedForward {
       });
       return finish_.run(rows, 0, rows.count);
     }
-    const size_t bytes_per_row = inner * sizeof(float) + down.bytes_stride() + up.bytes_stride();
+    const size_t bytes_per_row = inner * sizeof(float) + (down.row_stride() + up.row_stride()) * sizeof(RowByte);
     for_blocks(api, context, rows.count, block_rows(rows.count, bytes_per_row), [&](int first, int count) {
       Room& room = room_of_thread();
       float* between = room.inner.reserve(count * inner);

@@ -1,13 +1,14 @@
 """The libraries of this package's own operators: where they are, whether they load, and what runs on them.
 
-They are compiled when the package is installed, if there is a C++ compiler, from ``kernels.cpp`` and
-``kernels_cuda.cpp``.
+They are compiled when the package is installed, if there is a C++ compiler: from ``kernels.cpp`` one for each set of
+instructions, from ``kernels_cuda.cpp`` one.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,10 +17,30 @@ from typing import Final, Protocol
 
 from poolgraph.runtime.cpu import has_cpu_features, read_cpu_info
 
-MODULES: Final[Mapping[str, str]] = MappingProxyType(
-    {"poolgraph.cpu": "poolgraph.runtime._kernels", "poolgraph.cuda": "poolgraph.runtime._kernels_cuda"}
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A compiled library: its module, and the instruction sets that it was compiled for."""
+
+    module: str
+    cpu_features: tuple[str, ...] = ()
+
+    def path(self) -> Path | None:
+        """Return its file, None where it was not compiled."""
+        spec = find_spec(self.module)
+        return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+LIBRARIES: Final[Mapping[str, tuple[Library, ...]]] = MappingProxyType(
+    {
+        "poolgraph.cpu": (
+            Library("poolgraph.runtime._kernels", ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")),
+            Library("poolgraph.runtime._kernels_avx2", ("avx2", "fma")),
+        ),
+        "poolgraph.cuda": (Library("poolgraph.runtime._kernels_cuda"),),
+    }
 )
-"""The compiled libraries by the domain of their operators."""
+"""The compiled libraries by the domain of their operators, the fastest first."""
 
 ENTRY_POINT: Final = "RegisterCustomOps"
 """What ONNX Runtime calls in a library of operators."""
@@ -40,16 +61,23 @@ class Requirements(Protocol):
         """A library of operators, None for ONNX Runtime's own alone."""
 
 
+def find_library(operators: str) -> Library | None:
+    """Return the fastest library of operators such as ``poolgraph.cpu/2`` that was compiled and runs here, or None."""
+    features = read_cpu_info().features
+    of_domain = LIBRARIES[operators.partition("/")[0]]
+    return next((one for one in of_domain if has_cpu_features(one, features) and one.path() is not None), None)
+
+
 def library_path(operators: str) -> Path | None:
-    """Return the compiled library of operators such as ``poolgraph.cpu/2``, None where none was installed."""
-    spec = find_spec(MODULES[operators.partition("/")[0]])
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+    """Return the file of that library, None where there is none."""
+    library = find_library(operators)
+    return None if library is None else library.path()
 
 
 @cache
 def available_operators() -> tuple[str, ...]:
     """Return the libraries of operators that load here, each with its versions."""
-    return tuple(version for domain in MODULES for version in _versions(library_path(domain)))
+    return tuple(version for domain in LIBRARIES for version in _versions(library_path(domain)))
 
 
 def _versions(path: Path | None) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from poolgraph.graphs.pipeline import NATIVE_INT8
 from poolgraph.runtime.native_library import can_run
 from poolgraph.runtime.session import register_operators
 
-needs_native = pytest.mark.skipif(not can_run(NATIVE_INT8), reason="needs AVX-512 with VNNI, and a compiler")
+needs_native = pytest.mark.skipif(not can_run(NATIVE_INT8), reason="needs AVX2 with FMA, and a compiler")
 
 Array = np.ndarray[Any, Any]
 

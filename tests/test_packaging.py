@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
+import re
 import shutil
 import tomllib
 from pathlib import Path
 
 import poolgraph
 from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS
-from poolgraph.runtime.native_library import available_operators
+from poolgraph.graphs.pipeline import NATIVE_INT8
+from poolgraph.runtime.cpu import has_cpu_features, read_cpu_info
+from poolgraph.runtime.native_library import LIBRARIES, available_operators
 
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -61,9 +64,24 @@ def test_one_version() -> None:
 
 def test_the_native_operators_are_compiled_where_there_is_a_compiler() -> None:
     """They are optional for users; here nothing would else say that they no longer compile."""
-    has_compiler = shutil.which("c++") is not None
-    assert not has_compiler or CUDA_OPERATORS in available_operators()
-    assert not has_compiler or platform.machine() != "x86_64" or NATIVE_OPERATORS in available_operators()
+    if shutil.which("c++") is None:
+        return
+    domains = LIBRARIES if platform.machine() == "x86_64" else ["poolgraph.cuda"]
+    assert [one.module for domain in domains for one in LIBRARIES[domain] if one.path() is None] == []
+    assert CUDA_OPERATORS in available_operators()
+    assert (NATIVE_OPERATORS in available_operators()) == has_cpu_features(NATIVE_INT8, read_cpu_info().features)
+
+
+def test_a_library_is_compiled_anew_when_a_file_of_its_changes() -> None:
+    for extension in SETUPTOOLS["ext-modules"]:
+        files = set(extension["sources"])
+        while more := {f"runtime/{name}" for file in files for name in included(REPOSITORY / file)} - files:
+            files |= more
+        assert {*extension["sources"], *extension["depends"]} == files, extension["name"]
+
+
+def included(file: Path) -> list[str]:
+    return re.findall(r'^#include "(.+)"$', file.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_types_marker_is_there_and_installed() -> None:

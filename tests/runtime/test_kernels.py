@@ -13,7 +13,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from poolgraph.graphs.native import ATTENTION, QUANTIZED_FEED_FORWARD, QUANTIZED_MATMUL, Activation, Gate, Norm
 
-pytestmark = needs_native
+pytestmark = [needs_native, pytest.mark.usefixtures("each_native_library")]
 
 PLAIN = {"norm": int(Norm.NONE), "epsilon": 0.0}
 

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from poolgraph.graphs.pipeline import NATIVE_INT8
 from poolgraph.runtime import native_library
 from poolgraph.runtime.cpu import CpuInfo
-from poolgraph.runtime.native_library import ENTRY_POINT, MODULES, VERSION, can_run, library_path
+from poolgraph.runtime.native_library import ENTRY_POINT, LIBRARIES, VERSION, can_run, find_library, library_path
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +23,48 @@ def forget():
 
 
 def test_libraries_are_looked_for_by_their_domain(monkeypatch):
-    monkeypatch.setattr(native_library, "find_spec", lambda name: SimpleNamespace(origin=f"/{name}.so"))
-    for domain, module in MODULES.items():
-        assert library_path(domain) == library_path(f"{domain}/2") == Path(f"/{module}.so")
+    every = tuple(feature for libraries in LIBRARIES.values() for one in libraries for feature in one.cpu_features)
+    set_machine(monkeypatch, every, lambda name: True)
+    for domain, libraries in LIBRARIES.items():
+        assert library_path(domain) == library_path(f"{domain}/2") == Path(f"/{libraries[0].module}.so")
+
+
+AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
+AVX2 = ("avx2", "fma")
+
+
+@pytest.mark.parametrize(
+    ("features", "compiled", "expected"),
+    [
+        ((*AVX512, *AVX2), ("_kernels", "_kernels_avx2"), "_kernels"),
+        ((*AVX512, *AVX2), ("_kernels_avx2",), "_kernels_avx2"),
+        ((*AVX512[:3], *AVX2), ("_kernels", "_kernels_avx2"), "_kernels_avx2"),
+        (AVX2, ("_kernels", "_kernels_avx2"), "_kernels_avx2"),
+        (AVX2, ("_kernels",), None),
+        (("avx2",), ("_kernels", "_kernels_avx2"), None),
+        ((), ("_kernels", "_kernels_avx2"), None),
+        ((*AVX512, *AVX2), (), None),
+    ],
+)
+def test_the_library_is_the_processors(features, compiled, expected, monkeypatch):
+    set_machine(monkeypatch, features, lambda name: name.rpartition(".")[2] in compiled)
+    found, path = find_library("poolgraph.cpu/2"), library_path("poolgraph.cpu/2")
+    if expected is None:
+        assert found is path is None
+    else:
+        assert found is not None
+        assert found.module == f"poolgraph.runtime.{expected}"
+        assert path == Path(f"/{found.module}.so")
+
+
+def test_what_native_int8_needs_is_what_its_last_library_needs():
+    assert NATIVE_INT8.cpu_features == LIBRARIES["poolgraph.cpu"][-1].cpu_features
+
+
+def set_machine(monkeypatch, features, is_compiled):
+    monkeypatch.setattr(native_library, "read_cpu_info", lambda: CpuInfo(model="", num_cores=1, features=features))
+    spec = lambda name: SimpleNamespace(origin=f"/{name}.so") if is_compiled(name) else None  # noqa: E731
+    monkeypatch.setattr(native_library, "find_spec", spec)
 
 
 @pytest.mark.parametrize("spec", [None, SimpleNamespace(origin=None)])
