@@ -10,8 +10,9 @@ import pytest
 from filelock import FileLock
 
 from poolgraph.graphs.artifact import is_artifact
-from poolgraph.runtime import session
+from poolgraph.runtime import native_library, session
 from poolgraph.runtime.cache import ExportRequest, run_export_process
+from poolgraph.runtime.cpu import has_cpu_features, read_cpu_info
 from poolgraph.runtime.doctor import check_providers
 from poolgraph.runtime.providers import CUDA_PROVIDER
 
@@ -80,3 +81,17 @@ def task_artifact(tmp_path_factory) -> Callable[[str], Path]:
             return folder / name if is_artifact(folder / name) else make_artifact(name, folder)
 
     return find
+
+
+def list_native_libraries() -> list[native_library.Library]:
+    """The libraries of operators for the CPU that run here, of which the runtime takes the first."""
+    features = read_cpu_info().features
+    known = native_library.LIBRARIES["poolgraph.cpu"]
+    return [one for one in known if has_cpu_features(one, features) and one.path() is not None]
+
+
+@pytest.fixture(params=list_native_libraries(), ids=lambda one: one.module.rpartition(".")[2])
+def each_native_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every library in the place of the one that the runtime would take."""
+    libraries = {**native_library.LIBRARIES, "poolgraph.cpu": (request.param,)}
+    monkeypatch.setattr(native_library, "LIBRARIES", libraries)
