@@ -1,7 +1,8 @@
 """What torch's ONNX exporter need not do: decompose programs that it translates as they are, and build its table anew.
 
 ``torch.onnx.export`` traces every program a second time to decompose the operators that it cannot translate. That takes
-twice as long as the first trace, and where it can translate them all it changes nothing but casts and assertions.
+twice as long as the first trace, and where it can translate them all it changes nothing but casts and assertions. Then
+it computes every operator a third time, to learn which arguments it has to cast: the trace has noted what that needs.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ time."""
 
 def translate(program: ExportedProgram, **options: Any) -> ONNXProgram | None:
     """Do as ``torch.onnx.export``, by the short way where there is one."""
-    with shared_registry():
+    with shared_registry(), noted_values():
         if spare_second_trace(program):
-            with contextlib.suppress(OnnxExporterError):  # a torch that lacks a translation goes the long way
+            with contextlib.suppress(OnnxExporterError), _no_decompositions():  # without a translation, the long way
                 return torch.onnx.export(program, **options)
             del program.run_decompositions
         return torch.onnx.export(program, **options)
@@ -128,8 +129,50 @@ def shared_registry() -> Iterator[None]:
             _REGISTRIES[opset_version] = original.__func__(ONNXRegistry, opset_version)
         return _REGISTRIES[opset_version]
 
-    ONNXRegistry.from_torchlib = staticmethod(find)  # type: ignore[method-assign, assignment]
+    with _replaced(ONNXRegistry, "from_torchlib", staticmethod(find)):
+        yield
+
+
+@contextlib.contextmanager
+def noted_values() -> Iterator[None]:
+    """Within, torch's exporter casts arguments by the values that the trace has noted, and computes what it changes."""
+    try:
+        from torch.onnx._internal.fx.passes import type_promotion
+    except ImportError:
+        yield
+        return
+    interpreter: Any = type_promotion._TypePromotionInterpreter
+    original = interpreter.run_node
+
+    def run(self: Any, node: Node) -> Any:
+        if node.op != "call_function" or "val" not in node.meta:
+            return original(self, node)
+        with self._set_current_node(node):
+            if rule := type_promotion.get_type_promotion_rule(node, self.type_promotion_table):
+                self._maybe_promote_node(node, rule)  # notes the new value of a node that it changes
+        return node.meta["val"]
+
+    with _replaced(interpreter, "run_node", run):
+        yield
+
+
+@contextlib.contextmanager
+def _no_decompositions() -> Iterator[None]:
+    """Within, torch's exporter does not collect the decompositions of all operators."""
+    try:
+        from torch.onnx._internal.exporter import _decomp
+    except ImportError:
+        yield
+        return
+    with _replaced(_decomp, "create_onnx_friendly_decomposition_table", lambda _: {}):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, replacement: object) -> Iterator[None]:
+    original = owner.__dict__[name]
+    setattr(owner, name, replacement)
     try:
         yield
     finally:
-        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
+        setattr(owner, name, original)

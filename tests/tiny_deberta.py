@@ -36,10 +36,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def save(folder: Path, name: str, cls: str) -> Path:
+def save(folder: Path, name: str, cls: str, longest: int = MAX_LENGTH) -> Path:
     config = DebertaV2Config(
         vocab_size=VOCAB_SIZE,
-        max_position_embeddings=MAX_LENGTH,
+        max_position_embeddings=longest,
         pad_token_id=0,
         **SIZES,
         **(RERANKER | KINDS[name][1]),
@@ -49,7 +49,7 @@ def save(folder: Path, name: str, cls: str) -> Path:
     widen(model)
     model.save_pretrained(folder)
     tokenizer = bert_tokenizer()
-    tokenizer.model_max_length = MAX_LENGTH
+    tokenizer.model_max_length = longest
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -274,6 +274,12 @@ def test_a_checkpoint_too_large_to_run_is_probed_by_its_first_layers(
     with pytest.raises(ExportError, match=rf"{message} beyond .* 65,504: .*--precision bf16"):
         export_model(wide, tmp_path / "artifact", **options)
     assert not (tmp_path / "artifact").exists()
+
+
+def test_a_checkpoint_too_large_to_run_has_no_record_of_its_range(
+    checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    options = {"targets": ("cuda",), "precisions": ("fp16",), "calibration": calibration, "max_memory": 1e-6}
     manifest = open_artifact(export_model(checkpoint, tmp_path / "artifact", **options).path)
     assert manifest.variant("cuda_fp16").float_range is None
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
+from torch.onnx._internal.fx.passes.type_promotion import _TypePromotionInterpreter
 
 from poolgraph.export import direct_program
 from poolgraph.export.direct_program import CASTS, TRANSLATED, shared_registry, spare_second_trace, translate
@@ -29,6 +30,13 @@ class Model(nn.Module):
         torch.diff(ids)  # computed for nobody, as by transformers where it looks for packed sequences
         rows = self.linear(ids.float().to(torch.float32)[..., None].expand(-1, -1, 4))
         return rows.relu().float(), rows.mean(dim=1)
+
+
+class Mixed(nn.Module):
+    """Operators of two types, whose arguments the exporter has to cast."""
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return ids * ids.float(), torch.where(ids > 3, ids / 2, ids)
 
 
 class Differences(nn.Module):
@@ -92,6 +100,32 @@ def test_an_operator_without_a_translation_goes_the_long_way(listed, monkeypatch
         monkeypatch.setattr(direct_program, "TRANSLATED", TRANSLATED | {torch.ops.aten.diff.default})
     assert spare_second_trace(trace(Differences())) == listed
     np.testing.assert_array_equal(answers(build_graph(program), np.array([[1, 4, 9], [2, 2, 0]]))[0], [[3, 5], [0, -2]])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_arguments_are_cast_as_by_torch_and_only_what_changes_is_computed(monkeypatch):
+    computed = []
+    run = torch.fx.Interpreter.call_function
+
+    def call(self, target, *arguments):
+        if isinstance(self, _TypePromotionInterpreter):
+            computed.append(target)
+        return run(self, target, *arguments)
+
+    monkeypatch.setattr(torch.fx.Interpreter, "call_function", call)
+    options = {"dynamo": True, "optimize": False, "opset_version": OPSET_VERSION, "verbose": False}
+    graphs = [torch.onnx.export(trace(Mixed()), **options).model]
+    assert torch.ops.aten.gt.Scalar in computed
+    computed.clear()
+    graphs.append(build_graph(trace(Mixed())))
+    assert torch.ops.aten.gt.Scalar not in computed
+    assert torch.ops.prims.convert_element_type.default in computed
+    kinds = [Counter(node.op_type for node in graph.graph) for graph in graphs]
+    assert kinds[0] == kinds[1]
+    ids = np.array([[1, 4, 9], [2, 7, 0]])
+    for expected, found in zip(*(answers(graph, ids) for graph in graphs), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, np.where(ids > 3, ids / 2, ids))
 
 
 def test_the_registry_is_built_once_and_given_back():

@@ -23,6 +23,7 @@ from transformers.masking_utils import (
 
 from poolgraph.errors import ExportError
 from poolgraph.export.arch_interface import build_backbone
+from poolgraph.export.direct_program import translate
 from poolgraph.export.packing import packed
 from poolgraph.export.semantic import _interface_attention, _interface_mask, _read_window, attention
 
@@ -164,7 +165,8 @@ def test_a_layer_traces_to_one_node(name: str, with_mask: bool, expected: list[t
     program = torch.export.export(Rows(backbone), (), kwargs=arguments, dynamic_shapes=shapes, strict=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exported = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=20, verbose=False)
+        exported = translate(program, dynamo=True, optimize=False, opset_version=20, verbose=False)
+    assert exported is not None
     graph = exported.model.graph
     keys = ("num_heads", "num_kv_heads", "causal", "left_window", "right_window", "softcap")
     nodes = [node for node in graph if node.domain == "poolgraph"]

@@ -238,10 +238,13 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_exporter_fills_the_cache_and_nothing_half_made_stays(minilm_checkpoint, cache):
+def test_the_real_exporter_fills_the_cache_and_nothing_half_made_stays(cache, tmp_path):
+    from tiny_models import save_checkpoint
+
     lines = []
-    path = resolve_artifact(minilm_checkpoint, on_line=lines.append)
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "BertModel")
+    path = resolve_artifact(checkpoint, on_line=lines.append)
     assert is_artifact(path)
     assert lines
-    assert resolve_artifact(minilm_checkpoint, on_line=pytest.fail) == path
+    assert resolve_artifact(checkpoint, on_line=pytest.fail) == path
     assert {entry.suffix for entry in path.parent.iterdir() if entry != path} == {".lock"}
