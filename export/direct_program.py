@@ -138,18 +138,23 @@ def noted_values() -> Iterator[None]:
     """Within, torch's exporter casts arguments by the values that the trace has noted, and computes what it changes."""
     try:
         from torch.onnx._internal.fx.passes import type_promotion
-    except ImportError:
+
+        interpreter: Any = type_promotion._TypePromotionInterpreter
+        original, promote, find_rule = (
+            interpreter.run_node,
+            interpreter._maybe_promote_node,
+            type_promotion.get_type_promotion_rule,
+        )
+    except (ImportError, AttributeError):  # another torch, which then does all of its work
         yield
         return
-    interpreter: Any = type_promotion._TypePromotionInterpreter
-    original = interpreter.run_node
 
     def run(self: Any, node: Node) -> Any:
         if node.op != "call_function" or "val" not in node.meta:
             return original(self, node)
         with self._set_current_node(node):
-            if rule := type_promotion.get_type_promotion_rule(node, self.type_promotion_table):
-                self._maybe_promote_node(node, rule)  # notes the new value of a node that it changes
+            if rule := find_rule(node, self.type_promotion_table):
+                promote(self, node, rule)  # notes the new value of a node that it changes
         return node.meta["val"]
 
     with _replaced(interpreter, "run_node", run):
@@ -170,6 +175,9 @@ def _no_decompositions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(owner: Any, name: str, replacement: object) -> Iterator[None]:
+    if name not in owner.__dict__:  # another torch
+        yield
+        return
     original = owner.__dict__[name]
     setattr(owner, name, replacement)
     try:
