@@ -131,7 +131,8 @@ EXACT_INT8 = MappingProxyType(
     {
         "session.x64quantprecision": "1",
         "graph_optimization_level": "extended",
-        "disabled_optimizers": "BiasGeluFusion,QuickGeluFusion,SkipLayerNormFusion",
+        "disabled_optimizers": "BiasGeluFusion,FastGeluFusion,GatherSliceToSplitFusion,MatMulScaleFusion,"
+        "MatmulTransposeFusion,QuickGeluFusion,SkipLayerNormFusion",
     }
 )
 """Sums of products of bytes that saturate on no processor. On x86 without VNNI, ONNX Runtime adds pairs in 16 bits,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from parity_table import make_texts, record
 from support_row import SupportRow
@@ -14,8 +18,10 @@ from tiny_models import tame
 
 from poolgraph import PoolingModel, export_model
 from poolgraph.graphs import quantize_embeddings
-from poolgraph.graphs.pipeline import NATIVE_INT8
+from poolgraph.graphs.artifact import open_artifact
+from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8
 from poolgraph.runtime.native_library import can_run
+from poolgraph.runtime.session import build_session_options
 
 IN_CI = (
     "embed Qwen3Model",
@@ -59,3 +65,25 @@ def test_int8_of_a_row(row: SupportRow, tmp_path: Path, monkeypatch: pytest.Monk
         found = list(ask(texts))
         alone = [ask([text])[0] for text in texts]
         assert all(np.array_equal(*pair) for pair in zip(alone, found, strict=True))
+    check_fusions(tmp_path / "artifact")
+
+
+def check_fusions(artifact: Path) -> None:
+    """Check that what keeps ONNX Runtime's sums exact lets its optimizer fuse nothing more.
+
+    At the basic level it leaves pairs of QuantizeLinear and DequantizeLinear that it has made itself.
+    """
+    for graph in open_artifact(artifact).variant(CPU_INT8.variant_name).graphs.values():
+        basic, exact = (optimize(artifact / graph.file, target.session_options) for target in (CPU_FP32, CPU_INT8))
+        assert exact - basic == Counter()
+        assert {*(basic - exact)} <= {"QuantizeLinear", "DequantizeLinear"}
+
+
+def optimize(file: Path, entries: Mapping[str, str]) -> Counter[str]:
+    """Return the numbers of operators that ONNX Runtime runs of a graph."""
+    options = build_session_options(onnxruntime, entries, 1)
+    options.optimized_model_filepath = str(file.with_suffix(".optimized"))
+    disabled = entries.get("disabled_optimizers", "").split(",")
+    onnxruntime.InferenceSession(str(file), options, disabled_optimizers=disabled)
+    graph = onnx.load(file.with_suffix(".optimized"), load_external_data=False).graph
+    return Counter(node.op_type for node in graph.node)
