@@ -74,11 +74,16 @@ IN_HALF = (
 
 HALF_LENGTHS = (19, 1, 40)
 
+UNCERTAIN = "classify JambaForSequenceClassification"
+"""The row whose wide random weights magnify what float32 rounds: torch's own answers are 2e-5 from those in float64."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_answers_of_cuda_graphs(row: SupportRow, tmp_path: Path) -> None:
     row.make(tmp_path / "checkpoint")
+    if row.name == UNCERTAIN:
+        tame(tmp_path / "checkpoint" / "model.safetensors")
     graphs = CudaGraphs(tmp_path / "checkpoint", row.family, **row.options)
     texts = random_texts()
     expected = graphs.expected(texts, tmp_path / "portable")
