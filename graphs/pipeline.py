@@ -169,7 +169,8 @@ NATIVE_PACKED_INT8 = replace(NATIVE_INT8, layout="packed", passes=(lower_text_su
 """The same in the packed layout, which takes its place for models that have one: batches of any lengths are full."""
 
 PORTABLE_INT8 = replace(PORTABLE, precision="int8", file_stem="model_int8")
-"""Weights in 8 bits that become float32 where they are loaded: what any processor and any ONNX runtime can run."""
+"""Weights in 8 bits behind a DequantizeLinear: what any processor and any ONNX runtime can run. ONNX Runtime makes
+MatMulNBits of such products, which rounds their rows, too; the gate judges what it answers."""
 
 PACKED_FP32 = Target(
     name="packed",
