@@ -10,10 +10,12 @@ import pytest
 from coarse_variant import add_coarse_variant
 
 from poolgraph.cli import main
+from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.graphs.artifact import open_artifact, record_files, save_manifest
 
-SUBJECTS = ("bread", "rent", "chess", "cheese", "rain")
-TEXTS = [f"the {number}th text is about {SUBJECTS[number % 5]}" for number in range(25)]
+WORDS = [word for sentence in PROBE_SENTENCES[:6] for word in sentence.split()]
+TEXTS = [" ".join(WORDS[number : number + 1 + number % 7]) for number in range(25)]
+"""Far enough from each other that float32 cannot exchange the ranks of two scores."""
 RETRIEVAL = {"top-10 overlap", "Spearman"}
 MEASURES = {
     "embedder": {"mean cosine", "lowest cosine"} | RETRIEVAL,

@@ -1,4 +1,4 @@
-"""Tiny seeded checkpoints of real configuration classes, saved as publishers do, with tokenizers trained here."""
+"""Tiny seeded checkpoints of real configuration classes, saved as publishers do, with tokenizers made here."""
 
 from __future__ import annotations
 
@@ -43,19 +43,39 @@ def _words() -> list[str]:
     return [*PROBE_SENTENCES, "poolgraph embeds texts of any length", "a quick brown fox jumps over the lazy dog"] * 3
 
 
+def _split(normalizer: Any, pre_tokenizer: Any) -> tuple[list[str], list[str]]:
+    """Return the letters and the words of ``_words``, each once, in order.
+
+    The tokenizers of WordPiece and Unigram are built of them: the library's trainers for these two come out otherwise
+    in every process, and so would every answer of a tiny model.
+    """
+    texts = [normalizer.normalize_str(text) if normalizer else text for text in [*_words(), "0123456789"]]
+    words = [word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(text)]
+    return sorted(set("".join(words))), list(dict.fromkeys(words))
+
+
+def _halves(words: Sequence[str], mark: str) -> list[str]:
+    """Return every word with its two halves, the second one behind ``mark``."""
+    return [
+        part
+        for word in words
+        for part in (word, word[: (len(word) + 1) // 2], mark + word[(len(word) + 1) // 2 :])
+        if part != mark
+    ]
+
+
 def bert_tokenizer(
     model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask"), *, letters: bool = False
 ) -> PreTrainedTokenizerFast:
-    """WordPiece, [CLS] text [SEP], lower-cased; trained, which comes out otherwise each time, or of single letters."""
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    found = sorted({letter for text in _words() for letter in normalizer.normalize_str(text) if letter != " "})
-    pieces = [*BERT_TOKENS, *found, *(f"##{letter}" for letter in found)] if letters else []
-    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    """WordPiece, [CLS] text [SEP], lower-cased; of words and their halves, or of single letters."""
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    found, words = _split(normalizer, pre_tokenizer)
+    pieces = [*BERT_TOKENS, *found, *(f"##{letter}" for letter in found), *([] if letters else _halves(words, "##"))]
+    vocabulary = {piece: index for index, piece in enumerate(list(dict.fromkeys(pieces))[:VOCAB_SIZE])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    if not letters:
-        trainer = trainers.WordPieceTrainer(vocab_size=VOCAB_SIZE, special_tokens=list(BERT_TOKENS))
-        tokenizer.train_from_iterator(_words(), trainer)
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.add_special_tokens(list(BERT_TOKENS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -89,11 +109,15 @@ def roberta_tokenizer() -> PreTrainedTokenizerFast:
 
 def xlm_roberta_tokenizer() -> PreTrainedTokenizerFast:
     """Unigram with word-boundary marks, <s> text </s>, case kept."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.train_from_iterator(
-        _words(), trainers.UnigramTrainer(vocab_size=VOCAB_SIZE, special_tokens=list(ROBERTA_TOKENS), unk_token="<unk>")
-    )
+    pre_tokenizer = pre_tokenizers.Metaspace()
+    found, words = _split(None, pre_tokenizer)
+    scores = dict.fromkeys(ROBERTA_TOKENS, 0.0) | dict.fromkeys(found, -10.0)
+    for piece in _halves(words, ""):
+        scores.setdefault(piece, -5.0 - len(scores) / VOCAB_SIZE)
+    pieces = list(scores.items())[:VOCAB_SIZE]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=ROBERTA_TOKENS.index("<unk>"), byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.add_special_tokens(list(ROBERTA_TOKENS))
     return _roberta_fast(tokenizer, decoders.Metaspace())
 
 
