@@ -12,6 +12,10 @@ from tiny_nomic import NUM_CHOSEN, NUM_EXPERTS
 from tiny_rotary import HEAD_DIM, NUM_HEADS, NUM_LAYERS, Published
 
 Array = np.ndarray
+
+MARGIN = 1e-5
+"""Least difference of the weights of the last expert that is chosen and the next: closer ones, rounding decides for."""
+
 _erf = np.vectorize(math.erf)
 
 
@@ -75,6 +79,8 @@ def _mix(rows: Array, tensors: dict[str, Array]) -> Array:
     up, down = (np.split(tensors[f"mlp.experts.mlp.{name}"], NUM_EXPERTS) for name in ("w1", "w2"))
     scores = np.exp(rows @ tensors["mlp.router.layer.weight"].T)
     weights = scores / scores.sum(-1, keepdims=True)
+    last, first_left_out = np.sort(weights)[:, -NUM_CHOSEN], np.sort(weights)[:, -NUM_CHOSEN - 1]
+    assert (last - first_left_out).min() > MARGIN, "a token between two experts: draw the weights by another seed"
     mixed = []
     for row, shares in zip(rows, weights, strict=True):
         best = np.argsort(-shares)[:NUM_CHOSEN]

@@ -65,12 +65,12 @@ def _halves(words: Sequence[str], mark: str) -> list[str]:
 
 
 def bert_tokenizer(
-    model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask"), *, letters: bool = False
+    model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask"),
 ) -> PreTrainedTokenizerFast:
-    """WordPiece, [CLS] text [SEP], lower-cased; of words and their halves, or of single letters."""
+    """WordPiece, [CLS] text [SEP], lower-cased; of letters, words and their halves."""
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     found, words = _split(normalizer, pre_tokenizer)
-    pieces = [*BERT_TOKENS, *found, *(f"##{letter}" for letter in found), *([] if letters else _halves(words, "##"))]
+    pieces = [*BERT_TOKENS, *found, *(f"##{letter}" for letter in found), *_halves(words, "##")]
     vocabulary = {piece: index for index, piece in enumerate(list(dict.fromkeys(pieces))[:VOCAB_SIZE])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
