@@ -11,6 +11,9 @@ INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
 ROOMS := export graphs poolers runtime serving
 
+# Most modules of the dependencies are never imported: Python compiles those that are, when they are.
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
 export HF_HUB_OFFLINE ?= 1
 test support: export OMP_NUM_THREADS = 1
 
@@ -21,11 +24,11 @@ setup: $(INSTALLED) .typing/poolgraph
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard runtime/kernel*)
 	@echo "Installing into $(VENV) (pinned by constraints.txt)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,files,export,serve,otel,dev]'
+	@$(PIP_INSTALL) -e '.[cpu,files,export,serve,otel,dev]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(PIP_INSTALL) -e '.[bench]'
 	@touch $@
 
 # Type checkers do not read an editable install's mapping of the rooms: links show them the package as it is installed.

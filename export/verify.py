@@ -191,12 +191,9 @@ def _run_mixed(model: PoolingModel, family: str, texts: Sequence[EncodedText], s
     graph = model.variant.graphs[family]
     runner = build_runner(model.variant, msgspec.structs.replace(model.manifest.tokenization, padding_side=side))
     session = open_session(model.path / graph.file, model.variant, read_cpu_info().num_cores, provider=model.provider)
-    by_length = sorted(range(len(texts)), key=lambda index: texts[index].num_tokens)
-    stride = -(-len(texts) // MIXED_BATCH)
     outputs = list(dict.fromkeys((graph.raw_output, graph.output or graph.raw_output)))
     answers: dict[int, Answers] = {}
-    for start in range(stride):
-        indices = by_length[start::stride]
+    for indices in mix_lengths([text.num_tokens for text in texts]):
         batch = [texts[index] for index in indices]
         with mapped_errors(f"running {graph.file}"):
             results = session.run(outputs, runner.feed(batch, graph))
@@ -204,6 +201,21 @@ def _run_mixed(model: PoolingModel, family: str, texts: Sequence[EncodedText], s
         answers |= {index: list(own) for index, own in zip(indices, zip(*rows, strict=True), strict=True)}
     in_order = [answers[index] for index in range(len(texts))]
     return [found[0] for found in in_order], [found[-1] for found in in_order]
+
+
+def mix_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Return the indices of each batch: of the longer half, texts of like lengths; of the shorter half, of all lengths.
+
+    Most texts then follow much padding, and few batches are as long as the longest text.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    num_batches = -(-len(lengths) // MIXED_BATCH)
+    num_long = len(lengths) // 2
+    per_batch = -(-num_long // num_batches)
+    long, short = by_length[:num_long], by_length[num_long:]
+    return [
+        [*long[batch * per_batch : (batch + 1) * per_batch], *short[batch::num_batches]] for batch in range(num_batches)
+    ]
 
 
 def _take(runner: Runner, answer: NDArray[np.float32], texts: Sequence[EncodedText], family: str) -> Answers:

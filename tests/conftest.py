@@ -16,6 +16,9 @@ from poolgraph.runtime.cpu import has_cpu_features, read_cpu_info
 from poolgraph.runtime.doctor import check_providers
 from poolgraph.runtime.providers import CUDA_PROVIDER
 
+# Torch's memo of what operators answer costs more than it spares where models have two layers; torch reads this first.
+os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
+
 
 @cache
 def find_no_cuda() -> str | None:

@@ -7,7 +7,7 @@ trap 'rm -rf "$work"' EXIT
 
 "$BIN/pip" wheel --quiet --disable-pip-version-check --no-deps -w "$work/dist" .
 "$PYTHON" -m venv "$work/env"
-"$work/env/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt "$(ls "$work"/dist/poolgraph-*.whl)[cpu]"
+"$work/env/bin/pip" install --quiet --disable-pip-version-check --no-compile -c constraints.txt "$(ls "$work"/dist/poolgraph-*.whl)[cpu]"
 
 # The artifact is exported by the wheel's sibling with torch, as a user's build machine would.
 "$BIN/python" - "$work" <<'PY'

@@ -32,6 +32,7 @@ POOLING_FLAGS = (
     "pooling_mode_weightedmean_tokens",
     "pooling_mode_lasttoken",
 )
+"""In the order in which sentence-transformers joins their vectors."""
 
 
 def mixed_texts(num_texts: int, *, seed: int = 0, longest: int = 60) -> list[str]:
@@ -73,11 +74,20 @@ def test_every_family_equals_sentence_transformers(name: str, tmp_path: Path) ->
         assert_same(expected.numpy(), tokens)
 
 
-@pytest.mark.parametrize("flag", POOLING_FLAGS)
-@pytest.mark.parametrize("include_prompt", [True, False])
-def test_every_pooling_mode_equals_sentence_transformers(flag: str, include_prompt: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "include_prompt"),
+    [
+        *(((f"pooling_mode_{name}",), False) for name in ("cls_token", "mean_tokens", "lasttoken")),
+        (POOLING_FLAGS, True),
+        (POOLING_FLAGS, False),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) and len(value) == 1 else None,
+)
+def test_every_pooling_mode_equals_sentence_transformers(
+    flags: tuple[str, ...], include_prompt: bool, tmp_path: Path
+) -> None:
     head = HeadSpec(
-        pooling={flag: True, "include_prompt": include_prompt},
+        pooling={**dict.fromkeys(flags, True), "include_prompt": include_prompt},
         modules=(),
         settings={"prompts": {"query": "where is the "}, "default_prompt_name": None},
     )
@@ -86,8 +96,11 @@ def test_every_pooling_mode_equals_sentence_transformers(flag: str, include_prom
     texts = mixed_texts(30, seed=1)
     for variant in ("cpu_fp32", "portable_fp32"):
         with PoolingModel.load(tmp_path / "artifact", variant=variant) as model:
-            assert_same(oracle(checkpoint, texts), model.embed(texts))
-            assert_same(oracle(checkpoint, texts, prompt_name="query"), model.embed(texts, prompt_name="query"))
+            for prompt in ({}, {"prompt_name": "query"}):
+                expected = np.split(oracle(checkpoint, texts, **prompt), len(flags), axis=1)
+                found = np.split(model.embed(texts, **prompt), len(flags), axis=1)
+                for own, of_oracle in zip(found, expected, strict=True):
+                    assert_same(of_oracle, own)
 
 
 @pytest.mark.parametrize(
