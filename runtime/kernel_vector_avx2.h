@@ -1,4 +1,5 @@
-// The vocabulary of the kernels for AVX2 with FMA: sixteen numbers of 32 bits, or 32 of 16, in two registers.
+// The vocabulary of the kernels for AVX2 with FMA, with or without AVX-VNNI: sixteen numbers of 32 bits, or 32 of 16, in two
+// registers.
 #pragma once
 
 #include <immintrin.h>
@@ -127,9 +128,15 @@ inline Ints pair(Ints first, Ints second) {
 
 // sums += two products of signed 16-bit integers a lane. The intrinsic for the sum says the same, but GCC 12 then keeps sums in
 // memory.
+#ifdef __AVXVNNI__
+inline void add_half_pairs(__m256i& sums, __m256i left, __m256i right) {
+  asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(left), "x"(right));
+}
+#else
 inline void add_half_pairs(__m256i& sums, __m256i left, __m256i right) {
   asm("vpaddd %1, %0, %0" : "+x"(sums) : "x"(_mm256_madd_epi16(left, right)));
 }
+#endif
 inline void add_pairs(Ints& sums, Shorts left, Shorts right) {
   add_half_pairs(sums.low, left.low, right.low);
   add_half_pairs(sums.high, left.high, right.high);
@@ -234,22 +241,42 @@ inline void transpose(Ints (&rows)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) rows[i] = {quarters[0][i / 8][i % 8], quarters[1][i / 8][i % 8]};
 }
 
+constexpr int kTileVectors = 1;  // of columns: with 6 rows 12 registers of sums, two of weights, one of a row
+
+#ifdef __AVXVNNI__
+
+// What VNNI multiplies: four unsigned bytes of a row with four weights a lane.
+using RowByte = uint8_t;
+constexpr int kDepth = 4;
+
+// Rounded numbers as bytes, saturated at both ends.
+inline void store_bytes(RowByte* to, Ints x) {
+  const __m256i shorts = in_order(_mm256_packs_epi32(x.low, x.high));
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+}
+
+inline Ints load_weights(const int8_t* from) { return {load_half(from), load_half(from + 32)}; }
+
+// sums += kDepth products a lane; not the intrinsic, as in add_half_pairs.
+inline void add_half_products(__m256i& sums, __m256i row, __m256i weights) {
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(row), "x"(weights));
+}
+inline void add_products(Ints& sums, Ints row, Ints weights) {
+  add_half_products(sums.low, row.low, weights.low);
+  add_half_products(sums.high, row.high, weights.high);
+}
+
+#else
+
 // What is multiplied here: two bytes of a row, each in 16 bits, with two weights a lane. The instruction for bytes saturates.
 using RowByte = int16_t;
 constexpr int kDepth = 2;
-constexpr int kTileVectors = 1;  // of columns: with 6 rows 12 registers of sums, two of weights, one of a row
 
 // Rounded numbers as bytes, saturated at both ends.
 inline void store_bytes(RowByte* to, Ints x) {
   const __m256i shorts = in_order(_mm256_packs_epi32(x.low, x.high));
   store_half(to, _mm256_max_epi16(_mm256_min_epi16(shorts, _mm256_set1_epi16(255)), _mm256_setzero_si256()));
-}
-
-inline void store_bytes(RowByte* to, Ints a, Ints b, Ints c, Ints d) {
-  store_bytes(to, a);
-  store_bytes(to + kLanes, b);
-  store_bytes(to + 2 * kLanes, c);
-  store_bytes(to + 3 * kLanes, d);
 }
 
 inline Ints load_weights(const int8_t* from) {
@@ -259,5 +286,14 @@ inline Ints load_weights(const int8_t* from) {
 
 // sums += kDepth products a lane.
 inline void add_products(Ints& sums, Ints row, Ints weights) { add_pairs(sums, row, weights); }
+
+#endif
+
+inline void store_bytes(RowByte* to, Ints a, Ints b, Ints c, Ints d) {
+  store_bytes(to, a);
+  store_bytes(to + kLanes, b);
+  store_bytes(to + 2 * kLanes, c);
+  store_bytes(to + 3 * kLanes, d);
+}
 
 }  // namespace poolgraph

@@ -1,8 +1,8 @@
 // The custom operators of domain "poolgraph.cpu" for ONNX Runtime: 8-bit products with what surrounds them, attention,
 // and sums over packed texts.
 //
-// Compiled twice, for AVX-512 with VNNI and, by kernels_avx2.cpp, for AVX2 with FMA; the runtime registers the library that
-// the processor runs.
+// Compiled for AVX-512 with VNNI, by kernels_avxvnni.cpp for AVX-VNNI, and by kernels_avx2.cpp for AVX2 with FMA; the runtime
+// registers the library that the processor runs.
 
 #include <sys/mman.h>
 #include <unistd.h>

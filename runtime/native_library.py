@@ -35,6 +35,7 @@ LIBRARIES: Final[Mapping[str, tuple[Library, ...]]] = MappingProxyType(
     {
         "poolgraph.cpu": (
             Library("poolgraph.runtime._kernels", ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")),
+            Library("poolgraph.runtime._kernels_avxvnni", ("avx_vnni", "avx2", "fma")),
             Library("poolgraph.runtime._kernels_avx2", ("avx2", "fma")),
         ),
         "poolgraph.cuda": (Library("poolgraph.runtime._kernels_cuda"),),

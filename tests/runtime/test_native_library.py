@@ -31,18 +31,24 @@ def test_libraries_are_looked_for_by_their_domain(monkeypatch):
 
 AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
 AVX2 = ("avx2", "fma")
+ALL = ("_kernels", "_kernels_avxvnni", "_kernels_avx2")
 
 
 @pytest.mark.parametrize(
     ("features", "compiled", "expected"),
     [
-        ((*AVX512, *AVX2), ("_kernels", "_kernels_avx2"), "_kernels"),
-        ((*AVX512, *AVX2), ("_kernels_avx2",), "_kernels_avx2"),
-        ((*AVX512[:3], *AVX2), ("_kernels", "_kernels_avx2"), "_kernels_avx2"),
-        (AVX2, ("_kernels", "_kernels_avx2"), "_kernels_avx2"),
-        (AVX2, ("_kernels",), None),
-        (("avx2",), ("_kernels", "_kernels_avx2"), None),
-        ((), ("_kernels", "_kernels_avx2"), None),
+        ((*AVX512, "avx_vnni", *AVX2), ALL, "_kernels"),
+        ((*AVX512, *AVX2), ALL, "_kernels"),
+        ((*AVX512, *AVX2), ALL[1:], "_kernels_avx2"),
+        ((*AVX512[:3], *AVX2), ALL, "_kernels_avx2"),
+        ((*AVX512[:3], "avx_vnni", *AVX2), ALL, "_kernels_avxvnni"),
+        (("avx_vnni", *AVX2), ALL, "_kernels_avxvnni"),
+        (("avx_vnni", *AVX2), ("_kernels", "_kernels_avx2"), "_kernels_avx2"),  # a compiler that does not know it
+        (("avx_vnni", *AVX2), ("_kernels",), None),
+        (AVX2, ALL, "_kernels_avx2"),
+        (AVX2, ALL[:2], None),
+        (("avx2",), ALL, None),
+        ((), ALL, None),
         ((*AVX512, *AVX2), (), None),
     ],
 )
