@@ -208,7 +208,7 @@ def mix_lengths(lengths: Sequence[int]) -> list[list[int]]:
 
     Most texts then follow much padding, and few batches are as long as the longest text.
     """
-    by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     num_batches = -(-len(lengths) // MIXED_BATCH)
     num_long = len(lengths) // 2
     per_batch = -(-num_long // num_batches)
