@@ -63,6 +63,15 @@ def exports(monkeypatch, tmp_path):
     return module
 
 
+def test_names_of_an_option_given_twice_are_joined(exports):
+    argv = ["export", "acme/tiny", "--precision", "fp32,int8", "--target", "cuda", "--precision", "fp16"]
+    assert main(argv) == 0
+    _, _, options = exports.calls[0]
+    assert (options["precisions"], options["targets"]) == (("fp32", "int8", "fp16"), ("cuda",))
+    assert main([*argv[:2], "-o", "other"]) == 0
+    assert exports.calls[1][2]["precisions"] == ("fp32",)
+
+
 def test_every_option_is_passed(exports, capsys):
     argv = ["export", "acme/tiny", "--task", "score", "-o", "out", "--revision", "v1", "--precision", "fp32, int8"]
     argv += [

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final
 from poolgraph.cli_command import (
     DONE,
     JSON,
+    NAMES,
     Argument,
     Command,
     add_arguments,
     parse_count,
-    parse_names,
     print_json,
     require_output,
 )
@@ -174,7 +174,7 @@ BENCH_COMMAND: Final = Command(
         Argument(
             "--workloads",
             metavar="W[,W]",
-            type=parse_names,
+            **NAMES,
             help="texts times tokens such as 8x128, or mixed (default: 1x16,1x128,8x128,32x128,8x512,mixed as far as "
             "they fit; with --tune: mixed)",
         ),
@@ -185,8 +185,8 @@ BENCH_COMMAND: Final = Command(
             "parquet (default: passages of installed documentation)",
         ),
         Argument("--task", choices=BENCH_TASKS, help="what is asked (default: what the artifact was made for)"),
-        Argument("--precision", metavar="P[,P]", type=parse_names, help="which variants (default: all that run here)"),
-        Argument("--against", metavar="E[,E]", type=parse_names, default=(), help=f"other engines: {', '.join(PEERS)}"),
+        Argument("--precision", metavar="P[,P]", **NAMES, help="which variants (default: all that run here)"),
+        Argument("--against", metavar="E[,E]", **NAMES, default=(), help=f"other engines: {', '.join(PEERS)}"),
         Argument("--checkpoint", metavar="PATH", help="the checkpoint for torch (default: what the artifact names)"),
         Argument("--rounds", metavar="N", type=parse_count, default=3, help="processes an engine (default: 3)"),
         Argument(

@@ -90,6 +90,21 @@ def parse_names(text: str) -> tuple[str, ...]:
     return names
 
 
+class JoinNames(argparse.Action):
+    """Joins the names of an option that is given more than once."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        """Append ``values`` to those given so far, which the default is not one of."""
+        found = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if found is self.default else (*found, *values))
+
+
+NAMES: Final[dict[str, Any]] = {"type": parse_names, "action": JoinNames}
+"""Keywords of an option that takes names with commas between them, and may be given more than once."""
+
+
 def parse_integers(text: str) -> list[int]:
     """Read integers with commas between them."""
     try:

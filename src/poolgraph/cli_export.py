@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from poolgraph.cli_command import DONE, JSON, Argument, Command, add_arguments, parse_names, parse_object, print_json
+from poolgraph.cli_command import (
+    DONE,
+    JSON,
+    NAMES,
+    Argument,
+    Command,
+    add_arguments,
+    parse_object,
+    print_json,
+)
 from poolgraph.cli_inspect import print_verification
 from poolgraph.errors import InputError
 from poolgraph.progress import print_stages
@@ -69,14 +78,14 @@ EXPORT_OPTIONS: Final = (
     Argument(
         "--precision",
         metavar="P[,P]",
-        type=parse_names,
+        **NAMES,
         default=("fp32",),
         help="fp32 (default), int8; for cuda fp16, bf16; the first that runs on a machine is used unless told",
     ),
     Argument(
         "--target",
         metavar="T[,T]",
-        type=parse_names,
+        **NAMES,
         default=("cpu",),
         help="cpu (default), cuda, cublaslt (cuda with products of our own), portable",
     ),
