@@ -11,7 +11,9 @@ INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
 ROOMS := export graphs poolers runtime serving
 
-# Most modules of the dependencies are never imported: Python compiles those that are, when they are.
+# Most modules of the dependencies are never imported: Python compiles those that are, when they are, and keeps what it
+# compiled, without which every process would do it again (torch and transformers: half a minute).
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 export HF_HUB_OFFLINE ?= 1
