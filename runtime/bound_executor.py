@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,6 +204,8 @@ class BoundExecutor:
     def close(self) -> None:
         """Let go of buffers, CUDA graphs and the thread, once what is under way has ended; a later call is refused."""
         self._thread.shutdown(wait=True)
+        for pool in self._pools.values():
+            pool.clear()
         self._pools.clear()
 
     def _run(self, encoded: Sequence[EncodedText], family: str, collect: Collect, on_progress: Progress | None) -> None:
@@ -308,32 +310,24 @@ class BoundExecutor:
             )
 
     def _pool(self, family: str) -> SlotPool:
-        graph = self.sessions.graph(family)
+        self.sessions.graph(family)
         with self._lock:
             if family not in self._pools:
-                session = self.sessions.session(family, 1)
+                # Neither part holds this executor: a model that is let go of gives its memory back at once.
                 self._pools[family] = SlotPool(
-                    build=lambda bucket, graph_id: BoundSlot(
-                        session=session,
-                        graph=graph,
-                        family=family,
-                        bucket=bucket,
+                    build=partial(
+                        _build_slot,
+                        self.sessions,
+                        family,
                         device=self.device,
-                        graph_id=graph_id,
                         pad_token_id=self.pad_token_id,
                         max_model_len=self.max_model_len,
                     ),
-                    dispose=self._dispose,
+                    dispose=partial(_dispose, self._thread),
                     planned=frozenset(self.buckets),
                     uses_graphs=self.uses_graphs,
                 )
             return self._pools[family]
-
-    def _dispose(self, slot: BoundSlot) -> None:
-        if slot.captured:
-            # Of a closed model it goes with the session; what a sick device says, the error that led here says better.
-            with contextlib.suppress(Exception):
-                self._submit(slot.release_graph).result()
 
     def _warm_bucket(self, pool: SlotPool, bucket: Bucket) -> float:
         """Make a bucket's slots and run them; return the seconds of a run that is warm."""
@@ -354,10 +348,7 @@ class BoundExecutor:
         return elapsed
 
     def _submit(self, run: Callable[[], _Result]) -> Future[_Result]:
-        try:
-            return self._thread.submit(run)
-        except RuntimeError as error:
-            raise SessionError("the model is closed; load it again") from error
+        return _submit(self._thread, run)
 
 
 def build_bound_executor(sessions: SessionPool, manifest: Manifest) -> BoundExecutor:
@@ -386,3 +377,22 @@ def _time(run: Callable[[], None]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def _build_slot(sessions: SessionPool, family: str, **options: Any) -> BoundSlot:
+    """Make a slot; the first of a family opens its session, which loads the weights."""
+    return BoundSlot(session=sessions.session(family, 1), graph=sessions.graph(family), family=family, **options)
+
+
+def _submit(thread: ThreadPoolExecutor, run: Callable[[], _Result]) -> Future[_Result]:
+    try:
+        return thread.submit(run)
+    except RuntimeError as error:
+        raise SessionError("the model is closed; load it again") from error
+
+
+def _dispose(thread: ThreadPoolExecutor, slot: BoundSlot) -> None:
+    if slot.captured:
+        # Of a closed model it goes with the session; what a sick device says, the error that led here says better.
+        with contextlib.suppress(Exception):
+            _submit(thread, slot.release_graph).result()

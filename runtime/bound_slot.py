@@ -103,13 +103,14 @@ class BoundSlot:
         self.captured = self.graph_id != NO_GRAPH
 
     def fetch(self) -> NDArray[np.float32]:
-        """Return a copy of the output of the last run.
+        """Return the output of the last run, in memory that no later one writes to.
 
         Raises:
             SessionError: the device refused the copy.
         """
         with mapped_errors(f"copying the output of {self.graph.file}"), GATE.shared():
-            return np.array(self._output.numpy(), dtype=np.float32)
+            output: NDArray[np.float32] = self._output.numpy()  # of a device already a copy
+            return output.copy() if self.device == "cpu" else output
 
     def warm_up(self) -> None:
         """Run one text of the greatest length: kernels are chosen, memory is allocated, the CUDA graph is captured."""

@@ -6,6 +6,7 @@ the process spoils the capture. So captures are exclusive; runs, transfers and a
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class CaptureGate:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Capture inside the block."""
+        """Capture inside the block, in which no garbage is collected: a model among it would be freed by any thread."""
         with self._changed:
             self._num_waiting += 1
             try:
@@ -44,9 +45,13 @@ class CaptureGate:
             finally:
                 self._num_waiting -= 1
             self._captures = True
+        collects = gc.isenabled()
+        gc.disable()
         try:
             yield
         finally:
+            if collects:
+                gc.enable()
             with self._changed:
                 self._captures = False
                 self._changed.notify_all()

@@ -107,13 +107,17 @@ class LoadedModel:
             buckets=buckets, max_batch_tokens=max_batch_tokens, gpu_mem_limit=gpu_mem_limit, cuda_graphs=cuda_graphs
         )
         sessions = open_sessions(directory, manifest, wish, cpu, bucket_wish)
-        if not allow_unverified:
-            check_verified(sessions.variant, directory)
-        executor = (
-            _warm_executor(sessions, manifest, on_warm_up)
-            if sessions.provider in BOUND_DEVICES
-            else _cpu_executor(sessions, manifest, cpu, threads, max_batch_tokens, tuning)
-        )
+        try:
+            if not allow_unverified:
+                check_verified(sessions.variant, directory)
+            executor = (
+                _warm_executor(sessions, manifest, on_warm_up)
+                if sessions.provider in BOUND_DEVICES
+                else _cpu_executor(sessions, manifest, cpu, threads, max_batch_tokens, tuning)
+            )
+        except BaseException:
+            sessions.close()  # the traceback may be kept, and what it holds of a device with it
+            raise
         return cls(path=directory, manifest=manifest, sessions=sessions, executor=executor)
 
     def count_tokens(self, texts: str | Sequence[str]) -> list[int]:

@@ -25,13 +25,13 @@ class SlotPool:
     runs. Batches of smaller ones seldom follow one another, and each slot costs a CUDA graph.
 
     Attributes:
-        build: Makes a slot of a bucket with a ``gpu_graph_id``.
+        build: Makes a slot of ``bucket`` with ``graph_id``, its ``gpu_graph_id``.
         dispose: Lets go of a slot's CUDA graph, wherever that must happen.
         planned: Buckets that have CUDA graphs; others run without, since their shapes may never come again.
         uses_graphs: Whether there are CUDA graphs at all.
     """
 
-    build: Callable[[Bucket, int], BoundSlot]
+    build: Callable[..., BoundSlot]
     dispose: Callable[[BoundSlot], None]
     planned: Collection[Bucket]
     uses_graphs: bool
@@ -108,12 +108,20 @@ class SlotPool:
         for slot in idle:
             self.drop(slot)
 
+    def clear(self) -> None:
+        """Let go of the slots that are idle; their CUDA graphs go with the session."""
+        with self._changed:
+            for slot in self._idle:
+                self._uncount(slot.bucket)
+            self._idle.clear()
+            self._changed.notify_all()
+
     def _build(self, bucket: Bucket, evicted: list[BoundSlot]) -> BoundSlot:
         try:
-            for slot in evicted:
-                self.dispose(slot)
+            while evicted:
+                self.dispose(evicted.pop())  # and held no more: its buffers make place for the new ones
             graph_id = next(self._graph_ids) if self.uses_graphs and bucket in self.planned else NO_GRAPH
-            return self.build(bucket, graph_id)
+            return self.build(bucket=bucket, graph_id=graph_id)
         except BaseException:
             self._forget(bucket)
             raise

@@ -17,14 +17,14 @@ from transformers import AutoTokenizer
 from poolgraph import PoolingModel, export_model
 from poolgraph.export.probes import PROBE_SENTENCES
 
-ROW = "DebertaV2ForSequenceClassification"
-"""Of the support table, which goes to 640 tokens."""
+ELSEWHERE = ("DebertaV2ForSequenceClassification", "projections of positions")
+"""The row of the support table, which goes to 640 tokens, and the one that embeds and scores below."""
 LONGEST = 300
 """Tokens of the texts here: beyond the first of the last buckets, and beyond the largest distance of each kind."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in KINDS if name != ROW])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ELSEWHERE])
 def test_deberta_equals_transformers(name: str, tmp_path: Path) -> None:
     family: Any = KINDS[name][0]
     cls = "DebertaV2ForTokenClassification" if family == "token" else "DebertaV2ForSequenceClassification"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from architecture_graphs import TextOracle, check_graphs
+from architecture_graphs import check_graphs
 from internlm2_oracle import reward_rows
 from parity_table import TOLERANCE, record
 from tiny_decoders import WINDOW
@@ -25,24 +24,15 @@ from torch import Tensor
 from poolgraph import export_model
 from poolgraph.errors import InputError, UnsupportedArchitecture
 
-POOLED: dict[str, Callable[[Tensor], Tensor]] = {
-    "cls": lambda rows: rows[0],
-    "last": lambda rows: rows[-1],
-}
-
-
-def pooled(rows: TextOracle, mode: str) -> TextOracle:
-    return lambda inputs: POOLED[mode](rows(inputs))
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pooling", POOLED)
-def test_bidirectional_llama_embeds(pooling: str, tmp_path: Path) -> None:
-    checkpoint = save_bidirectional_llama(tmp_path / "checkpoint", pooling)
+def test_bidirectional_llama_pools_as_its_config_says(tmp_path: Path) -> None:
+    """Its average is a row of the support table."""
+    checkpoint = save_bidirectional_llama(tmp_path / "checkpoint", "cls")
     export_model(checkpoint, tmp_path / "artifact")
     rows = both_sides_rows(checkpoint, "LlamaModel", llama_config(checkpoint))
-    difference = check_graphs(tmp_path / "artifact", pooled(rows, pooling))
-    record("embed", f"LlamaBidirectionalModel, {pooling}", "transformers", difference)
+    difference = check_graphs(tmp_path / "artifact", lambda inputs: rows(inputs)[0])
+    record("embed", "LlamaBidirectionalModel, cls", "transformers", difference)
     assert difference <= TOLERANCE
 
 
@@ -58,7 +48,8 @@ def test_what_bidirectional_llama_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_an_override_makes_a_decoder_read_both_ways(tmp_path: Path) -> None:
     checkpoint = save_long(tmp_path / "checkpoint", "MistralModel", sliding_window=None)
     export_model(checkpoint, tmp_path / "artifact", hf_overrides={"is_causal": False})
-    difference = check_graphs(tmp_path / "artifact", pooled(both_sides_rows(checkpoint, "MistralModel"), "last"))
+    rows = both_sides_rows(checkpoint, "MistralModel")
+    difference = check_graphs(tmp_path / "artifact", lambda inputs: rows(inputs)[-1])
     record("embed", "MistralModel, is_causal false in hf_overrides", "transformers", difference)
     assert difference <= TOLERANCE
 
@@ -93,7 +84,6 @@ LONG = {
 SCALED: dict[str, tuple[str, dict[str, Any]]] = {
     "yarn": ("LlamaModel", YARN),
     "llama3": ("LlamaModel", LLAMA3),
-    "linear": ("Qwen2Model", {"rope_type": "linear", "factor": 4.0}),
     "longrope": ("LlamaModel", LONG),
 }
 

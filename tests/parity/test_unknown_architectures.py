@@ -30,7 +30,6 @@ def decoder_tokenizer() -> PreTrainedTokenizerBase:
 
 Tokenizer = Callable[[], PreTrainedTokenizerBase]
 UNKNOWN: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer]] = {
-    "Electra": ("ForMaskedLM", {**ENCODER, "embedding_size": 24}, bert_tokenizer),
     "Albert": ("ForMaskedLM", {**ENCODER, "embedding_size": 24}, bert_tokenizer),
     "Phi3": ("ForCausalLM", {**SIZES, "sliding_window": 48}, decoder_tokenizer),
     "Olmo2": ("ForCausalLM", SIZES, decoder_tokenizer),

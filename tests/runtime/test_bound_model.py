@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import time
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from bound_graphs import add_to_artifact, reference, reference_rows
 
 from poolgraph.errors import ArtifactError, InputError, SessionError
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.runtime import bound_executor, loaded, loading
+from poolgraph.runtime import bound_executor, loaded, loading, session
 from poolgraph.runtime.bound_executor import BoundExecutor
 from poolgraph.runtime.bucket_file import encode_buckets
 from poolgraph.runtime.buckets import Bucket, packed_bucket
@@ -166,3 +169,56 @@ def test_the_manifest_is_unchanged_by_all_of_it(bound):
     before = json.loads((bound / "poolgraph.json").read_text())
     load(bound, "padded").close()
     assert json.loads((bound / "poolgraph.json").read_text()) == before
+
+
+def keep_sessions(monkeypatch):
+    """Return the list of weak references to the sessions that are opened from here on."""
+    opened = []
+    build = session.open_session
+
+    def keep(*arguments, **options):
+        made = build(*arguments, **options)
+        opened.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(session, "open_session", keep)
+    return opened
+
+
+@pytest.mark.parametrize("variant", ["cuda_padded", "cuda_packed", "cpu_fp32"])
+def test_a_model_that_is_let_go_of_frees_its_sessions_at_once(bound, monkeypatch, variant):
+    """Not when the collector comes by: sessions hold the device's memory, and the next model needs it."""
+    if variant == "cpu_fp32":
+        monkeypatch.undo()
+    opened = keep_sessions(monkeypatch)
+    gc.collect()
+    gc.disable()
+    try:
+        model = PoolingModel.load(bound, variant=variant)
+        model.embed(TEXTS)
+        model.run_token(model.tokenizer.encode(TEXTS))
+        assert len(opened) >= 2
+        del model
+        deadline = time.monotonic() + 5.0  # the inference thread may still be leaving
+        while any(one() for one in opened) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(one() for one in opened)
+    finally:
+        gc.enable()
+
+
+def test_a_load_that_fails_keeps_no_session_though_its_traceback_is_kept(bound, monkeypatch):
+    opened = keep_sessions(monkeypatch)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        load(bound, "padded", on_warm_up=fail)
+    assert opened
+    assert caught.tb is not None
+    assert not any(one() for one in opened)
+    monkeypatch.setattr(loaded, "check_verified", fail)
+    with pytest.raises(KeyboardInterrupt):
+        load(bound, "padded")
+    assert not any(one() for one in opened)

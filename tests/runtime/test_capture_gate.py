@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from types import SimpleNamespace
 
@@ -98,3 +99,17 @@ def test_what_is_let_go_of_waits_for_another_models_capture(make_executor, monke
         assert thread.is_alive()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_no_garbage_is_collected_while_a_graph_is_captured():
+    gate = CaptureGate()
+    with gate.exclusive():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with gate.exclusive():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

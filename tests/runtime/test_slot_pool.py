@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -122,3 +123,31 @@ def test_a_slot_that_cannot_be_built_takes_no_place(pool):
     with pytest.raises(SessionError):
         pool.acquire(SMALL, wait=True)
     assert pool.num_slots == 0
+
+
+def test_what_makes_place_is_held_no_more_when_the_new_slot_is_made(pool):
+    """Its buffers are of the memory that the new ones need."""
+    made = []
+
+    class Slot(SimpleNamespace):
+        """One that a weak reference can be had of."""
+
+    def build(bucket, graph_id):
+        alive = [one() for one in made if one() is not None]
+        slot = Slot(bucket=bucket, graph_id=graph_id, num_alive=len(alive))
+        made.append(weakref.ref(slot))
+        return slot
+
+    pool.build = build
+    for size in range(pool.max_slots):
+        pool.release(pool.acquire(odd(size), wait=True))
+    assert pool.acquire(odd(100), wait=True).num_alive == pool.max_slots - 1
+
+
+def test_clearing_lets_go_of_idle_slots(pool):
+    held = pool.acquire(LARGE, wait=True)
+    pool.release(pool.acquire(SMALL, wait=True))
+    pool.clear()
+    assert pool.num_slots == 1
+    pool.release(held)
+    assert pool.acquire(LARGE, wait=False) is held

@@ -1,4 +1,4 @@
-"""Thirty seconds of the soak: mixed traffic against a real server, each answer checked against the text that asked."""
+"""Fifteen seconds of the soak: mixed traffic against a real server, each answer checked against the text that asked."""
 
 import json
 import os
@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "serving_soak.py"
 @pytest.mark.slow
 def test_mixed_traffic(tmp_path):
     output = tmp_path / "soak.json"
-    command = [sys.executable, str(SCRIPT), "--seconds", "30", "--warm-up", "10", "--clients", "8"]
+    command = [sys.executable, str(SCRIPT), "--seconds", "15", "--warm-up", "5", "--clients", "8"]
     done = subprocess.run(
         [*command, "--output", str(output)],
         capture_output=True,
@@ -26,8 +26,8 @@ def test_mixed_traffic(tmp_path):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     found = json.loads(output.read_text())
     assert found["faults"] == []
-    assert found["answers"] > 500
-    assert found["malformed"] > 10
-    assert found["hang_ups"] > 3
+    assert found["answers"] > 250
+    assert found["malformed"] > 5
+    assert found["hang_ups"] > 1
     assert set(found["statuses"]) <= {"200", "400", "404", "405", "413", "415", "501"}
     assert found["cache_hits"] > 0
