@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -305,19 +306,28 @@ def build_plan(arguments: Sequence[str] | None = None) -> Plan:
     )
 
 
+def find_problems(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what must not be: answers too far from fp32, a reference or an engine of poolgraph's that failed."""
+    problems = []
+    for model, found in models.items():
+        problems += [f"{model}: {note}" for note in found["notes"] if note.startswith(("poolgraph", "the reference"))]
+        for engine, cells in found["engines"].items():
+            for workload, cell in cells.items():
+                if 1 - cell.get("max_distance", 0.0) < MIN_COSINE:
+                    problems.append(f"{model}, {engine}, {workload}: {cell['max_distance']:.2g} from fp32")
+                elif "error" in cell and engine.startswith("poolgraph"):
+                    problems.append(f"{model}, {engine}, {workload}: {cell['error']}")
+    return problems
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print the report; 1 if an answer is too far from fp32."""
+    """Measure and print the report; 1 if there are problems, which are printed last."""
     plan = build_plan(arguments)
     record = run(plan)
-    results = record.results()
-    print(write_report(results))
-    distances = [
-        cell.get("max_distance", 0.0)
-        for found in record.models.values()
-        for cells in found["engines"].values()
-        for cell in cells.values()
-    ]
-    return int(any(1 - distance < MIN_COSINE for distance in distances))
+    print(write_report(record.results()))
+    problems = find_problems(record.models)
+    print(*problems, sep="\n", file=sys.stderr)
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

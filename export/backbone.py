@@ -104,6 +104,12 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
     if model_class is None:
         raise UnsupportedArchitecture(f"transformers has no class {name}")
     form = find_form(architecture)
+    if form == "embedding" and architecture not in ("?", *ARCHITECTURES) and find_class(architecture) is None:
+        override = json.dumps({"architectures": [name]})
+        raise UnsupportedArchitecture(
+            f"architecture {architecture} is no class of transformers, and what it computes beyond {name} is not known "
+            f"here; if that is all it is, export with --hf-overrides '{override}'"
+        )
     return Backbone(
         folder=folder,
         config=config,

@@ -25,6 +25,10 @@ CPU_INPUTS: Final = frozenset({"total_sequence_length"})
 """Inputs that a kernel reads in the processor's memory, wherever the others are."""
 
 
+_FILLER_TOKENS: Final = 128
+"""Rows that a block of the attention kernel computes: it would compute as many for shorter padding."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundLayout:
     """How batches of a layout are written into a bucket, and their answers taken apart.
@@ -107,7 +111,7 @@ def fill_padded(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pa
 
 
 def fill_packed(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pad_token_id: int) -> None:
-    """Write texts end to end: texts of no token first, then the texts, then padding as texts of up to ``max_length``.
+    """Write texts end to end: texts of no token first, then the texts, then padding as short texts.
 
     A text of no token begins and ends at 0, so that its first row lies inside, whichever rows are padding.
     """
@@ -123,18 +127,24 @@ def fill_packed(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pa
     cu_seqlens = arrays["cu_seqlens"]
     cu_seqlens[: first_row + 1] = 0
     cu_seqlens[first_row + 1 : stop] = bounds
-    num_paddings = len(cu_seqlens) - stop
-    cu_seqlens[stop:] = np.minimum(used + bucket.max_length * np.arange(1, num_paddings + 1), bucket.size)
+    fillers = np.arange(1, len(cu_seqlens) - stop + 1)
+    cu_seqlens[stop:] = np.minimum(used + _filler_length(bucket, len(texts), used) * fillers, bucket.size)
 
 
 def first_packed_row(bucket: Bucket, texts: Sequence[EncodedText]) -> int:
     """Return the slot of the first text: before it stand as many of no token as are left over."""
     used = sum(text.num_tokens for text in texts)
-    num_paddings = -(-(bucket.size - used) // bucket.max_length)
-    first = bucket.batch_size - len(texts) - num_paddings
+    num_fillers = -(-(bucket.size - used) // _filler_length(bucket, len(texts), used))
+    first = bucket.batch_size - len(texts) - num_fillers
     assert used <= bucket.size
     assert first >= 0
     return first
+
+
+def _filler_length(bucket: Bucket, num_texts: int, used: int) -> int:
+    """Return the length of the texts that padding stands in: attention to them costs its square."""
+    places = max(1, bucket.batch_size - num_texts)
+    return min(bucket.max_length, max(_FILLER_TOKENS, -(-(bucket.size - used) // places)))
 
 
 def _lengths(texts: Sequence[EncodedText]) -> NDArray[np.int64]:

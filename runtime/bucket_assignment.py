@@ -47,6 +47,7 @@ def assign_texts(
     if not lengths:
         return ()
     numbers = np.asarray(lengths, dtype=np.int64)
+    buckets = sorted(buckets, key=lambda bucket: bucket.max_length)  # of equal costs the first counts: short attention
     order = np.argsort(-numbers, kind="stable")
     full = _find_full(int(numbers.sum()), len(lengths), max(lengths), buckets)
     if full is not None:

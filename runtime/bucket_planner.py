@@ -11,7 +11,8 @@ of best[g - graphs[j], i] + cost(i, j)`` is the least padding of all texts up to
 is the model's limit: every text that the model takes has a bucket.
 
 Packed buckets waste only what is left of their tokens. Their edges are numbers of tokens, and those below the budget
-serve a text that comes alone, or the rest of many: the same programme chooses them.
+serve a text that comes alone, or the rest of many: the same programme chooses them. Large ones have two forms, for
+short texts and for long ones.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ LADDER_STEP: Final = 8
 
 _SLOT_TOKENS: Final = 16
 """Packed buckets have a slot for so many tokens: texts shorter than that on average leave some tokens unused."""
+
+_LONG_TOKENS: Final = 512
+"""Packed buckets have few slots for texts longer than this, or many for shorter ones: the attention kernel starts
+blocks for ``batch_size`` texts of ``max_length`` tokens, whatever texts there are. For 16,384 tokens of 1,026 texts of
+up to 8,192, in 16 heads, it would start a million a layer, of which some ten thousand have anything to do."""
 
 _FINEST: Final = 256
 
@@ -188,12 +194,23 @@ def _plan_padded(budget: BucketBudget, histogram: NDArray[np.int64]) -> list[Buc
 def _plan_packed(budget: BucketBudget, histogram: NDArray[np.int64]) -> list[Bucket]:
     last = round_length(budget.max_model_len)
     largest = max(last, budget.max_batch_tokens)
-    above = _doubled(last, largest)[: max(0, budget.max_graphs - 1)]
+    num_forms = len(_packed_forms(last, budget))
+    above = _doubled(last, largest)[: max(0, budget.max_graphs // num_forms - 1)]
     lengths, weights = _gather_candidates(histogram, last)
-    edges = choose_edges(lengths, weights, [1] * len(lengths), budget.max_graphs - len(above))
+    graphs = [len(_packed_forms(int(length), budget)) for length in lengths]
+    edges = choose_edges(lengths, weights, graphs, budget.max_graphs - num_forms * len(above))
     sizes = [*(int(lengths[edge]) for edge in edges), *above]
+    return [bucket for size in sizes for bucket in _packed_forms(size, budget)]
+
+
+def _packed_forms(size: int, budget: BucketBudget) -> list[Bucket]:
+    """Return the buckets of so many tokens: one, or one for short texts and one for long ones."""
     # Not rounded: what fills a bucket up stands in texts of at most the length that the model has positions for.
-    return [packed_bucket(size, min(size, budget.max_model_len), max(1, size // _SLOT_TOKENS)) for size in sizes]
+    longest = min(size, budget.max_model_len)
+    if longest <= _LONG_TOKENS or budget.max_graphs < 2:
+        return [packed_bucket(size, longest, max(1, size // _SLOT_TOKENS))]
+    few, many = size // _LONG_TOKENS, size // _SLOT_TOKENS
+    return [packed_bucket(size, _LONG_TOKENS, many), packed_bucket(size, longest, few)]
 
 
 def _doubled(last: int, largest: int) -> list[int]:

@@ -170,6 +170,22 @@ def test_nothing_is_measured_beyond_the_deadline(tmp_path):
     assert (tmp_path / "gpu.md").exists()
 
 
+def test_what_fails_is_a_problem_and_a_peer_that_is_missing_is_none():
+    from gpu import find_problems
+
+    cell = {"max_distance": 1e-7, "tokens_per_s": 1.0}
+    good = {"poolgraph-padded": {"4x16": cell}, "torch-flash": {"4x16": {"error": "no flash attention"}}}
+    notes = ["torch fp16, flash attention does not run: it is not installed", "not measured: no time was left"]
+    assert find_problems({"tiny": {"engines": good, "notes": notes}}) == []
+    bad = {"poolgraph-padded": {"4x16": {"error": "boom"}}, "torch-sdpa": {"4x16": {"max_distance": 0.5}}}
+    notes = ["poolgraph fp16 padded does not run: no library"]
+    assert find_problems({"tiny": {"engines": bad, "notes": notes}}) == [
+        "tiny: poolgraph fp16 padded does not run: no library",
+        "tiny, poolgraph-padded, 4x16: boom",
+        "tiny, torch-sdpa, 4x16: 0.5 from fp32",
+    ]
+
+
 @pytest.mark.slow
 def test_everything_runs_on_the_cpu(tmp_path):
     from gpu import main

@@ -8,7 +8,7 @@ import pytest
 from poolgraph.errors import ArtifactError
 from poolgraph.graphs.manifest import Graph, Tensor
 from poolgraph.runtime.bound_inputs import BOUND_LAYOUTS, build_arrays, input_shape, output_shape
-from poolgraph.runtime.buckets import Bucket
+from poolgraph.runtime.buckets import Bucket, packed_bucket
 from poolgraph.runtime.tokenizer import EncodedText
 
 PAD = 9
@@ -68,6 +68,21 @@ def test_packed():
         "prompt_length": [0, 0, 1, 0, 2, 0, 0],
     }
     assert BOUND_LAYOUTS["packed"].first_row(bucket, TEXTS) == 2
+
+
+def test_packed_padding_stands_in_texts_as_short_as_the_kernels_blocks():
+    """Attention to them costs the square of their length."""
+    texts = [EncodedText(input_ids=np.ones(100, dtype=np.int64), token_type_ids=None)]
+    bounds = {}
+    for num_texts in (1, 20, 500):
+        bucket = packed_bucket(3000, 1000, num_texts)
+        arrays = {"cu_seqlens": np.zeros(bucket.batch_size + 1, dtype=np.int64)}
+        BOUND_LAYOUTS["packed"].fill(arrays, bucket, texts, PAD)
+        first = BOUND_LAYOUTS["packed"].first_row(bucket, texts)
+        assert arrays["cu_seqlens"][first : first + 2].tolist() == [0, 100]
+        assert arrays["cu_seqlens"][-1] == 3000
+        bounds[num_texts] = np.diff(arrays["cu_seqlens"][first + 1 :]).max()
+    assert bounds == {1: 967, 20: 132, 500: 128}
 
 
 def test_packed_without_padding():

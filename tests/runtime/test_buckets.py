@@ -156,6 +156,20 @@ def test_texts_that_fill_a_bucket_are_one_batch(layout):
     assert (batch.bucket, batch.indices) == (full, tuple(range(32)))
 
 
+@pytest.mark.parametrize("max_graphs", [2, 5, 32])
+def test_large_packed_buckets_are_for_many_short_texts_or_for_few_long_ones(max_graphs):
+    """The attention kernel starts blocks for ``batch_size`` texts of ``max_length`` tokens, whatever there is."""
+    buckets = plan_buckets(BucketBudget(max_model_len=8192, max_graphs=max_graphs), "packed")
+    assert all(bucket.batch_size * bucket.max_length < 40 * bucket.size for bucket in buckets)
+    lengths = [4000, *[12] * 2000, 700]
+    batches = assign_texts(lengths, buckets)
+    for batch in batches:
+        longest = max(lengths[index] for index in batch.indices)
+        assert (batch.bucket.max_length > 512) == (longest > 512)
+    most = max(len(batch.indices) for batch in batches)
+    assert most > 500, "what is short has slots enough"
+
+
 def test_many_texts_are_cut_like_few():
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4, 0.8, 5000), 3, 512).astype(int).tolist()
@@ -274,7 +288,7 @@ def test_the_counter_adds_runs_up():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_plans_keep_to_their_budget_and_take_every_text(layout):
     @given(
-        st.integers(1, 300),
+        st.integers(1, 300) | st.integers(500, 1200),
         st.integers(1, 12),
         st.integers(1, 2000),
         st.one_of(st.none(), st.lists(st.integers(1, 400), min_size=1, max_size=30)),
