@@ -45,8 +45,8 @@ CONVERT_WISHES: Mapping[str, Wish] = {"auto": None, "none": None, "embed": "embe
 """vLLM's pooling types as sentence-transformers calls them."""
 
 RAW_BY_DEFAULT = frozenset({"Qwen2ForRewardModel", "InternLM2ForRewardModel", "JambaForSequenceClassification"})
-"""Classes whose answers are logits unless a request asks for the activation: vLLM's class defaults, and InternLM2, whose
-rewards are used as they are."""
+"""Classes whose answers are logits unless a request asks for the activation: vLLM's class defaults, and InternLM2,
+whose rewards are used as they are."""
 
 STEP_TAGS = {"Qwen2ForProcessRewardModel": 151651}
 """Process-reward classes and the token that ends a step (``<extra_0>`` of Qwen2.5-Math-PRM)."""

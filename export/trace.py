@@ -15,6 +15,7 @@ from torch import nn
 
 from poolgraph.errors import ExportError
 from poolgraph.export.direct_program import translate
+from poolgraph.export.known_shapes import known_shapes
 from poolgraph.export.pooling_module import (
     BATCH_AXIS,
     BOUNDS_AXIS,
@@ -71,9 +72,10 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
     }
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(
-                entry.module(module), (), kwargs=arguments, dynamic_shapes=dynamic_shapes, strict=False
-            )
+            with known_shapes():
+                program = torch.export.export(
+                    entry.module(module), (), kwargs=arguments, dynamic_shapes=dynamic_shapes, strict=False
+                )
             exported = translate(
                 program,
                 dynamo=True,
