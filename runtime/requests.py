@@ -95,7 +95,7 @@ class RequestRunner:
         tokenizer: Its tokenizer with the caller's limit.
         config: The caller's pooler config.
         default_task: What is done where no task is named; None where nothing says it.
-        chat_template: The caller's score template.
+        chat_template: The caller's score template; of a model that reads no pairs, the server's chat template.
         long_texts: What is done with texts longer than the limit.
     """
 

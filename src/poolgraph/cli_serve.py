@@ -73,7 +73,7 @@ MODEL_OPTIONS: Final = (
         help="run a checkpoint's own Python code while it is exported; never while serving",
     ),
     Argument("--revision", help="branch, tag or commit of a hub id"),
-    Argument("--chat-template", metavar="NAME|FILE", help="score template of a reranker, or template of chats"),
+    Argument("--chat-template", metavar="NAME|FILE", help="score template of a reranker, chat template of all others"),
     Argument("--max-model-len", metavar="N", type=parse_count, help="a lower limit of tokens than the model's own"),
     *LOADING,
 )
