@@ -161,7 +161,7 @@ SERVER_OPTIONS: Final = (
         dest="public_routes",
         metavar="PATH",
         action="append",
-        help="a route that needs no key: /ready, /metrics or /version; /health never does",
+        help="a route that needs no key: /ready, /metrics or /version; /health and /ping never do",
     ),
     Argument("--max-body", dest="max_body_bytes", metavar="SIZE", type=parse_size, help="of a request (default: 32M)"),
     Argument("--max-texts", metavar="N", type=parse_count, help="texts of a request (default: 8192)"),
@@ -211,7 +211,7 @@ KEY_OPTIONS: Final = (
         "--api-key",
         metavar="KEY",
         action="append",
-        help=f"a key that requests must carry, on every route but /health; can be given again; also ${KEY_VARIABLE}",
+        help=f"a key for every route but /health and /ping; can be given again; also ${KEY_VARIABLE}",
     ),
     Argument("--api-key-file", metavar="FILE", help="a file with a key a line"),
 )
