@@ -66,12 +66,12 @@ class ChunkedText:
             return None
         return TextChunks(num_chunks=len(self.windows), num_tokens=sum(one.num_tokens for one in self.windows))
 
-    def average(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Average the windows' raw vectors (num_windows, size) by token count; a lone window's keep their bits."""
+    def average(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Average the windows' vectors (num_windows, size) by token count; a lone window's keep their bits."""
         if len(self.windows) == 1:
-            return np.asarray(raw[0])
+            return np.asarray(vectors[0])
         shares = self.weights / self.weights.sum()
-        return np.asarray((raw.astype(np.float64) * shares[:, None]).sum(axis=0), dtype=np.float32)
+        return np.asarray((vectors.astype(np.float64) * shares[:, None]).sum(axis=0), dtype=np.float32)
 
 
 def chunk_texts(

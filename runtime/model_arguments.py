@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -71,6 +72,8 @@ class ModelArguments:
 def load_runner(arguments: ModelArguments) -> RequestRunner:
     """Load a model; a checkpoint is exported into the cache first, its progress shown on standard error.
 
+    What a pooler config asks for without effect is warned about.
+
     Raises:
         InputError: an unknown argument or value, or something else than what the artifact was compiled with.
         TaskNotSupported: a default task that the artifact does not support.
@@ -81,6 +84,7 @@ def load_runner(arguments: ModelArguments) -> RequestRunner:
     check_engine_args(arguments.engine_args)
     _check_tokenizer(arguments.tokenizer, arguments.model)
     config = _resolve_pooler_config(arguments.pooler_config, arguments.override_pooler_config)
+    _warn_of_chunks(config)
     precision = _resolve_precision(arguments)
     wish = resolve_wish(arguments.runner, arguments.convert, arguments.task, config)
     loaded = PoolingModel.load(
@@ -175,6 +179,17 @@ def _resolve_pooler_config(
     if config is not None and older is not None:
         raise InputError("pooler_config and override_pooler_config mean the same; give one", parameter="pooler_config")
     return parse_pooler_config(older if config is None else config)
+
+
+def _warn_of_chunks(config: PoolerConfig) -> None:
+    given = {"enable_chunked_processing": config.enable_chunked_processing, "max_embed_len": config.max_embed_len}
+    if names := [name for name, value in given.items() if value]:
+        message = (
+            f"pooler_config: {' and '.join(names)} {'has' if len(names) == 1 else 'have'} no effect; "
+            "poolgraph serve --long-text chunk embeds long texts in parts"
+        )
+        # The caller of LLM, past load_runner.
+        warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _show_line(line: str) -> None:

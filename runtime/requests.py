@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from poolgraph.config import PoolerConfig, PoolingParams
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Manifest
-from poolgraph.runtime.finish import Finish, finish_sequences, finish_tokens, plan_finish
+from poolgraph.runtime.finish import Finish, finish_rows, finish_sequences, finish_tokens, plan_finish
 from poolgraph.runtime.late_chunking import LateChunking, check_late_chunking, plan_chunks
 from poolgraph.runtime.long_texts import ChunkedText, LongTexts, chunk_texts, whole_text
 from poolgraph.runtime.model import PoolingModel
@@ -95,7 +95,7 @@ class RequestRunner:
         tokenizer: Its tokenizer with the caller's limit.
         config: The caller's pooler config.
         default_task: What is done where no task is named; None where nothing says it.
-        chat_template: The caller's score template.
+        chat_template: The caller's score template; of a model that reads no pairs, the server's chat template.
         long_texts: What is done with texts longer than the limit.
     """
 
@@ -170,8 +170,12 @@ class RequestRunner:
         windows = [window for text in texts for window in text.windows]
         raw = cast("NDArray[np.float32]", (yield Run(family="sequence", encoded=windows)))
         stops = np.cumsum([len(text.windows) for text in texts])
-        means = [text.average(raw[stop - len(text.windows) : stop]) for text, stop in zip(texts, stops, strict=True)]
-        answers = finish_sequences(np.stack(means), finishes)
+        of_windows = [finish for text, finish in zip(texts, finishes, strict=True) for _ in text.windows]
+        vectors = finish_sequences(raw, of_windows)
+        answers = [
+            _join_windows(text, vectors[stop - len(text.windows) : stop], finish)
+            for text, stop, finish in zip(texts, stops, finishes, strict=True)
+        ]
         return [
             PoolingRequestOutput(
                 request_id=str(next(request_ids)),
@@ -248,6 +252,11 @@ def match_params(params: Params, num_prompts: int) -> list[PoolingParams]:
     if len(params) != num_prompts:
         raise InputError(f"The lengths of prompts ({num_prompts}) and params ({len(params)}) must be the same.")
     return list(params)
+
+
+def _join_windows(text: ChunkedText, vectors: Sequence[NDArray[np.float32]], finish: Finish) -> NDArray[np.float32]:
+    """Average the finished vectors of a text's windows and finish the average, as vLLM; a lone window's stays as is."""
+    return vectors[0] if len(vectors) == 1 else finish_rows(text.average(np.stack(vectors))[None], finish)[0]
 
 
 def _finish(

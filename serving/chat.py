@@ -1,4 +1,4 @@
-"""Conversations to the texts that models embed, by the chat template of the model's tokenizer."""
+"""Conversations to the texts that models embed, by the server's chat template or that of the model's tokenizer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any, Final, Protocol
 
 from jinja2 import Template
 
-from poolgraph.errors import InputError
+from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.runtime.requests import RequestRunner
 from poolgraph.runtime.score_inputs import read_special_tokens, read_tokenizer_config
+from poolgraph.runtime.score_request import choose_scoring
+from poolgraph.runtime.score_template import TEMPLATES
 from poolgraph.runtime.template_sandbox import compile_template, render_template
 from poolgraph.serving.schema_common import ChatMessage
 
@@ -45,32 +48,70 @@ def read_chat_template(directory: Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def find_server_template(runner: RequestRunner) -> str | None:
+    """Return the chat template that a model was loaded with, None where that is a score template, or there is none.
+
+    Raises:
+        InputError: the template is a file that cannot be read, or it does not compile.
+    """
+    template = runner.chat_template
+    if template is None or template in TEMPLATES or _reads_pairs(runner):
+        return None
+    source = _read_source(template)
+    _compile(source)
+    return source
+
+
+def _reads_pairs(runner: RequestRunner) -> bool:
+    """Whether the template that a model was loaded with is what it puts a query and a document into."""
+    try:
+        scoring = choose_scoring(runner.manifest, runner.default_task, template=runner.chat_template)
+    except TaskNotSupported:
+        return False
+    return scoring.kind == "cross_encoder"
+
+
+@lru_cache(maxsize=64)
+def _read_source(template: str) -> str:
+    if "{{" in template or "{%" in template:
+        return template
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise InputError(
+            f"the chat template {template} cannot be read: {reason}; give a file, or the template itself",
+            parameter="chat_template",
+            value=template,
+        ) from error
+
+
 def render_conversation(
-    messages: Sequence[ChatMessage], fields: ConversationFields, directory: Path, architecture: str, *, trusted: bool
+    messages: Sequence[ChatMessage], fields: ConversationFields, runner: RequestRunner, *, trusted: bool
 ) -> str:
-    """Put a conversation into the chat template.
+    """Put a conversation into the chat template: the request's, else the server's, else the tokenizer's.
 
     Args:
         messages: The conversation.
         fields: The request's.
-        directory: The artifact's directory.
-        architecture: Named where content is refused.
+        runner: The model.
         trusted: Whether a request may bring its own template.
 
     Raises:
         InputError: no template, content that is not text, or options that are not acceptable.
         ArtifactError: ``tokenizer_config.json`` is there and is no JSON object.
     """
-    source = _choose_source(fields, directory, trusted=trusted)
+    source = _choose_source(fields, runner, trusted=trusted)
     if fields.continue_final_message and fields.add_generation_prompt:
         raise InputError(
             "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
             parameter="continue_final_message",
             value=True,
         )
+    architecture = runner.manifest.architecture
     plain = [{"role": message.role, "content": _join(message, architecture)} for message in messages]
     variables = {
-        **read_special_tokens(directory),
+        **read_special_tokens(runner.model.path),
         **_check_variables(fields.chat_template_kwargs),
         "messages": plain,
         "add_generation_prompt": fields.add_generation_prompt,
@@ -79,7 +120,7 @@ def render_conversation(
     return _reopen(text, plain[-1]["content"]) if fields.continue_final_message else text
 
 
-def _choose_source(fields: ConversationFields, directory: Path, *, trusted: bool) -> str:
+def _choose_source(fields: ConversationFields, runner: RequestRunner, *, trusted: bool) -> str:
     if fields.chat_template is not None:
         if not trusted:
             raise InputError(
@@ -88,7 +129,9 @@ def _choose_source(fields: ConversationFields, directory: Path, *, trusted: bool
                 parameter="chat_template",
             )
         return fields.chat_template
-    source = read_chat_template(directory)
+    source = find_server_template(runner)
+    if source is None:
+        source = read_chat_template(runner.model.path)
     if source is None:
         raise InputError(
             "this model's tokenizer has no chat template, so it takes no messages; send the text as `input`",
@@ -129,15 +172,19 @@ def join_parts(parts: Sequence[Any], architecture: str) -> str:
 
 
 def _render(source: str, variables: Mapping[str, Any]) -> str:
+    template = _compile(source)
     try:
-        return render_template(_compile(source), variables)
+        return render_template(template, variables)
     except Exception as error:
         raise InputError(f"the chat template failed: {error}", parameter="messages") from error
 
 
 @lru_cache(maxsize=32)
 def _compile(source: str) -> Template:
-    return compile_template(source)
+    try:
+        return compile_template(source)
+    except Exception as error:
+        raise InputError(f"the chat template does not compile: {error}", parameter="chat_template") from error
 
 
 def _reopen(text: str, last: str) -> str:

@@ -39,7 +39,7 @@ _LAST_WORDS_S: Final = 5
 """How long requests that outlived the grace time have to be told so."""
 
 _LOGGER: Final = logging.getLogger(OWN_LOGGER)
-_QUIET: Final = frozenset({"/health", "/ready", "/metrics"})
+_QUIET: Final = frozenset({"/health", "/ping", "/ready", "/metrics"})
 """Probes, which the access log leaves out unless the level is debug."""
 
 SECURITY_HEADERS: Final = [

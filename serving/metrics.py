@@ -51,6 +51,7 @@ ROUTES: Final = frozenset(
         "/similarity",
         "/info",
         "/health",
+        "/ping",
         "/ready",
         "/metrics",
         "/version",

@@ -10,7 +10,7 @@ from typing import Final
 from poolgraph.serving.asgi_types import ASGIApp, Receive, Scope, Send
 from poolgraph.serving.refusals import UNAUTHORIZED, refuse
 
-ALWAYS_PUBLIC: Final = frozenset({"/health"})
+ALWAYS_PUBLIC: Final = frozenset({"/health", "/ping"})
 _MESSAGE: Final = "This server needs an API key: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
 _CHALLENGE: Final = ((b"www-authenticate", b"Bearer"),)
 _SCHEME: Final = b"bearer "
@@ -24,7 +24,7 @@ def require_api_keys(app: ASGIApp, api_keys: Sequence[str], public_routes: Colle
     Args:
         app: What is guarded.
         api_keys: The keys; with none, the application is returned as it is.
-        public_routes: Paths that need no key, beside ``/health``.
+        public_routes: Paths that need no key, beside those of ``ALWAYS_PUBLIC``.
     """
     if not api_keys:
         return app

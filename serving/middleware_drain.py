@@ -8,7 +8,7 @@ from typing import Final
 from poolgraph.serving.asgi_types import ASGIApp, Header, Receive, Scope, Send
 from poolgraph.serving.refusals import UNAVAILABLE, refuse
 
-STILL_ANSWERED: Final = frozenset({"/health", "/metrics", "/version"})
+STILL_ANSWERED: Final = frozenset({"/health", "/ping", "/metrics", "/version"})
 """What tells of the process and asks nothing of a model."""
 
 _MESSAGE: Final = "The server is shutting down. Send the request to another one, or again in a few seconds."

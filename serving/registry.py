@@ -16,6 +16,7 @@ from poolgraph.runtime.model_arguments import ModelArguments, load_runner
 from poolgraph.runtime.requests import RequestRunner
 from poolgraph.serving.answer_cache import AnswerCache
 from poolgraph.serving.cached_runs import CachedRuns
+from poolgraph.serving.chat import find_server_template
 from poolgraph.serving.disk_cache import DiskCache
 from poolgraph.serving.engine import Engine
 from poolgraph.serving.engine_errors import ModelNotFound
@@ -78,12 +79,15 @@ def open_registry(
         served_model_names: Names in place of the models' own: all for the one model, or one for each of several.
 
     Raises:
-        InputError: no model, names that do not fit the models, two models of one name, or a wrong argument.
+        InputError: no model, names that do not fit the models, two models of one name, a wrong argument, or a chat
+            template that cannot be used.
         PoolgraphError: a model does not load; see ``load_runner``.
     """
     names = plan_names([argument.model for argument in arguments], served_model_names)
     memory = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
     runners = [load_runner(argument) for argument in arguments]
+    for runner in runners:
+        find_server_template(runner)
     with_disk = memory is not None and settings.cache_path is not None
     disk = DiskCache(settings.cache_path, settings.cache_disk_bytes) if with_disk and settings.cache_path else None
     models = tuple(

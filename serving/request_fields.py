@@ -135,13 +135,7 @@ def _read_chat(
     written = [_written_text(messages) for messages in conversations]
     check_size(written, settings, "messages")
     texts: list[ParsedPrompt] = [
-        render_conversation(
-            messages,
-            fields,
-            model.runner.model.path,
-            model.manifest.architecture,
-            trusted=settings.trust_request_chat_template,
-        )
+        render_conversation(messages, fields, model.runner, trusted=settings.trust_request_chat_template)
         for messages in conversations
     ]
     return TextRequest(prompts=texts, num_chars=check_size(texts, settings, "messages"), is_chat=True)

@@ -10,7 +10,16 @@ import msgspec
 import numpy as np
 
 from poolgraph.errors import InputError
-from poolgraph.serving.answers import Outputs, answer_bytes, answer_texts, count_usage, count_values, describe_use, now
+from poolgraph.serving.answers import (
+    Outputs,
+    answer_bytes,
+    answer_texts,
+    count_usage,
+    count_values,
+    describe_use,
+    now,
+    use_headers,
+)
 from poolgraph.serving.encodings import WireFormat, build_wire, encode_floats
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import build_params, plan_options, plan_urgency, read_texts, refuse_normalize
@@ -190,7 +199,7 @@ def build_bytes(name: str, model: str, outputs: Outputs, wire: WireFormat) -> An
     """Return vectors one behind the other as raw bytes; ``bytes`` describes them in the header ``metadata``."""
     parts = [wire.encode_bytes(output.outputs.data) for output in outputs]
     if wire.encoding_format == "bytes_only":
-        return answer_bytes(b"".join(parts))
+        return answer_bytes(b"".join(parts), use_headers(outputs))
     items: list[dict[str, object]] = []
     start = 0
     for index, (part, output) in enumerate(zip(parts, outputs, strict=True)):
@@ -210,7 +219,8 @@ def build_bytes(name: str, model: str, outputs: Outputs, wire: WireFormat) -> An
     metadata = {"id": name, "created": now(), "model": model, "data": items}
     metadata["usage"] = {key: usage[key] for key in ("prompt_tokens", "total_tokens")}
     # Headers take ASCII alone, which is what json.dumps writes.
-    return answer_bytes(b"".join(parts), ((b"metadata", json.dumps(metadata).encode("ascii")),))
+    described = (b"metadata", json.dumps(metadata).encode("ascii"))
+    return answer_bytes(b"".join(parts), (described, *use_headers(outputs)))
 
 
 EMBEDDINGS: Final = Endpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from poolgraph import __version__
@@ -45,6 +46,15 @@ async def show_metrics(call: Call, body: None) -> Answer:
     return Answer(body=metrics_text(call.context.observer), content_type=CONTENT_TYPE.encode("ascii"))
 
 
+_PING: Final = Endpoint(
+    method="GET",
+    path="/ping",
+    function=show_health,
+    summary="Whether the server is alive (SageMaker, vLLM)",
+    statuses=(503,),
+    tag="Server",
+)
+
 SERVER_ROUTES: Final = (
     Endpoint(
         method="GET",
@@ -70,6 +80,8 @@ SERVER_ROUTES: Final = (
         statuses=(503,),
         tag="Server",
     ),
+    _PING,
+    replace(_PING, method="POST"),
     Endpoint(
         method="GET",
         path="/ready",

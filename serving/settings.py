@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from poolgraph.serving.engine_settings import EngineSettings
 
 PUBLIC_ROUTES: Final = ("/ready", "/metrics", "/version")
-"""Routes that may be opened to requests without a key; ``/health`` is always open."""
+"""Routes that may be opened to requests without a key; ``/health`` and ``/ping`` are always open."""
 
 _ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-_\[\]:]+")
 _KEY: Final = re.compile(r"[\x21-\x7e]+")

@@ -73,7 +73,7 @@ MODEL_OPTIONS: Final = (
         help="run a checkpoint's own Python code while it is exported; never while serving",
     ),
     Argument("--revision", help="branch, tag or commit of a hub id"),
-    Argument("--chat-template", metavar="NAME|FILE", help="score template of a reranker, or template of chats"),
+    Argument("--chat-template", metavar="NAME|FILE", help="score template of a reranker, chat template of all others"),
     Argument("--max-model-len", metavar="N", type=parse_count, help="a lower limit of tokens than the model's own"),
     *LOADING,
 )
@@ -161,7 +161,7 @@ SERVER_OPTIONS: Final = (
         dest="public_routes",
         metavar="PATH",
         action="append",
-        help="a route that needs no key: /ready, /metrics or /version; /health never does",
+        help="a route that needs no key: /ready, /metrics or /version; /health and /ping never do",
     ),
     Argument("--max-body", dest="max_body_bytes", metavar="SIZE", type=parse_size, help="of a request (default: 32M)"),
     Argument("--max-texts", metavar="N", type=parse_count, help="texts of a request (default: 8192)"),
@@ -211,7 +211,7 @@ KEY_OPTIONS: Final = (
         "--api-key",
         metavar="KEY",
         action="append",
-        help=f"a key that requests must carry, on every route but /health; can be given again; also ${KEY_VARIABLE}",
+        help=f"a key for every route but /health and /ping; can be given again; also ${KEY_VARIABLE}",
     ),
     Argument("--api-key-file", metavar="FILE", help="a file with a key a line"),
 )

@@ -49,6 +49,28 @@ def test_the_arguments_of_the_engine(artifact):
         LLM(path, variant="cuda_fp16")
 
 
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"enable_chunked_processing": True}, "enable_chunked_processing has"),
+        ('{"max_embed_len": 9000}', "max_embed_len has"),
+        (
+            PoolerConfig(enable_chunked_processing=True, max_embed_len=9000),
+            "enable_chunked_processing and max_embed_len have",
+        ),
+    ],
+)
+def test_a_pooler_config_without_effect_is_warned_about(artifact, config, named):
+    cure = "poolgraph serve --long-text chunk embeds long texts in parts"
+    with pytest.warns(UserWarning, match=f"^pooler_config: {named} no effect; {cure}$") as caught:
+        LLM(artifact, pooler_config=config)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_pooler_config_that_asks_for_no_chunks_is_not_warned_about(artifact):
+    LLM(artifact, pooler_config={"enable_chunked_processing": False, "enable_flash_late_interaction": True})
+
+
 def test_buckets_and_cuda_graphs_are_the_models(artifact, monkeypatch):
     seen, real = [], PoolingModel.load.__func__
 

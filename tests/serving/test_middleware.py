@@ -63,7 +63,8 @@ def test_no_other_key_opens(headers):
 @pytest.mark.parametrize("path", ["/ready", "/metrics", "/v1/embeddings", "/docs", "/nothing", "/health/", "//health"])
 def test_only_health_is_open(path):
     app = require_api_keys(FakeApp(), KEYS)
-    assert run(call(app, "/health", method="GET")).status == 200
+    for method, open_path in (("GET", "/health"), ("GET", "/ping"), ("POST", "/ping")):
+        assert run(call(app, open_path, method=method)).status == 200
     assert run(call(app, path, method="GET")).status == 401
 
 
@@ -192,7 +193,7 @@ def test_a_draining_server_refuses_new_work_and_still_tells_of_itself():
     assert refused.headers["connection"] == "close"
     assert refused.headers["retry-after"] == "1"
     assert run(call(app, "/ready")).status == 503
-    assert run(call(app, "/health")).status == 200
+    assert run(call(app, "/health")).status == run(call(app, "/ping")).status == 200
 
 
 def test_what_was_accepted_is_answered_and_counted():

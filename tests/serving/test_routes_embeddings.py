@@ -103,6 +103,14 @@ def test_bytes_are_described_in_the_header(make_site):
     assert metadata["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling"])
+@pytest.mark.parametrize("form", ["bytes", "bytes_only"])
+def test_bytes_tell_the_tokens_used_and_dropped_in_headers(make_site, path, form):
+    request = {"input": ["w1 w2 w3 w4", "w1"], "truncate_prompt_tokens": 4, "encoding_format": form}
+    answer = make_site().post(path, request)
+    assert (answer.headers["x-tokens-used"], answer.headers["x-tokens-dropped"]) == (str(4 + 3), "2")
+
+
 def test_dimensions_and_activation(make_site, llm):
     site = make_site()
     (item,) = site.post("/v1/embeddings", {"input": "w1", "dimensions": 5}).json()["data"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
-from fake_engine import FakeRegistry, build_settings
+from fake_engine import SIZE, FakeRegistry, build_settings
 
+from poolgraph.config import PoolingParams
 from poolgraph.runtime.long_texts import LongTexts
+from poolgraph.runtime.requests import RequestOptions
+from poolgraph.runtime.tokenization import TokenizationOptions
 from poolgraph.serving.app import build_app
 from poolgraph.serving.observer import NullObserver
 
@@ -37,6 +41,29 @@ def test_chunks_are_told(make_ruled_site):
     assert not long["truncated"]
     assert body["usage"]["prompt_tokens"] == long["tokens_used"] + short["tokens_used"]
     assert np.linalg.norm(long["embedding"]) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [None, 5])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_windows_are_averaged_as_vllm_does(find_model, normalize, dimensions):
+    """Windows of 38 and 26 tokens are normalized before they are averaged, and their average again."""
+    runner = replace(find_model("embedder").runner, long_texts=LongTexts(kind="chunk", overlap=4))
+    params = PoolingParams(use_activation=normalize, dimensions=dimensions)
+    options = RequestOptions(pooling_params=params, use_tqdm=False, tokenization=TokenizationOptions())
+    work = runner.answer_prompts([LONG, "w1"], "embed", options, count())
+    assert [text.num_tokens for text in next(work).encoded] == [38 + 2, 26 + 2, 1 + 2]
+    raw = np.random.default_rng(3).normal(size=(3, SIZE)).astype(np.float32) * [[1], [9], [4]]
+    with pytest.raises(StopIteration) as done:
+        work.send(raw.astype(np.float32))
+    parts = raw[:, :dimensions].astype(np.float64)
+    if normalize:
+        parts /= np.linalg.norm(parts, axis=1, keepdims=True)
+    expected = np.average(parts[:2], axis=0, weights=[38, 26])
+    if normalize:
+        expected /= np.linalg.norm(expected)
+    long, short = (output.outputs.data for output in done.value.value)
+    np.testing.assert_allclose(long, expected, rtol=1e-5)
+    np.testing.assert_allclose(short, parts[2], rtol=1e-6)
 
 
 def test_texts_without_special_tokens_stay_whole(make_ruled_site):

@@ -10,7 +10,7 @@ from poolgraph.serving.metrics import PrometheusObserver
 
 ALWAYS = {
     *("/pooling", "/tokenize", "/detokenize", "/info", "/v1/models", "/version", "/health", "/ready", "/metrics"),
-    *("/openapi.json", "/docs"),
+    *("/openapi.json", "/docs", "/ping"),
 }
 SCORES = {"/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
 EMBEDS = {"/v1/embeddings", "/v2/embed", "/embed", "/similarity"}
@@ -75,13 +75,14 @@ def test_models_are_chosen_by_name(make_site):
     assert unclear.json()["error"]["message"].startswith("model is required where several are served")
 
 
-def test_health(make_site):
+@pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/ping"), ("POST", "/ping")])
+def test_health(make_site, method, path):
     site = make_site()
-    answer = site.get("/health")
+    answer = site.ask(method, path)
     assert (answer.status_code, answer.content) == (200, b"")
     site.model.is_alive = False
     try:
-        assert site.get("/health").status_code == 503
+        assert site.ask(method, path).status_code == 503
         assert site.get("/ready").status_code == 503
     finally:
         site.model.is_alive = True
