@@ -255,7 +255,7 @@ def match_params(params: Params, num_prompts: int) -> list[PoolingParams]:
 
 
 def _join_windows(text: ChunkedText, vectors: Sequence[NDArray[np.float32]], finish: Finish) -> NDArray[np.float32]:
-    """Average the finished vectors of a text's windows and finish the average, as vLLM; a lone window's stays as is."""
+    """Average the finished vectors of a text's windows and finish the average; a lone window's stays as it is."""
     return vectors[0] if len(vectors) == 1 else finish_rows(text.average(np.stack(vectors))[None], finish)[0]
 
 

@@ -45,7 +45,7 @@ def test_chunks_are_told(make_ruled_site):
 
 @pytest.mark.parametrize("dimensions", [None, 5])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_windows_are_averaged_as_vllm_does(find_model, normalize, dimensions):
+def test_windows_are_normalized_before_they_are_averaged(find_model, normalize, dimensions):
     """Windows of 38 and 26 tokens are normalized before they are averaged, and their average again."""
     runner = replace(find_model("embedder").runner, long_texts=LongTexts(kind="chunk", overlap=4))
     params = PoolingParams(use_activation=normalize, dimensions=dimensions)

@@ -38,7 +38,7 @@ def test_no_request_breaks_it(make_site, kinds):
     statuses = set()
     for operation in operations:
         statuses |= ask_all(operation, GenerationMode.POSITIVE)
-        if operation.method == "post":
+        if operation.method == "post" and operation.path != "/ping":
             good = operation.Case(
                 body=GOOD[re.sub("/v[12](/score|/rerank)", r"\1", operation.path)], media_type="application/json"
             )
