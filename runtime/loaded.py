@@ -78,8 +78,7 @@ class LoadedModel:
             path: An artifact's directory; or a checkpoint folder or hub id, which is exported once into the cache.
             provider: ``cpu``, ``cuda``, ``tensorrt`` or a full name; None takes CUDA where it loads, else the CPU.
             precision: ``fp32``, ``int8`` and so on; None takes the first in the artifact's list.
-            threads: Threads of a run; None takes those that ``poolgraph bench --tune`` stored beside the artifact for
-                this machine, else lets the number of batches decide.
+            threads: Threads of a run; None takes what ``bench --tune`` stored, else the number of batches decides.
             variant: Name of one variant of the artifact.
             fallback: Take another provider, with a warning, when the one asked for does not load.
             allow_unverified: Run a variant that verification never passed.
@@ -107,7 +106,7 @@ class LoadedModel:
             buckets=buckets, max_batch_tokens=max_batch_tokens, gpu_mem_limit=gpu_mem_limit, cuda_graphs=cuda_graphs
         )
         sessions = open_sessions(directory, manifest, wish, cpu, bucket_wish)
-        try:
+        with _closed_on_failure(sessions):
             if not allow_unverified:
                 check_verified(sessions.variant, directory)
             executor = (
@@ -115,9 +114,6 @@ class LoadedModel:
                 if sessions.provider in BOUND_DEVICES
                 else _cpu_executor(sessions, manifest, cpu, threads, max_batch_tokens, tuning)
             )
-        except BaseException:
-            sessions.close()  # the traceback may be kept, and what it holds of a device with it
-            raise
         return cls(path=directory, manifest=manifest, sessions=sessions, executor=executor)
 
     def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
@@ -236,6 +232,16 @@ def _check_counts(**counts: int | None) -> None:
     for name, number in counts.items():
         if number is not None:
             check_count(name, number)
+
+
+@contextmanager
+def _closed_on_failure(sessions: SessionPool) -> Iterator[None]:
+    """Close the sessions when the block fails: a traceback that is kept would keep what they hold of a device."""
+    try:
+        yield
+    except BaseException:
+        sessions.close()
+        raise
 
 
 def _warm_executor(sessions: SessionPool, manifest: Manifest, on_warm_up: WarmUp | None) -> BoundExecutor:

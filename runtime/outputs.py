@@ -118,7 +118,6 @@ class PoolingRequestOutput(Generic[OutputT]):
         error: Always None: what fails raises.
         late_chunking: The chunks that the rows belong to, where late chunking was asked for.
         text_chunks: How a text longer than the model's limit was embedded in chunks; None where it was not.
-        num_pad_tokens: Tokens of ``prompt_token_ids`` that stand between two texts, each of which ran without them.
     """
 
     request_id: str
@@ -130,7 +129,6 @@ class PoolingRequestOutput(Generic[OutputT]):
     error: None = field(default=None, repr=False)
     late_chunking: LateChunking | None = field(default=None, repr=False)
     text_chunks: TextChunks | None = field(default=None, repr=False)
-    num_pad_tokens: int = field(default=0, repr=False)
 
 
 class EmbeddingRequestOutput(PoolingRequestOutput[EmbeddingOutput]):
@@ -179,5 +177,4 @@ def _rebuild(cls: type[RequestT], base: PoolingRequestOutput[PoolingOutput], out
         num_truncated_tokens=base.num_truncated_tokens,
         late_chunking=base.late_chunking,
         text_chunks=base.text_chunks,
-        num_pad_tokens=base.num_pad_tokens,
     )

@@ -219,7 +219,6 @@ def _join(runner: RequestRunner, request: ScoreRequest, sides: _Sides, scores: N
             outputs=ScoringOutput(float(score)),
             prompt_token_ids=query.prompt_token_ids + between + document.prompt_token_ids,
             num_truncated_tokens=query.num_truncated_tokens + document.num_truncated_tokens,
-            num_pad_tokens=len(between),
         )
         for (query, document), score in zip(both, scores, strict=True)
     ]

@@ -60,9 +60,7 @@ def count_usage(outputs: Sequence[PoolingRequestOutput[Any]]) -> Usage:
 
 def count_tokens(output: PoolingRequestOutput[Any]) -> int:
     """Return the tokens that the model ran for one text, those of all of its chunks where it was cut into some."""
-    if output.text_chunks is not None:
-        return output.text_chunks.num_tokens
-    return len(output.prompt_token_ids) - output.num_pad_tokens
+    return len(output.prompt_token_ids) if output.text_chunks is None else output.text_chunks.num_tokens
 
 
 def describe_use(output: PoolingRequestOutput[Any]) -> dict[str, Any]:

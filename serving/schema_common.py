@@ -116,7 +116,7 @@ class TokenUse(msgspec.Struct, kw_only=True):
 
     Attributes:
         truncated: Whether tokens were dropped.
-        tokens_used: Tokens that the model saw, special tokens included.
+        tokens_used: Tokens that the model saw, special ones and what joins two texts that are embedded apart included.
         tokens_dropped: Tokens cut off.
         num_chunks: Parts that a long text was embedded in; 1 for one that was embedded whole.
     """

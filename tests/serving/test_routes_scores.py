@@ -31,16 +31,6 @@ def test_scores_are_those_of_the_python_api(make_site, path, kind, names):
     assert body["usage"]["prompt_tokens"] == sum(item["tokens_used"] for item in body["data"])
 
 
-@pytest.mark.parametrize("kind", ["embedder", "tokens"])
-def test_texts_that_are_read_alone_use_their_own_tokens(make_site, kind):
-    site = make_site(kind)
-    body = site.post("/score", {"text_1": "w1", "text_2": ["w2", "w3 w4"]}).json()
-    assert [item["tokens_used"] for item in body["data"]] == [3 + 3, 3 + 4]
-    assert (body["usage"]["prompt_tokens"], body["usage"]["total_tokens"]) == (13, 13)
-    ranked = site.post("/rerank", {"query": "w1", "documents": ["w2"]}).json()
-    assert ranked["results"][0]["tokens_used"] == ranked["usage"]["total_tokens"] == 6
-
-
 def test_pairs_one_by_one(make_site):
     site = make_site("reranker")
     body = site.post("/score", {"text_1": DOCUMENTS, "text_2": DOCUMENTS[::-1]}).json()
