@@ -194,7 +194,7 @@ def test_nan_never_leaves_and_is_counted(server):
 def test_every_route_but_health_asks_for_a_key(artifact):
     with serving(artifact, "--api-key", "right", "--public-route", "/ready") as server:
         for route in sorted(ROUTES | {"/nothing", "/v1"}):
-            expected = 200 if route in ("/health", "/ready") else 401
+            expected = 200 if route in ("/health", "/ping", "/ready") else 401
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "righ"}):
                 assert server.get(route, headers).status == expected, route
                 assert server.post(route, b"{}", {**JSON, **headers}).status in (expected, 405), route
