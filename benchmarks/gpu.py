@@ -326,7 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = run(plan)
     print(write_report(record.results()))
     problems = find_problems(record.models)
-    print(*problems, sep="\n", file=sys.stderr)
+    for problem in problems:
+        print(problem, file=sys.stderr)
     return int(bool(problems))
 
 

@@ -1,7 +1,7 @@
 """Shapes of operators whose answers a trace would else compute step by step.
 
 A trace runs the model on tensors without memory. Torch finds the shape of a product with a bias by three operators, of
-a layer norm by a dozen, each with symbolic sizes: a fifth of the time that tracing an encoder takes. Both are known.
+a layer norm by a dozen, each with symbolic sizes, which is much of the time of tracing an encoder. Both are known.
 """
 
 from __future__ import annotations

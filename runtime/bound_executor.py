@@ -310,7 +310,7 @@ class BoundExecutor:
             )
 
     def _pool(self, family: str) -> SlotPool:
-        self.sessions.graph(family)
+        self.sessions.graph(family)  # raises where the variant has none
         with self._lock:
             if family not in self._pools:
                 # Neither part holds this executor: a model that is let go of gives its memory back at once.

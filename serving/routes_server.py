@@ -46,14 +46,15 @@ async def show_metrics(call: Call, body: None) -> Answer:
     return Answer(body=metrics_text(call.context.observer), content_type=CONTENT_TYPE.encode("ascii"))
 
 
-_PING: Final = Endpoint(
+_HEALTH: Final = Endpoint(
     method="GET",
-    path="/ping",
+    path="/health",
     function=show_health,
-    summary="Whether the server is alive (SageMaker, vLLM)",
+    summary="Whether the server is alive",
     statuses=(503,),
     tag="Server",
 )
+_PING: Final = replace(_HEALTH, path="/ping", summary="Whether the server is alive (SageMaker, vLLM)")
 
 SERVER_ROUTES: Final = (
     Endpoint(
@@ -72,14 +73,7 @@ SERVER_ROUTES: Final = (
         answer_type=VersionResponse,
         tag="Server",
     ),
-    Endpoint(
-        method="GET",
-        path="/health",
-        function=show_health,
-        summary="Whether the server is alive",
-        statuses=(503,),
-        tag="Server",
-    ),
+    _HEALTH,
     _PING,
     replace(_PING, method="POST"),
     Endpoint(

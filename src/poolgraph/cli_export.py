@@ -8,16 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from poolgraph.cli_command import (
-    DONE,
-    JSON,
-    NAMES,
-    Argument,
-    Command,
-    add_arguments,
-    parse_object,
-    print_json,
-)
+from poolgraph.cli_command import DONE, JSON, NAMES, Argument, Command, add_arguments, parse_object, print_json
 from poolgraph.cli_inspect import print_verification
 from poolgraph.errors import InputError
 from poolgraph.progress import print_stages
