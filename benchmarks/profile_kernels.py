@@ -30,7 +30,7 @@ def profile(
     graph = variant.graphs["sequence"]
     options = build_session_options(onnxruntime, variant.session_options, threads)
     if variant.operators is not None:
-        register_operators(options)
+        register_operators(options, variant.operators)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")

@@ -17,8 +17,8 @@ from poolgraph.graphs.check_cuda import check_cuda
 from poolgraph.graphs.fuse_bias_products import has_bias_products
 from poolgraph.graphs.lower_attention_cuda import fits_packed
 from poolgraph.graphs.lower_attention_native import fits_native_packed
-from poolgraph.graphs.manifest import CUDA_OPERATORS, Rewrites, Variant
-from poolgraph.graphs.pipeline import NATIVE_INT8, NATIVE_PACKED_INT8, Target, cuda_passes
+from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS, Rewrites, Variant
+from poolgraph.graphs.pipeline import Target, cuda_passes, packed_native
 
 MOST_FINDINGS = 3
 """Nodes that a message names."""
@@ -34,7 +34,7 @@ class Reduced:
 
 
 def choose_packed(plan: ExportPlan, targets: Sequence[Target], padded: ir.Model) -> tuple[Target, ...]:
-    """Leave out the packed targets that a model has no graph for; the packed native one takes the uniform one's place.
+    """Leave out the packed targets that a model has no graph for; packed native ones take the uniform ones' place.
 
     A maximum over tokens would hold every row once a text, so that packing is not worth it.
 
@@ -45,8 +45,10 @@ def choose_packed(plan: ExportPlan, targets: Sequence[Target], padded: ir.Model)
     """
     if "max" in (plan.head.pooling or ()):
         return tuple(target for target in targets if target.layout != "packed")
-    replaced = [NATIVE_PACKED_INT8 if it is NATIVE_INT8 and fits_native_packed(padded) else it for it in targets]
-    return tuple(it for it in replaced if it.layout != "packed" or it is NATIVE_PACKED_INT8 or fits_packed(padded))
+    kept = [it for it in targets if it.layout != "packed" or fits_packed(padded)]
+    if not fits_native_packed(padded):
+        return tuple(kept)
+    return tuple(packed_native(it) if it.operators == NATIVE_OPERATORS else it for it in kept)
 
 
 def lower_target(

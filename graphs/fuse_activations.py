@@ -1,18 +1,18 @@
-"""Passes: the activation behind an 8-bit product, and the gate of a gated one, become part of it."""
+"""Passes: the activation behind a native product, and the gate of a gated one, become part of it."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from poolgraph.graphs.native import QUANTIZED_MATMUL, Activation, Gate, native_nodes, number, set_number
+from poolgraph.graphs.native import PRODUCTS, Activation, Gate, native_nodes, number, set_number
 from poolgraph.graphs.pattern import dimensions, producer, stand_in, used_once
 
 
 def fuse_activations(model: ir.Model) -> int:
-    """Fuse GELU, SiLU and ReLU into the product in front of them.
+    """Fuse GELU, SiLU and ReLU into the product in front of them, whether of floats or of bytes.
 
-    Given:   %x = poolgraph.cpu::QuantizedMatMul(...);  %y = Gelu(%x)
-    Result:  %y = poolgraph.cpu::QuantizedMatMul(...) with activation
+    Given:   %x = poolgraph.cpu::FusedMatMul(...);  %y = Gelu(%x)
+    Result:  %y = poolgraph.cpu::FusedMatMul(...) with activation
     """
     return sum(_fuse_activation(model.graph, node) for node in _bare_products(model))
 
@@ -20,8 +20,8 @@ def fuse_activations(model: ir.Model) -> int:
 def fuse_gates(model: ir.Model) -> int:
     """Fuse the two halves of a gated product.
 
-    Given:   %a, %b = Split(poolgraph.cpu::QuantizedMatMul(...));  %y = Mul(Gelu(%a), %b)
-    Result:  %y = poolgraph.cpu::QuantizedMatMul(...) with activation and gate
+    Given:   %a, %b = Split(poolgraph.cpu::FusedMatMul(...));  %y = Mul(Gelu(%a), %b)
+    Result:  %y = poolgraph.cpu::FusedMatMul(...) with activation and gate
     """
     return sum(_fuse_gate(model.graph, node) for node in _bare_products(model))
 
@@ -30,8 +30,10 @@ def _bare_products(model: ir.Model) -> list[ir.Node]:
     """List the products whose columns are used as they are."""
     return [
         node
-        for node in native_nodes(model, QUANTIZED_MATMUL)
-        if number(node, "activation") == Activation.NONE and number(node, "gate") == Gate.NONE and len(node.inputs) <= 5
+        for node in native_nodes(model, *PRODUCTS)
+        if number(node, "activation") == Activation.NONE
+        and number(node, "gate") == Gate.NONE
+        and len(node.inputs) <= 1 + PRODUCTS[node.op_type].num_inputs
     ]
 
 

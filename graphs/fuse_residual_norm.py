@@ -1,22 +1,11 @@
-"""Passes: the residual added to an 8-bit product's rows, and the norm of the sum, become part of the operator."""
+"""Passes: the residual added to a native product's rows, and the norm of the sum, become part of the operator."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from poolgraph.graphs.native import (
-    FEED_FORWARD_RESIDUAL,
-    MATMUL_RESIDUAL,
-    QUANTIZED_FEED_FORWARD,
-    QUANTIZED_MATMUL,
-    Norm,
-    native_nodes,
-    number,
-    set_number,
-)
+from poolgraph.graphs.native import RESIDUALS, Norm, native_nodes, number, set_number
 from poolgraph.graphs.pattern import dimensions, is_initializer, stand_in, used_once
-
-RESIDUAL_INDEX = {QUANTIZED_MATMUL: MATMUL_RESIDUAL, QUANTIZED_FEED_FORWARD: FEED_FORWARD_RESIDUAL}
 
 NORMS = {"LayerNormalization": Norm.LAYER, "SimplifiedLayerNormalization": Norm.ROOT_MEAN_SQUARE}
 
@@ -24,23 +13,23 @@ NORMS = {"LayerNormalization": Norm.LAYER, "SimplifiedLayerNormalization": Norm.
 def fuse_residuals(model: ir.Model) -> int:
     """Fuse the addition of rows of the same shape.
 
-    Given:   %y = poolgraph.cpu::QuantizedMatMul(...);  %s = Add(%y, %residual)
-    Result:  %s = poolgraph.cpu::QuantizedMatMul(..., %residual)
+    Given:   %y = poolgraph.cpu::FusedMatMul(...);  %s = Add(%y, %residual)
+    Result:  %s = poolgraph.cpu::FusedMatMul(..., %residual)
     """
-    return sum(_fuse_residual(model.graph, node) for node in native_nodes(model, *RESIDUAL_INDEX))
+    return sum(_fuse_residual(model.graph, node) for node in native_nodes(model, *RESIDUALS))
 
 
 def fuse_norms(model: ir.Model) -> int:
     """Fuse the norm of an operator's rows; the rows themselves become its second output where others read them.
 
-    Given:   %s = poolgraph.cpu::QuantizedMatMul(..., %residual);  %y = LayerNormalization(%s, %weight, %bias)
-    Result:  %y, %s = poolgraph.cpu::QuantizedMatMul(..., %residual, %weight, %bias)
+    Given:   %s = poolgraph.cpu::FusedMatMul(..., %residual);  %y = LayerNormalization(%s, %weight, %bias)
+    Result:  %y, %s = poolgraph.cpu::FusedMatMul(..., %residual, %weight, %bias)
     """
-    return sum(_fuse_norm(model.graph, node) for node in native_nodes(model, *RESIDUAL_INDEX))
+    return sum(_fuse_norm(model.graph, node) for node in native_nodes(model, *RESIDUALS))
 
 
 def _fuse_residual(graph: ir.Graph, node: ir.Node) -> int:
-    index, answer = RESIDUAL_INDEX[node.op_type], node.outputs[0]
+    index, answer = RESIDUALS[node.op_type], node.outputs[0]
     if len(node.inputs) > index or number(node, "norm") != Norm.NONE or not used_once(answer):
         return 0
     (use,) = answer.uses()
@@ -64,7 +53,7 @@ def _fuse_norm(graph: ir.Graph, node: ir.Node) -> int:
     if len(norms) != 1 or not _is_of_rows(norms[0], answer):
         return 0
     norm = norms[0]
-    index = RESIDUAL_INDEX[node.op_type]
+    index = RESIDUALS[node.op_type]
     shared = not used_once(answer)
     _set_inputs(node, {index + 1: norm.inputs[1], index + 2: norm.inputs[2] if len(norm.inputs) > 2 else None})
     set_number(node, "norm", NORMS[norm.op_type])

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
-from poolgraph.graphs.native import ATTENTION, NATIVE_DOMAIN, PACKED_BOUNDS
+from poolgraph.graphs.native import ATTENTION, FLOAT_ATTENTION, NATIVE_DOMAIN, PACKED_BOUNDS
 from poolgraph.graphs.pattern import ATTENDED, SEMANTIC_DOMAIN, dimensions, producer, replace_node, used_once
 
 MOST_FEATURES: Final = 512
@@ -16,12 +16,21 @@ MOST_FEATURES: Final = 512
 
 
 def lower_attention_to_native(model: ir.Model) -> int:
-    """Lower attention without mask, bias or softcap; others are left for the pass that follows.
+    """Lower attention without mask, bias or softcap to products of integers; others are left for the pass that follows.
 
     Given:   %y = poolgraph::Attention(%q, %k, %v[, , , %cu_seqlens])
     Result:  %y = poolgraph.cpu::Attention(%q, %k, %v[, %cu_seqlens]), or of the one value that the three are split from
     """
-    return sum(_lower(model.graph, read_attention(node)) for node in attention_nodes(model))
+    return sum(_lower(model.graph, read_attention(node), ATTENTION) for node in attention_nodes(model))
+
+
+def lower_attention_to_native_float(model: ir.Model) -> int:
+    """Do the same in float32.
+
+    Given:   %y = poolgraph::Attention(%q, %k, %v[, , , %cu_seqlens])
+    Result:  %y = poolgraph.cpu::FloatAttention(%q, %k, %v[, %cu_seqlens]), or of the one value that they are split from
+    """
+    return sum(_lower(model.graph, read_attention(node), FLOAT_ATTENTION) for node in attention_nodes(model))
 
 
 def fits_native_packed(model: ir.Model) -> bool:
@@ -41,7 +50,7 @@ def _is_plain(attention: AttentionNode) -> bool:
     return fits and attention.bias is None and not attention.softcap
 
 
-def _lower(graph: ir.Graph, attention: AttentionNode) -> int:
+def _lower(graph: ir.Graph, attention: AttentionNode, operator: str) -> int:
     if attention.mask is not None or not _is_plain(attention):
         return 0
     attributes = {
@@ -57,7 +66,7 @@ def _lower(graph: ir.Graph, attention: AttentionNode) -> int:
     rows: list[ir.Value | None] = [*_inputs(attention)]
     if attention.cu_seqlens is not None:
         rows += [None] * (PACKED_BOUNDS - len(rows)) + [attention.cu_seqlens]
-    result = tape.op(ATTENTION, rows, attributes, domain=NATIVE_DOMAIN)
+    result = tape.op(operator, rows, attributes, domain=NATIVE_DOMAIN)
     graph.opset_imports[NATIVE_DOMAIN] = 1
     replace_node(graph, attention.node, tape.nodes, result)
     return 1

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -12,34 +13,67 @@ import onnx_ir as ir
 
 NATIVE_DOMAIN: Final = "poolgraph.cpu"
 
-QUANTIZED_MATMUL: Final = "QuantizedMatMul"
-"""``finish(activation(rows @ weights + bias) + residual)``.
 
-Inputs: rows (..., in_features); weights (in_features, out_features) of int8; scales (out_features,); then, each
-optional, bias (out_features,), what rows are multiplied by first (in_features,), residual (..., out_features), the
-norm's weight and bias (out_features,). Outputs: the answer; the sum in front of the norm, where it is asked for.
-"""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductOperators:
+    """The two operators of one kind of product.
 
-QUANTIZED_FEED_FORWARD: Final = "QuantizedFeedForward"
-"""Two products, the first with its activation: rows; weights, scales, bias, factors of the first; the same of the
-second; residual, the norm's weight and bias. Attributes of the products have the prefixes ``up_`` and ``down_``."""
+    Attributes:
+        matmul: ``finish(activation(rows @ weights + bias) + residual)``. Inputs: rows (..., in_features); those of the
+            product; then, each optional, residual (..., out_features), the norm's weight and bias (out_features,).
+            Outputs: the answer; the sum in front of the norm, where it is asked for.
+        feed_forward: Two products, the first with its activation: rows, the inputs of the first, those of the second,
+            residual, the norm's weight and bias. Attributes of the products have the prefixes ``up_`` and ``down_``.
+        num_inputs: Of one product, the matrix of its weights first, (in_features, out_features).
+        attributes: Of one product.
+    """
+
+    matmul: str
+    feed_forward: str
+    num_inputs: int
+    attributes: tuple[str, ...]
+
+    @property
+    def residuals(self) -> dict[str, int]:
+        """Index of the residual among the inputs, by operator; the norm's weight and bias follow."""
+        return {self.matmul: 1 + self.num_inputs, self.feed_forward: 1 + 2 * self.num_inputs}
+
+
+QUANTIZED: Final = ProductOperators(
+    matmul="QuantizedMatMul",
+    feed_forward="QuantizedFeedForward",
+    num_inputs=4,
+    attributes=("scale", "zero_point", "activation", "gate"),
+)
+"""Weights of int8, scales and bias (out_features,), what rows are multiplied by first (in_features,)."""
+
+FUSED: Final = ProductOperators(
+    matmul="FusedMatMul", feed_forward="FusedFeedForward", num_inputs=2, attributes=("activation", "gate")
+)
+"""Weights of float32, bias (out_features,)."""
+
+PRODUCTS: Final = {kind.matmul: kind for kind in (QUANTIZED, FUSED)}
+"""By the name of their operator."""
+
+RESIDUALS: Final = {name: index for kind in PRODUCTS.values() for name, index in kind.residuals.items()}
+"""Index of the residual among an operator's inputs."""
 
 ATTENTION: Final = "Attention"
 """Query, key and value (batch_size, sequence_length, heads * head_size), or all three side by side in the first input.
 
 Packed texts are one row, (1, num_tokens, ...), with their bounds, ``cu_seqlens`` (batch_size + 1,) of int64, as the
-fourth input. The query may then also be one a text, (1, batch_size, ...), that sees its whole text.
+fourth input. The query may then also be one a text, (1, batch_size, ...), that sees its whole text. Its products are
+those of 16-bit integers.
 """
+
+FLOAT_ATTENTION: Final = "FloatAttention"
+"""The same in float32."""
 
 PACKED_BOUNDS: Final = 3
 """Index of the bounds among the inputs of an attention."""
 
 TEXT_SUM: Final = "TextSum"
 """Weights (batch_size, num_tokens) times rows (num_tokens, size), in the order of the tokens, weights of 0 skipped."""
-
-MATMUL_RESIDUAL: Final = 5
-FEED_FORWARD_RESIDUAL: Final = 9
-"""Index of the residual among the inputs; the norm's weight and bias follow."""
 
 
 class Activation(IntEnum):
@@ -68,14 +102,10 @@ class Norm(IntEnum):
     ROOT_MEAN_SQUARE = 2
 
 
-def product_attributes(*, scale: float, zero_point: int) -> dict[str, int | float]:
-    """Return the attributes of a bare ``QuantizedMatMul``; ``scale`` 0 rounds each row by its own range."""
-    product = {"scale": scale, "zero_point": zero_point, "activation": int(Activation.NONE), "gate": int(Gate.NONE)}
-    return {**product, "norm": int(Norm.NONE), "epsilon": 0.0}
-
-
-PRODUCT_ATTRIBUTES: Final = ("scale", "zero_point", "activation", "gate")
-"""Those of a product alone, which get a prefix where there are two."""
+def product_attributes(**of_kind: float) -> dict[str, int | float]:
+    """Return the attributes of a bare product; 8-bit ones have ``scale``, 0 for ranges of rows, and ``zero_point``."""
+    bare = {"activation": int(Activation.NONE), "gate": int(Gate.NONE), "norm": int(Norm.NONE), "epsilon": 0.0}
+    return {**of_kind, **bare}
 
 
 def native_nodes(model: ir.Model, *op_types: str) -> list[ir.Node]:

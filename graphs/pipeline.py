@@ -24,7 +24,8 @@ from poolgraph.graphs.fuse_rotary import fuse_rotary
 from poolgraph.graphs.fuse_skip_norm import fuse_skip_norms
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
 from poolgraph.graphs.lower_attention_cuda import lower_attention_to_cuda
-from poolgraph.graphs.lower_attention_native import lower_attention_to_native
+from poolgraph.graphs.lower_attention_native import lower_attention_to_native, lower_attention_to_native_float
+from poolgraph.graphs.lower_products import lower_products_to_native
 from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.lower_scan_cuda import fuse_causal_conv, lower_scan_to_linear_attention
 from poolgraph.graphs.lower_text_sums import lower_text_sums
@@ -141,32 +142,50 @@ unless its optimizer may make the weights unsigned, at a level that would fuse b
 CPU_INT8 = replace(CPU_FP32, precision="int8", file_stem="model_cpu_int8", session_options=EXACT_INT8)
 """The pass that quantizes comes first; the export makes it, with recipes from calibration."""
 
-NATIVE_INT8 = replace(
-    CPU_INT8,
-    name="native",
-    file_stem="model_native_int8",
-    passes=(
+
+def _native_passes(lower_attention: Pass) -> tuple[Pass, ...]:
+    return (
         fuse_rms_norm,
         remove_dead_nodes,
+        lower_products_to_native,  # those that were not quantized
         fuse_activations,
         fuse_gates,
         fuse_feed_forward,  # before the norms: a product that has one does not stand in the middle
         fuse_residuals,
         fuse_norms,
-        lower_attention_to_native,
+        lower_attention,
         lower_attention_to_cpu,  # what the native operator does not compute: biases, softcaps
         lower_selective_scan,
         remove_dead_nodes,
         clear_notes,
-    ),
-    session_options=CPU_FP32.session_options,
+    )
+
+
+NATIVE_FP32 = replace(
+    CPU_FP32,
+    name="native",
+    file_stem="model_native_fp32",
+    passes=_native_passes(lower_attention_to_native_float),
     cpu_features=("avx2", "fma"),
     operators=NATIVE_OPERATORS,
 )
 """On this package's own operators, which take in what stands around a product: the fastest, where they load."""
 
-NATIVE_PACKED_INT8 = replace(NATIVE_INT8, layout="packed", passes=(lower_text_sums, *NATIVE_INT8.passes))
-"""The same in the packed layout, which takes its place for models that have one: batches of any lengths are full."""
+NATIVE_INT8 = replace(
+    NATIVE_FP32,
+    precision="int8",
+    file_stem="model_native_int8",
+    passes=_native_passes(lower_attention_to_native),
+)
+
+
+def packed_native(target: Target) -> Target:
+    """Return a native target in the packed layout, which takes its place for models that have one.
+
+    There batches of any lengths are full.
+    """
+    return replace(target, layout="packed", passes=(lower_text_sums, *target.passes))
+
 
 PORTABLE_INT8 = replace(PORTABLE, precision="int8", file_stem="model_int8")
 """Weights in 8 bits behind a DequantizeLinear: what any processor and any ONNX runtime can run. ONNX Runtime makes
@@ -268,6 +287,7 @@ CUBLASLT_BF16 = _on_cublaslt(CUDA_BF16, "cublaslt")
 TARGETS: tuple[Target, ...] = (
     PORTABLE,
     PORTABLE_INT8,
+    NATIVE_FP32,
     CPU_FP32,
     NATIVE_INT8,
     CPU_INT8,

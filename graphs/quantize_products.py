@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
-from poolgraph.graphs.native import NATIVE_DOMAIN, QUANTIZED_MATMUL, product_attributes
+from poolgraph.graphs.native import NATIVE_DOMAIN, QUANTIZED, product_attributes
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.pattern import CONTRIB_DOMAIN, add_constant, add_lazy_weight, stand_in
 from poolgraph.graphs.products import Product, ProductGroup, find_products
@@ -158,7 +158,7 @@ def _emit_native(graph: ir.Graph, tape: Tape, rows: ir.Value, weights: _Weights,
         scale=recipe.scale if is_static else 0.0, zero_point=recipe.zero_point if is_static else 0
     )
     inputs = [rows, weights.matrix, weights.scales, weights.bias, weights.inverse_smoothing]
-    return tape.op(QUANTIZED_MATMUL, inputs, attributes, domain=NATIVE_DOMAIN)
+    return tape.op(QUANTIZED.matmul, inputs, attributes, domain=NATIVE_DOMAIN)
 
 
 _Emit = Callable[[ir.Graph, Tape, ir.Value, _Weights, Recipe], ir.Value]

@@ -9,34 +9,14 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernel_attention_shape.h"
+#include "kernel_block.h"
 #include "kernel_softmax.h"
 
 namespace poolgraph {
 
-constexpr int kMostFeatures = 512;     // of a head
 constexpr float kMostValue = 4095;     // kBlockKeys * 2**13, the largest weight, * kMostValue < 2**31
 constexpr float kLeastRange = 1e-30f;  // of numbers that get a scale, so that its inverse is finite
-
-struct AttentionShape {
-  int num_heads;
-  int num_kv_heads;
-  int head_size;
-  float scale;
-  bool causal;
-  int left_window;   // tokens that a query sees before itself, -1 for all
-  int right_window;  // and after
-  int padded_size() const { return round_to(head_size, kLanes); }
-};
-
-// The rows of one text, heads side by side.
-struct HeadRows {
-  const float* data;
-  size_t stride;
-  int length;
-  const float* at(int row, int head, int head_size) const {
-    return data + static_cast<size_t>(row) * stride + static_cast<size_t>(head) * head_size;
-  }
-};
 
 // Keys and values of one head in the order in which they are multiplied: a pair of features, or of tokens, in a lane.
 struct PackedHead {
@@ -54,12 +34,6 @@ struct AttentionRoom {
   Buffer<int16_t> keys, values, queries, weights;
   Buffer<float> key_scales, value_scales, scores, factors;
 };
-
-inline Floats load_some(const float* from, int count) {
-  return count >= kLanes ? load(from) : load_where(mask_of(std::max(count, 0)), from);
-}
-
-inline void store_some(float* to, int count, Floats x) { count >= kLanes ? store(to, x) : store_where(mask_of(count), to, x); }
 
 // The largest sum of products of two rows of `padded` numbers up to this stays below 2**31.
 inline float most_number(int padded) { return std::floor(std::sqrt(2147483647.0 / padded)); }
@@ -151,72 +125,6 @@ inline PackedHead pack_head(const AttentionShape& shape, const HeadRows& keys, c
   return packed;
 }
 
-// A block of 6 or 12 rows by 1 to 4 vectors of 16 columns: sums over steps of rows[r][step] * columns[step][c], a pair a
-// step, given to store(r, j, sums). Unrolled by the compiler, so that all sums stay in registers.
-template <int kRows, int kVectors, class Store>
-__attribute__((noinline)) void product_block(const int16_t* rows, size_t row_stride, const int16_t* columns,
-                                             size_t column_stride, int steps, int count, const Store& store) {
-  Ints sums[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) sums[r][j] = splat(0);
-#pragma GCC unroll 1
-  for (int step = 0; step < steps; ++step, columns += column_stride, rows += 2) {
-    Ints column[kVectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) column[j] = load_pairs(columns + j * 2 * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      int32_t two;
-      std::memcpy(&two, rows + r * row_stride, sizeof two);
-      const Ints x = splat(two);
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) add_pairs(sums[r][j], x, column[j]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < kVectors; ++j)
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r)
-      if (r < count) store(r, j, to_floats(sums[r][j]));
-}
-
-// Up to kQueryRows rows by up to 4 vectors: blocks that fit the registers, whose sums are the same in each.
-template <int kVectors, class Store>
-inline void multiply_rows(const int16_t* rows, size_t row_stride, const int16_t* columns, size_t column_stride, int steps,
-                          int count, const Store& store) {
-  if constexpr (kVectors * kQueryRows <= kSums)
-    if (count > kQueryRows / 2)
-      return product_block<kQueryRows, kVectors>(rows, row_stride, columns, column_stride, steps, count, store);
-  for (int first = 0; first < count; first += kQueryRows / 2)
-    product_block<kQueryRows / 2, kVectors>(rows + first * row_stride, row_stride, columns, column_stride, steps,
-                                            count - first, [&](int r, int j, Floats x) { store(first + r, j, x); });
-}
-
-template <class Store>
-inline void multiply(int vectors, const int16_t* rows, size_t row_stride, const int16_t* columns, size_t column_stride,
-                     int steps, int count, const Store& store) {
-  if constexpr (kSums < kQueryRows) {  // of which no block is wider than a vector
-    for (int v = 0; v < vectors; ++v)
-      multiply_rows<1>(rows, row_stride, columns + v * 2 * kLanes, column_stride, steps, count,
-                       [&](int r, int, Floats x) { store(r, v, x); });
-    return;
-  }
-  switch (vectors) {
-    case 1: return multiply_rows<1>(rows, row_stride, columns, column_stride, steps, count, store);
-    case 2: return multiply_rows<2>(rows, row_stride, columns, column_stride, steps, count, store);
-    case 3: return multiply_rows<3>(rows, row_stride, columns, column_stride, steps, count, store);
-    default: return multiply_rows<4>(rows, row_stride, columns, column_stride, steps, count, store);
-  }
-}
-
-inline KeyRange visible_keys(const AttentionShape& shape, int query, int keys) {
-  const int first = shape.left_window < 0 ? 0 : std::max(0, query - shape.left_window);
-  const int last = shape.right_window < 0 ? keys : std::min(keys, query + shape.right_window + 1);
-  return {first, shape.causal ? std::min(last, query + 1) : last};
-}
-
 // out (count, head_size) = the weighted values of keys [first, last).
 inline void weigh_values(const AttentionShape& shape, const PackedHead& head, const int16_t* weights, size_t weights_stride,
                          const float* factors, KeyRange keys, int count, float* out, size_t out_stride) {
@@ -236,7 +144,8 @@ inline void weigh_values(const AttentionShape& shape, const PackedHead& head, co
       const int steps = (std::min(first + kBlockKeys, keys.last) - first + 1) / 2;
       const int16_t* values = head.values + static_cast<size_t>(first) * padded + d * 2;
       const auto block = [&](const auto& store) {
-        multiply(vectors, weights + first, weights_stride, values, static_cast<size_t>(padded) * 2, steps, count, store);
+        multiply<ShortPairs>(vectors, {weights + first, weights_stride}, {values, static_cast<size_t>(padded) * 2, 2 * kLanes},
+                             steps, count, store);
       };
       first == keys.first ? block(set) : block(add);
     }
@@ -259,7 +168,8 @@ inline void multiply_keys(const PackedHead& head, const int16_t* queries, int pa
       const int place = key + j * kLanes;
       store(scores + r * tile.stride + place, sums * load(head.key_scales + place));
     };
-    multiply(vectors, queries, padded, head.keys + static_cast<size_t>(key) * padded, line, padded / 2, tile.count, put);
+    const int16_t* keys = head.keys + static_cast<size_t>(key) * padded;
+    multiply<ShortPairs>(vectors, {queries, static_cast<size_t>(padded)}, {keys, line, 2 * kLanes}, padded / 2, tile.count, put);
   }
 }
 
@@ -291,5 +201,19 @@ inline void attend(const AttentionShape& shape, const float* queries, size_t str
   soften(tile, head.poison, weights, factors);
   weigh_values(shape, head, weights, row_keys, factors, {first, std::min(last, num_keys)}, count, out, out_stride);
 }
+
+// What the operator is made of.
+struct ShortAttention {
+  static constexpr const char* kName = "Attention";
+  using Room = AttentionRoom;
+  using Head = PackedHead;
+  static Head pack(const AttentionShape& shape, const HeadRows& keys, const HeadRows& values, int head, Room& room) {
+    return pack_head(shape, keys, values, head, room);
+  }
+  template <class... Rest>
+  static void answer(const AttentionShape& shape, Rest&&... rest) {
+    attend(shape, rest...);
+  }
+};
 
 }  // namespace poolgraph

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernel_attention.h"
+#include "kernel_attention_float.h"
 #include "kernel_onnxruntime.h"
 
 namespace poolgraph {
@@ -12,16 +13,19 @@ namespace poolgraph {
 //
 // With the fourth input, cu_seqlens (batch_size + 1,), the texts are packed in one row, (1, num_tokens, ...); queries
 // may then also be one a text, (1, batch_size, ...), each of which sees its whole text.
-class Attention {
+//
+// A template over what computes it, ShortAttention or FloatAttention.
+template <class Kind>
+class AttentionOperator {
  public:
-  static constexpr const char* kName = "Attention";
+  static constexpr const char* kName = Kind::kName;
   static constexpr size_t kInputs = 4, kOutputs = 1;
   static constexpr size_t kBounds = 3;
   static int type_of(size_t index) { return index == kBounds ? kInt64 : kFloat; }
   static int output_type(size_t) { return kFloat; }
   static bool is_required(size_t index) { return index == 0; }
 
-  Attention(const Api& api, const OrtKernelInfo* info) {
+  AttentionOperator(const Api& api, const OrtKernelInfo* info) {
     const auto number = [&](const char* name) { return static_cast<int>(api.int_attribute(info, name)); };
     shape_ = {number("num_heads"), number("kv_num_heads"), number("head_size"), api.float_attribute(info, "scale"),
               number("is_causal") != 0, number("left_window"), number("right_window")};
@@ -153,16 +157,16 @@ class Attention {
   }
 
   void answer(const Text& text, const Task& task, float* out) const {
-    thread_local AttentionRoom room;
-    const PackedHead packed = pack_head(shape_, text.key, text.value, task.head, room);
+    thread_local typename Kind::Room room;
+    const auto packed = Kind::pack(shape_, text.key, text.value, task.head, room);
     const int group = shape_.num_heads / shape_.num_kv_heads;
     const int first = task.first * kQueryRows, last = std::min(task.last * kQueryRows, text.query.length);
     for (int head = task.head * group; head < (task.head + 1) * group; ++head)
       for (int start = first; start < last; start += kQueryRows) {
         const int count = std::min(kQueryRows, last - start), position = start + text.key.length - text.query.length;
         float* to = out + (text.first_row + start) * width() + static_cast<size_t>(head) * shape_.head_size;
-        attend(shape_, text.query.at(start, head, shape_.head_size), text.query.stride, packed, text.key.length, position,
-               count, to, width(), room);
+        Kind::answer(shape_, text.query.at(start, head, shape_.head_size), text.query.stride, packed, text.key.length, position,
+                     count, to, width(), room);
       }
   }
 

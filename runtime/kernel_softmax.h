@@ -8,7 +8,6 @@
 
 namespace poolgraph {
 
-constexpr int kQueryRows = 12;     // queries of a tile; their scores stay in the first or second cache
 constexpr int kBlockKeys = 64;     // keys whose weighted values add up in 32 bits
 constexpr int kGroupKeys = 32;     // keys whose weights are computed at once
 constexpr float kUnseen = -3e38f;  // what a block's largest score is for a query that sees none of it
@@ -32,6 +31,7 @@ struct ScoreTile {
 // The keys of a block that a query sees: all of them, or a bit each.
 struct WholeBlock {
   static constexpr int size = kBlockKeys;
+  Floats keep(int, Floats x) const { return x; }
   Mask lanes(int) const { return mask_of(kLanes); }
   uint32_t group(int) const { return 0xffffffff; }
 };
@@ -44,25 +44,34 @@ struct PartBlock {
   }
   static uint64_t below(int count) { return count >= 64 ? ~0ull : (1ull << std::max(count, 0)) - 1; }
   Mask lanes(int key) const { return mask_of_bits(static_cast<uint16_t>(bits >> key)); }
+  Floats keep(int key, Floats x) const { return keep_where(lanes(key), x); }
   uint32_t group(int key) const { return static_cast<uint32_t>(bits >> key); }
 };
 
-// Calls use(first key, its place in `factors`, block of a range) for every block, the last of which may be shorter.
+// Calls use(first key, block of a range) for every block, the last of which may be shorter.
 template <class Use>
-inline void for_blocks(const ScoreTile& tile, float* factors, Use&& use) {
+inline void for_blocks(const ScoreTile& tile, Use&& use) {
   const KeyRange seen_by_all = {tile.ranges[tile.count - 1].first, tile.ranges[0].last};
-  for (int first = tile.computed.first; first < tile.computed.last; first += kBlockKeys, factors += kLanes) {
+  for (int first = tile.computed.first; first < tile.computed.last; first += kBlockKeys) {
     const int size = std::min(kBlockKeys, tile.computed.last - first);
     if (size == kBlockKeys && seen_by_all.first <= first && first + size <= seen_by_all.last)
-      use(first, factors, [](KeyRange) { return WholeBlock{}; });
+      use(first, [](KeyRange) { return WholeBlock{}; });
     else
-      use(first, factors, [first, size](KeyRange range) { return PartBlock::of(range, first, size); });
+      use(first, [first, size](KeyRange range) { return PartBlock::of(range, first, size); });
   }
 }
 
+// The same with the block's place in `factors` [blocks][16 queries].
+template <class Use>
+inline void for_blocks(const ScoreTile& tile, float* factors, Use&& use) {
+  for_blocks(tile, [&](int first, auto block_of) {
+    use(first, factors + (first - tile.computed.first) / kBlockKeys * kLanes, block_of);
+  });
+}
+
+// The largest of `largest` and of the scores of a block's keys.
 template <class Block>
-inline Floats largest_of(const float* scores, Block block) {
-  Floats largest = splat(kUnseen);
+inline Floats largest_of(const float* scores, Block block, Floats largest) {
 #pragma GCC unroll 4
   for (int key = 0; key < block.size; key += kLanes)
     largest = maximum_where(block.lanes(key), largest, load(scores + key));
@@ -110,7 +119,8 @@ inline Floats find_tops(const ScoreTile& tile, float* tops) {
   Floats most = splat(kUnseen), rows[kLanes];
   for (int r = tile.count; r < kLanes; ++r) rows[r] = splat(0.0f);
   for_blocks(tile, tops, [&](int first, float* top, auto block_of) {
-    for (int r = 0; r < tile.count; ++r) rows[r] = largest_of(tile.scores + r * tile.stride + first, block_of(tile.ranges[r]));
+    for (int r = 0; r < tile.count; ++r)
+      rows[r] = largest_of(tile.scores + r * tile.stride + first, block_of(tile.ranges[r]), splat(kUnseen));
     const Floats largest = reduce_rows(rows, [](Floats a, Floats b) { return maximum(a, b); });
     const Floats exponent = largest * tile.worth;
     most = maximum(most, exponent);

@@ -66,19 +66,20 @@ inline __attribute__((always_inline)) void for_vectors(int width, Step&& step) {
   if (column < width) step(column, FirstLanes{mask_of(width - column)});
 }
 
-// 2**x to 2.6e-6 of itself, for x from -125 to 127; 2**-125 below: arithmetic on subnormal numbers is slow. A minimax
-// polynomial of degree 4 on [-0.5, 0.5] times a power of two that is added to its exponent: adding the shift leaves the
+// 2**x to 2.5e-7 of itself, for x from -125 to 127; 2**-125 below: arithmetic on subnormal numbers is slow. A minimax
+// polynomial of degree 5 on [-0.5, 0.5] times a power of two that is added to its exponent: adding the shift leaves the
 // nearest integer in the lowest bits.
 inline Floats exp2(Floats x) {
   const Floats shift = splat(12582912.0f);  // 1.5 * 2**23
   x = maximum(splat(-125.0f), x);          // in this order NaN stays one
   const Floats shifted = x + shift;
   const Floats fraction = x - (shifted - shift);
-  Floats result = splat(0.009570109596576172f);
-  result = fmadd(result, fraction, splat(0.05591789902778707f));
-  result = fmadd(result, fraction, splat(0.24024744991854752f));
-  result = fmadd(result, fraction, splat(0.6931218100635159f));
-  result = fmadd(result, fraction, splat(0.9999992612892401f));
+  Floats result = splat(0.0013276472454890609f);
+  result = fmadd(result, fraction, splat(0.009675540961325169f));
+  result = fmadd(result, fraction, splat(0.05550713092088699f));
+  result = fmadd(result, fraction, splat(0.24022120237350464f));
+  result = fmadd(result, fraction, splat(0.6931469440460205f));
+  result = fmadd(result, fraction, splat(1.0000001192092896f));
   const Ints power = shift_left<23>(as_ints(shifted));
   return as_floats(plus(as_ints(result), power));
 }
@@ -93,14 +94,16 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 inline Floats silu(Floats x) { return gate_by_sigmoid(x, x * splat(kLog2E)); }
 
-// x * Phi(x) to 3e-6: the logit of Phi is x times a polynomial of x**2 (minimax of degree 4 for |x| < 6).
+// x * Phi(x) to 1e-7, and rounding: the logit of Phi is x times a polynomial of x**2 (minimax of degree 6 for |x| < 6).
 inline Floats gelu(Floats x) {
   const Floats square = minimum(x * x, splat(36.0f));
-  Floats slope = splat(2.238171273980798e-06f * kLog2E);
-  slope = fmadd(slope, square, splat(-6.116213050451557e-05f * kLog2E));
-  slope = fmadd(slope, square, splat(-0.0002497226869488985f * kLog2E));
-  slope = fmadd(slope, square, splat(0.07293758103486173f * kLog2E));
-  slope = fmadd(slope, square, splat(1.5956562722205871f * kLog2E));
+  Floats slope = splat(3.611231355615807e-09f * kLog2E);
+  slope = fmadd(slope, square, splat(-2.6689275381061583e-07f * kLog2E));
+  slope = fmadd(slope, square, splat(7.938217874480912e-06f * kLog2E));
+  slope = fmadd(slope, square, splat(-0.00011048030929896202f * kLog2E));
+  slope = fmadd(slope, square, splat(-6.626001344318827e-05f * kLog2E));
+  slope = fmadd(slope, square, splat(0.07266856706414963f * kLog2E));
+  slope = fmadd(slope, square, splat(1.5957684322194716f * kLog2E));
   return gate_by_sigmoid(x, x * slope);
 }
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from native_graphs import FLOAT32
 from torch import Tensor
 
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.graphs.manifest import Graph
+from poolgraph.graphs.manifest import Variant
+from poolgraph.runtime.session import register_operators
 from poolgraph.tasks import GraphFamily
 
 MAX_LENGTH = 640
@@ -28,23 +30,19 @@ TextOracle = Callable[[dict[str, Tensor]], Tensor]
 def check_graphs(
     artifact: Path, oracle: TextOracle, family: GraphFamily = "sequence", longest: int = MAX_LENGTH
 ) -> float:
-    """Check both variants' raw answers to ``longest`` tokens; return the largest difference as a share of the largest.
+    """Check all variants' raw answers to ``longest`` tokens; return the largest difference as a share of the largest.
 
     The CPU's are the same bits alone and in a batch, and cosines are 0.99999 or more everywhere.
     """
-    variants = {variant.name: variant.graphs[family] for variant in open_artifact(artifact).variants}
-    portable, cpu = (_Session(artifact, variants[name]) for name in ("portable_fp32", "cpu_fp32"))
+    variants = {variant.name: variant for variant in open_artifact(artifact).variants}
+    portable, *others = (
+        _Session(artifact, variant, family) for name in FLOAT32[::-1] if (variant := variants.get(name)) is not None
+    )
     lengths = [*(length for length in LENGTHS if length < longest), longest]
-    batches = [_random_batch(length, cpu) for length in lengths]
+    batches = [_random_batch(length, portable) for length in lengths]
     expected = [[ask(oracle, _row(batch, index)) for index in range(BATCH_SIZE)] for batch in batches]
-    found = []
-    for batch in batches:
-        together = cpu.run(batch)
-        alone = [cpu.run(_row(batch, index))[0] for index in range(BATCH_SIZE)]
-        assert all(np.array_equal(*pair) for pair in zip(together, alone, strict=True)), "other bits in a batch"
-        found.append(alone)
-    differences = [_difference(expected, found)]
-    differences.append(_difference(expected, [portable.run(batch) for batch in batches]))
+    differences = [_difference(expected, [portable.run(batch) for batch in batches])]
+    differences += [_difference(expected, _same_bits(cpu, batches)) for cpu in others]
     for side in ("left", "right"):
         rows = [_row(batch, 0) for batch in batches]
         first = [[answers[0]] for answers in expected]
@@ -52,25 +50,51 @@ def check_graphs(
     return max(differences)
 
 
+def _same_bits(session: _Session, batches: Sequence[Inputs]) -> list[list[np.ndarray]]:
+    """Answer each text alone; together, also with texts of other lengths if packed, the bits are the same."""
+    texts = [[_row(batch, index) for index in range(BATCH_SIZE)] for batch in batches]
+    found = [[session.run(text)[0] for text in batch] for batch in texts]
+    for together, alone in zip(map(session.run, batches), found, strict=True):
+        assert all(np.array_equal(*pair) for pair in zip(together, alone, strict=True)), "other bits in a batch"
+    if session.is_packed:
+        mixed = session.run_packed([batch[0] for batch in texts])
+        assert all(np.array_equal(row, alone[0]) for row, alone in zip(mixed, found, strict=True)), "other bits"
+    return found
+
+
 class _Session:
     """One graph and what it takes and gives."""
 
-    def __init__(self, artifact: Path, graph: Graph) -> None:
+    def __init__(self, artifact: Path, variant: Variant, family: GraphFamily) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
+        if variant.operators is not None:
+            register_operators(options, variant.operators)
+        graph = variant.graphs[family]
         self.inputs = {tensor.name for tensor in graph.inputs}
-        self.is_token = len(graph.outputs[0].shape) > 2
+        self.is_packed = variant.layout == "packed"
+        self.is_token = family == "token"
         self._session = onnxruntime.InferenceSession(artifact / graph.file, options)
         self._output = graph.raw_output
 
-    def run(self, inputs: Inputs) -> np.ndarray:
+    def run(self, inputs: Inputs) -> Sequence[np.ndarray]:
         """Answer a batch; a mask of ones where the graph takes one and there is none."""
+        if self.is_packed:
+            return self.run_packed([_row(inputs, index) for index in range(len(inputs["input_ids"]))])
         ones = np.ones_like(inputs["input_ids"])
         feeds = {"attention_mask": ones, "attended_mask": inputs.get("attention_mask", ones), **inputs}
         answers = self._session.run([self._output], {name: feeds[name] for name in self.inputs})
         result: np.ndarray = answers[0]
         return result
+
+    def run_packed(self, texts: Sequence[Inputs]) -> list[np.ndarray]:
+        """Answer texts, whose inputs are (1, num_tokens) each, end to end in one run."""
+        bounds = np.cumsum([0, *(text["input_ids"].shape[1] for text in texts)])
+        feeds = {name: np.concatenate([text[name][0] for text in texts]) for name in texts[0]}
+        feeds |= {"cu_seqlens": bounds, "attended_mask": np.ones(bounds[-1], dtype=np.int64)}
+        answers = self._session.run([self._output], {name: feeds[name] for name in self.inputs})[0]
+        return np.split(answers, bounds[1:-1]) if self.is_token else list(answers)
 
 
 def _random_batch(length: int, session: _Session) -> Inputs:

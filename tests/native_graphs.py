@@ -14,12 +14,15 @@ import pytest
 from scipy.special import erf
 
 from poolgraph.graphs.manifest import NATIVE_OPERATORS
-from poolgraph.graphs.native import NATIVE_DOMAIN, Activation, Gate, Norm
-from poolgraph.graphs.pipeline import NATIVE_INT8
+from poolgraph.graphs.native import NATIVE_DOMAIN, QUANTIZED, Activation, Gate, Norm, ProductOperators
+from poolgraph.graphs.pipeline import NATIVE_FP32, NATIVE_INT8
 from poolgraph.runtime.native_library import can_run
 from poolgraph.runtime.session import register_operators
 
 needs_native = pytest.mark.skipif(not can_run(NATIVE_INT8), reason="needs AVX2 with FMA, and a compiler")
+
+FLOAT32 = (*(("native_fp32",) if can_run(NATIVE_FP32) else ()), "cpu_fp32", "portable_fp32")
+"""Variants of an artifact for the CPU in float32, the one that the runtime takes first."""
 
 Array = np.ndarray[Any, Any]
 
@@ -61,8 +64,9 @@ def native_session(
 
 @dataclass(frozen=True, kw_only=True)
 class ProductCase:
-    """One quantized product, its weights random; ``scale`` 0 rounds by the row."""
+    """One product, its weights random; of a quantized one ``scale`` 0 rounds by the row."""
 
+    kind: ProductOperators = QUANTIZED
     in_features: int = 64
     out_features: int = 64
     scale: float = 0.0
@@ -77,10 +81,14 @@ class ProductCase:
     def __post_init__(self) -> None:
         draw = np.random.default_rng(self.seed)
         floats = lambda *shape: draw.standard_normal(shape).astype(np.float32)  # noqa: E731
+        bias = floats(self.out_features) if self.bias else None
+        if self.kind is not QUANTIZED:
+            self.weights.update(weights=floats(self.in_features, self.out_features), bias=bias)
+            return
         self.weights.update(
             weights=draw.integers(-127, 128, (self.in_features, self.out_features)).astype(np.int8),
             scales=np.abs(floats(self.out_features)) * 1e-3 + 1e-4,
-            bias=floats(self.out_features) if self.bias else None,
+            bias=bias,
             factors=np.exp(floats(self.in_features)).astype(np.float32) if self.factors else None,
         )
 
@@ -97,11 +105,18 @@ class ProductCase:
             "activation": int(self.activation),
             "gate": int(self.gate),
         }
-        return {prefix + name: value for name, value in values.items()}
+        return {prefix + name: values[name] for name in self.kind.attributes}
 
     def expected(self, rows: Array) -> Array:
         """The answer in float64."""
-        weights, scales, bias, factors = self.weights.values()
+        bias = self.weights["bias"]
+        columns = self._columns(rows) + (0 if bias is None else bias)
+        return gated(columns, self.activation, self.gate)
+
+    def _columns(self, rows: Array) -> Array:
+        if self.kind is not QUANTIZED:
+            return rows.astype(np.float64) @ self.weights["weights"].astype(np.float64)
+        weights, scales, _, factors = self.weights.values()
         scaled = rows.astype(np.float32) * (1 if factors is None else factors)
         if self.scale:
             own = np.float32(self.scale)
@@ -112,9 +127,8 @@ class ProductCase:
             own = np.maximum(2 * (high / np.float32(510) - low / np.float32(510)), np.float32(1e-12))
             zero = np.rint(-low / own)
             rounded = np.clip(np.rint(scaled * (np.float32(1) / own)) + zero, 0, 255) - zero
-        sums = rounded.astype(np.float64) @ weights.astype(np.float64)
-        result = sums * scales * own + (0 if bias is None else bias)
-        return gated(result, self.activation, self.gate)
+        sums: Array = rounded.astype(np.float64) @ weights.astype(np.float64)
+        return sums * scales * own
 
 
 def gated(columns: Array, activation: Activation, gate: Gate) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from native_graphs import FLOAT32
 from safetensors.torch import load_file, save_file
 from tiny_models import SIZES, VOCAB_SIZE, HeadSpec, bert_tokenizer, save_head
 
@@ -24,10 +25,13 @@ from poolgraph.graphs.manifest import MANIFEST_FILE, Manifest
 
 TEXTS = [*PROBE_SENTENCES, "", "a", " ".join(["brown fox"] * 20)]
 
+HAS_NATIVE = "native_fp32" in FLOAT32
+
 STAGES = [
     "read the checkpoint",
     "trace (uniform)",
     "trace (padded)",
+    *(("trace (packed)",) if HAS_NATIVE else ()),
     "lower",
     "write the graphs",
     "answer the probes with the reference",
@@ -39,6 +43,7 @@ GRAPHS = {
     "onnx/model_tokens.onnx",
     "onnx/model_cpu_fp32.onnx",
     "onnx/model_cpu_fp32_tokens.onnx",
+    *(("onnx/model_native_fp32.onnx", "onnx/model_native_fp32_tokens.onnx") if HAS_NATIVE else ()),
 }
 
 
@@ -103,6 +108,7 @@ def test_manifest_and_report(manifest: Manifest, exported: tuple[ExportResult, l
     assert (manifest.limits.max_model_len, manifest.limits.vocab_size) == (128, VOCAB_SIZE)
     assert [(v.name, v.layout, v.verified) for v in manifest.variants] == [
         ("portable_fp32", "padded", True),
+        *((("native_fp32", "packed", True),) if HAS_NATIVE else ()),
         ("cpu_fp32", "uniform", True),
     ]
     assert manifest.options == {}
@@ -114,14 +120,20 @@ def test_manifest_and_report(manifest: Manifest, exported: tuple[ExportResult, l
         for check in ("alone", "padded right", "padded left"):
             assert ("portable_fp32", family, check) in checked
         for check in ("alone", "in batches", "same bits in batches"):
-            assert ("cpu_fp32", family, check) in checked
+            for name in FLOAT32[:-1]:
+                assert (name, family, check) in checked
     assert ("tokenizer", "ids", "equal ids") in checked
     assert {"torch", "transformers", "onnxruntime"} <= set(report.versions)
 
 
 def test_every_pass_did_its_part(manifest: Manifest) -> None:
     layers = SIZES["num_hidden_layers"]
-    for variant, lowering in (("portable_fp32", "lower_attention_to_standard"), ("cpu_fp32", "lower_attention_to_cpu")):
+    lowerings = {
+        "portable_fp32": "lower_attention_to_standard",
+        "cpu_fp32": "lower_attention_to_cpu",
+        "native_fp32": "lower_attention_to_native_float",
+    }
+    for variant, lowering in ((name, lowerings[name]) for name in FLOAT32):
         rewrites = {row.name: row.rewrites for row in manifest.variant(variant).passes if row.rewrites}
         assert rewrites["merge_projections"] == layers
         assert rewrites[lowering] == layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from native_graphs import FLOAT32
 from task_artifacts import ARTIFACTS
 
 from poolgraph import export_model
@@ -36,7 +37,7 @@ def test_the_manifest_and_the_card_have_it(both):
     manifest = open_artifact(both, check_hashes="all")
     fidelity = manifest.report.fidelity
     assert fidelity is not None
-    assert fidelity.reference == "cpu_fp32"
+    assert fidelity.reference == FLOAT32[0]
     reduced = [variant.name for variant in manifest.variants if variant.precision == "int8"]
     assert list(dict.fromkeys(row.variant for row in fidelity.rows)) == reduced
     assert (fidelity.num_documents, fidelity.num_queries > 20) == (10 * exporter.FIDELITY_TOPICS, True)
@@ -46,7 +47,7 @@ def test_the_manifest_and_the_card_have_it(both):
     assert "\n| mean cosine | - |" in section
     for row in fidelity.rows:
         assert re.search(rf"^\| {row.measure} \| .*\b{row.value:.5f} \|", section, re.MULTILINE)
-    assert f"Fidelity of {' and '.join(reduced)} against cpu_fp32" in describe(manifest, both)
+    assert f"Fidelity of {' and '.join(reduced)} against {FLOAT32[0]}" in describe(manifest, both)
 
 
 def test_one_precision_is_compared_with_nothing(task_artifact):

@@ -16,18 +16,22 @@ from poolgraph.graphs.pipeline import (
     CUDA_BF16,
     CUDA_FP16,
     CUDA_PACKED_FP16,
+    NATIVE_FP32,
     NATIVE_INT8,
     PORTABLE,
     PORTABLE_INT8,
     Target,
 )
+from poolgraph.runtime.native_library import can_run
+
+FLOAT32 = (PORTABLE, *((NATIVE_FP32,) if can_run(NATIVE_FP32) else ()), CPU_FP32)
 
 
 def test_portable_is_always_made_and_comes_first() -> None:
-    assert choose_targets(["cpu"], ["fp32"]) == (PORTABLE, CPU_FP32)
+    assert choose_targets(["cpu"], ["fp32"]) == FLOAT32
     assert choose_targets([], []) == (PORTABLE,)
     assert choose_targets(["portable"], ["fp32"]) == (PORTABLE,)
-    assert choose_targets(["cpu", "cpu"], ["fp32", "fp32"]) == (PORTABLE, CPU_FP32)
+    assert choose_targets(["cpu", "cpu"], ["fp32", "fp32"]) == FLOAT32
 
 
 def test_int8_alone_is_portable_in_int8_and_the_first_precision_comes_first() -> None:
@@ -35,13 +39,13 @@ def test_int8_alone_is_portable_in_int8_and_the_first_precision_comes_first() ->
         return choose_targets(["cpu"], precisions, lambda _target: True)
 
     assert choose("int8") == (PORTABLE_INT8, NATIVE_INT8, CPU_INT8)
-    assert choose("fp32", "int8") == (PORTABLE, CPU_FP32, NATIVE_INT8, CPU_INT8)
-    assert choose("int8", "fp32") == (PORTABLE, NATIVE_INT8, CPU_INT8, CPU_FP32)
+    assert choose("fp32", "int8") == (PORTABLE, NATIVE_FP32, CPU_FP32, NATIVE_INT8, CPU_INT8)
+    assert choose("int8", "fp32") == (PORTABLE, NATIVE_INT8, CPU_INT8, NATIVE_FP32, CPU_FP32)
 
 
 def test_a_target_is_made_in_the_precisions_that_it_has() -> None:
     chosen = choose_targets(["cpu", "cuda"], ["fp32", "fp16"])
-    assert chosen == (PORTABLE, CPU_FP32, CUDA_PACKED_FP16, CUDA_FP16)
+    assert chosen == (*FLOAT32, CUDA_PACKED_FP16, CUDA_FP16)
     assert choose_targets(["cuda"], ["bf16"]) == (PORTABLE, CUDA_BF16)
     assert choose_targets(["cublaslt"], ["bf16"]) == (PORTABLE, CUBLASLT_BF16)
 
@@ -49,6 +53,7 @@ def test_a_target_is_made_in_the_precisions_that_it_has() -> None:
 def test_targets_that_cannot_be_verified_here_are_left_out() -> None:
     chosen = choose_targets(["cpu"], ["int8"], lambda target: target.operators is None)
     assert chosen == (PORTABLE_INT8, CPU_INT8)
+    assert choose_targets(["cpu"], ["fp32"], lambda target: target.operators is None) == (PORTABLE, CPU_FP32)
     chosen = choose_targets(["cublaslt"], ["bf16"], lambda target: target.operators is None)
     assert chosen == (PORTABLE, CUBLASLT_BF16)  # as all that is for a GPU, it may be verified elsewhere
 

@@ -15,10 +15,24 @@ from poolgraph.graphs.fuse_activations import fuse_activations, fuse_gates
 from poolgraph.graphs.fuse_feed_forward import fuse_feed_forward
 from poolgraph.graphs.fuse_residual_norm import fuse_norms, fuse_residuals
 from poolgraph.graphs.fuse_rms_norm import fuse_rms_norm
-from poolgraph.graphs.lower_attention_native import fits_native_packed, lower_attention_to_native
+from poolgraph.graphs.lower_attention_native import (
+    fits_native_packed,
+    lower_attention_to_native,
+    lower_attention_to_native_float,
+)
+from poolgraph.graphs.lower_products import lower_products_to_native
 from poolgraph.graphs.lower_text_sums import lower_text_sums
 from poolgraph.graphs.manifest import NATIVE_OPERATORS
-from poolgraph.graphs.native import Activation, Gate, Norm, native_nodes, number
+from poolgraph.graphs.native import (
+    FUSED,
+    QUANTIZED,
+    Activation,
+    Gate,
+    Norm,
+    ProductOperators,
+    native_nodes,
+    number,
+)
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.products import find_products
 from poolgraph.graphs.quantize_products import Recipe, quantize_products
@@ -30,9 +44,16 @@ NORM = {"weight": random(16, seed=4), "shift": random(16, seed=5)}
 AXES = "float[batch, length, 16] x"
 
 
-def quantized(text: str, **weights: np.ndarray) -> ir.Model:
+each_kind = pytest.mark.parametrize("kind", [QUANTIZED, FUSED], ids=lambda it: it.matmul)
+
+
+def native(kind: ProductOperators, text: str, **weights: np.ndarray) -> ir.Model:
     """A little graph whose products are native ones."""
     model = build(text, **weights)
+    if kind is FUSED:
+        assert lower_products_to_native(model) > 0
+        assert lower_products_to_native(model) == 0
+        return model
     recipes = {group.name: Recipe(scheme="range") for group in find_products(model)}
     assert quantize_products(recipes, native=True)(model) == len(recipes)
     return model
@@ -65,7 +86,36 @@ FEED_FORWARD = f"""g ({AXES}) => (float[batch, length, 16] y)
 }}"""
 
 
+def test_a_product_becomes_one_operator_with_its_bias_and_keeps_its_weights() -> None:
+    text = FEED_FORWARD.replace("a = ACTIVATION", "a = Tanh (h)")
+    model = build(text, **W, **NORM)
+    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
+    assert apply(model, (lower_products_to_native,)) == [2]
+    assert ops(model) == ["FusedMatMul", "Tanh", "FusedMatMul", "Add", "LayerNormalization"]
+    up, down = native_nodes(model, "FusedMatMul")
+    assert [value.name for value in up.inputs if value is not None] == ["x", "backbone.up", "backbone.b"]
+    assert [value.name for value in down.inputs if value is not None][1:] == ["backbone.down"]
+    assert {name: value.const_value for name, value in model.graph.initializers.items()} == weights
+
+
+def test_products_of_the_head_and_of_pooled_rows_stay() -> None:
+    pooled = "g (float[batch, 16] x) => (float[batch, 24] y) { y = MatMul (x, backbone__up) }"
+    head = f"g ({AXES}) => (float[batch, length, 24] y) {{ y = MatMul (x, head__up) }}"
+    assert lower_products_to_native(build(pooled, backbone__up=W["backbone__up"])) == 0
+    assert lower_products_to_native(build(head, head__up=W["backbone__up"])) == 0
+
+
+def test_products_of_two_kinds_do_not_become_one_layer() -> None:
+    model = build(FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)"), **W, **NORM)
+    up, _ = find_products(model)
+    quantize_products({up.name: Recipe(scheme="range")}, native=True)(model)
+    passes = (lower_products_to_native, fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms)
+    assert apply(model, passes) == [1, 1, 0, 1, 1]
+    assert ops(model) == ["QuantizedMatMul", "FusedMatMul"]
+
+
 @needs_native
+@each_kind
 @pytest.mark.parametrize(
     ("activation", "expected"),
     [
@@ -75,23 +125,25 @@ FEED_FORWARD = f"""g ({AXES}) => (float[batch, length, 16] y)
         ("Mul (h, g)\n g = Sigmoid (h)", Activation.SILU),
     ],
 )
-def test_a_feed_forward_layer_becomes_one_operator(activation: str, expected: Activation) -> None:
+def test_a_feed_forward_layer_becomes_one_operator(
+    activation: str, expected: Activation, kind: ProductOperators
+) -> None:
     lines = activation.split("\n")
     text = FEED_FORWARD.replace("a = ACTIVATION", "\n".join([*lines[1:], f"a = {lines[0]}"]))
-    model = quantized(text, **W, **NORM)
+    model = native(kind, text, **W, **NORM)
     before = run(model, x=ROWS)[0]
     counts = apply(model, (fuse_activations, fuse_gates, fuse_feed_forward, fuse_residuals, fuse_norms))
     assert counts == [1, 0, 1, 1, 1]
-    (node,) = native_nodes(model, "QuantizedFeedForward")
-    assert ops(model) == ["QuantizedFeedForward"]
+    (node,) = native_nodes(model, kind.feed_forward)
+    assert ops(model) == [kind.feed_forward]
     assert (number(node, "up_activation"), number(node, "norm")) == (expected, Norm.LAYER)
     np.testing.assert_allclose(run(model, x=ROWS)[0], before, atol=2e-5)
 
 
 @needs_native
 @pytest.mark.parametrize(("first", "second", "gate"), [("a", "b", Gate.FIRST), ("b", "a", Gate.SECOND)])
-@pytest.mark.parametrize("merged", [True, False])
-def test_gates(first: str, second: str, gate: Gate, merged: bool) -> None:
+@pytest.mark.parametrize(("kind", "merged"), [(QUANTIZED, True), (QUANTIZED, False), (FUSED, True)])
+def test_gates(first: str, second: str, gate: Gate, kind: ProductOperators, merged: bool) -> None:
     products = """
         p = MatMul (x, backbone__up)
         a, b = Split <axis = -1, num_outputs = 2> (p)""" if merged else """
@@ -104,23 +156,24 @@ def test_gates(first: str, second: str, gate: Gate, merged: bool) -> None:
     }}"""
     left, right = W["backbone__up"][:, :12], W["backbone__up"][:, 12:]
     weights = {"backbone__up": W["backbone__up"]} if merged else {"backbone__left": left, "backbone__right": right}
-    model = quantized(text, **weights)
+    model = native(kind, text, **weights)
     before = run(model, x=ROWS)[0]
     assert apply(model, (fuse_activations, fuse_gates)) == [0, 1]
-    (node,) = native_nodes(model, "QuantizedMatMul")
-    assert (ops(model), number(node, "gate")) == (["QuantizedMatMul"], gate)
+    (node,) = native_nodes(model, kind.matmul)
+    assert (ops(model), number(node, "gate")) == ([kind.matmul], gate)
     np.testing.assert_allclose(run(model, x=ROWS)[0], before, rtol=1e-5, atol=1e-4)
 
 
 @needs_native
-def test_a_sum_that_others_read_becomes_the_second_output() -> None:
+@each_kind
+def test_a_sum_that_others_read_becomes_the_second_output(kind: ProductOperators) -> None:
     text = FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)").replace(
         "float[batch, length, 16] y)", "float[batch, length, 16] y, float[batch, length, 16] z)"
     )
-    model = quantized(text.replace("y = Layer", "z = Neg (s)\n y = Layer"), **W, **NORM)
+    model = native(kind, text.replace("y = Layer", "z = Neg (s)\n y = Layer"), **W, **NORM)
     before = run(model, x=ROWS)
     apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms))
-    assert ops(model) == ["QuantizedFeedForward", "Neg"]
+    assert ops(model) == [kind.feed_forward, "Neg"]
     for found, expected in zip(run(model, x=ROWS), before, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
@@ -135,13 +188,13 @@ def test_a_sum_that_others_read_becomes_the_second_output() -> None:
 )
 def test_what_stays(change: tuple[str, str], counts: list[int]) -> None:
     text = FEED_FORWARD.replace(*change).replace("a = ACTIVATION", "a = Relu (h)")
-    model = quantized(text, **W, **NORM)
+    model = native(QUANTIZED, text, **W, **NORM)
     assert apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms)) == counts
 
 
 @pytest.mark.parametrize(("index", "counts"), [(0, [0, 0, 1, 1]), (1, [1, 0, 1, 1]), (2, [1, 1, 0, 0])])
 def test_rows_that_are_asked_for_stay(index: int, counts: list[int]) -> None:
-    model = quantized(FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)"), **W, **NORM)
+    model = native(QUANTIZED, FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)"), **W, **NORM)
     assert ops(model)[:3] == ["QuantizedMatMul", "Relu", "QuantizedMatMul"]
     model.graph.outputs.append(list(model.graph)[index].outputs[0])
     names = [value.name for value in model.graph.outputs]
@@ -204,14 +257,17 @@ def test_a_mean_without_axes_or_without_its_axis_stays() -> None:
     ],
 )
 def test_norms_with_other_weights_stay(change: dict[str, np.ndarray]) -> None:
-    model = quantized(FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)"), **W, **{**NORM, **change})
+    model = native(QUANTIZED, FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)"), **W, **{**NORM, **change})
     assert apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms)) == [1, 1, 1, 0]
 
 
 def test_a_norm_whose_mean_is_read_stays() -> None:
     text = FEED_FORWARD.replace("a = ACTIVATION", "a = Relu (h)").replace("y = Layer", "y, m = Layer")
-    model = quantized(
-        text.replace("[batch, length, 16] y)", "[batch, length, 16] y, float[batch, length, 1] m)"), **W, **NORM
+    model = native(
+        QUANTIZED,
+        text.replace("[batch, length, 16] y)", "[batch, length, 16] y, float[batch, length, 1] m)"),
+        **W,
+        **NORM,
     )
     assert apply(model, (fuse_activations, fuse_feed_forward, fuse_residuals, fuse_norms)) == [1, 1, 1, 0]
 
@@ -224,10 +280,14 @@ ATTENTION = """g (float[batch, length, 48] x) => (float[batch, length, 16] y)
 
 
 @pytest.mark.parametrize(("options", "count"), [("", 1), (", causal = 1", 1), (", softcap = 5.0", 0)])
-def test_attention_takes_what_its_rows_are_split_from(options: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("lower", "operator"),
+    [(lower_attention_to_native, "Attention"), (lower_attention_to_native_float, "FloatAttention")],
+)
+def test_attention_takes_what_its_rows_are_split_from(lower: Pass, operator: str, options: str, count: int) -> None:
     model = build(ATTENTION.replace("OPTIONS", options))
-    assert apply(model, (lower_attention_to_native,)) == [count]
-    nodes = native_nodes(model, "Attention")
+    assert apply(model, (lower,)) == [count]
+    nodes = native_nodes(model, operator)
     assert [[value.name for value in node.inputs if value is not None] for node in nodes] == [["x"]] * count
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native_graphs import FLOAT32
 from parity_table import largest_difference, record
 from tiny_colbert import load_oracle, mixed_texts, save_native, save_pylate, save_stanford
 from transformers import BertModel
@@ -48,7 +49,6 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
 }
 
 ORACLE = "sentence-transformers MultiVectorEncoder"
-VARIANTS = ("cpu_fp32", "portable_fp32")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def assert_same_vectors(expected: np.ndarray, found: np.ndarray) -> None:
     assert np.abs(expected - found).max() <= 1e-4
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FLOAT32)
 @pytest.mark.parametrize("side", ["query", "document"])
 @pytest.mark.filterwarnings("ignore:.* texts were longer than .* and were cut:UserWarning")
 def test_vectors_are_those_of_multi_vector_encoder(case: Case, side: str, variant: str) -> None:

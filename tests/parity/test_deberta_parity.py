@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from architecture_graphs import check_graphs
+from native_graphs import FLOAT32
 from parity_table import TOLERANCE, largest_difference, record
 from tiny_deberta import KINDS, oracle_of, save
 from transformers import AutoTokenizer
@@ -52,7 +53,7 @@ def test_deberta_embeds_and_its_reranker_scores_pairs(tmp_path: Path) -> None:
     pairs = [tokenizer(query, document, return_tensors="pt") for document in documents]
     with torch.no_grad():
         expected = np.array([float(oracle(dict(pair)).sigmoid()) for pair in pairs])
-    for variant in ("cpu_fp32", "portable_fp32"):
+    for variant in FLOAT32:
         with PoolingModel.load(tmp_path / "rerank", variant=variant) as ranker:
             found = ranker.score(query, documents)
             assert largest_difference([expected], [found]) <= TOLERANCE

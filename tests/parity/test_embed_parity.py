@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from native_graphs import FLOAT32
 from sentence_transformers import SentenceTransformer
 from tiny_models import HeadSpec, dense, save_checkpoint
 
@@ -94,7 +95,7 @@ def test_every_pooling_mode_equals_sentence_transformers(
     checkpoint = save_checkpoint(tmp_path / "checkpoint", "BertModel", head)
     export_model(checkpoint, tmp_path / "artifact")
     texts = mixed_texts(30, seed=1)
-    for variant in ("cpu_fp32", "portable_fp32"):
+    for variant in FLOAT32:
         with PoolingModel.load(tmp_path / "artifact", variant=variant) as model:
             for prompt in ({}, {"prompt_name": "query"}):
                 expected = np.split(oracle(checkpoint, texts, **prompt), len(flags), axis=1)

@@ -25,6 +25,7 @@ from head_oracles import (
     steps_of,
     vocabulary_columns,
 )
+from native_graphs import FLOAT32
 from parity_table import TOLERANCE, largest_difference, make_texts, record
 from tiny_heads import (
     STEP_TAG,
@@ -299,7 +300,7 @@ def test_head_equals_its_oracle(row: Row, tmp_path: Path) -> None:
     checkpoint = row.save(tmp_path / "checkpoint")
     export_model(checkpoint, tmp_path / "artifact", **row.options)
     with PoolingModel.load(tmp_path / "artifact") as model:
-        assert (model.variant.name, model.manifest.limits.max_model_len) == ("cpu_fp32", row.limit)
+        assert (model.variant.name, model.manifest.limits.max_model_len) == (FLOAT32[0], row.limit)
         texts = make_texts(model.count_tokens, row.limit, tag=row.tag)
         lengths = model.count_tokens(texts)
         assert (len(texts), min(lengths) <= 2, max(lengths)) == (26, True, row.limit)

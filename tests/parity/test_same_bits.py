@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from native_graphs import FLOAT32
 from parity_table import WORDS
 from tiny_decoders import END
 from tiny_heads import TINY_BACKBONES, pair_tokenizer, save_logit_score, save_model, save_reward_model
@@ -258,7 +259,7 @@ def test_same_bits_alone_and_in_any_batch(row: Row, tmp_path: Path, task_artifac
     else:
         folder = export_model(row.artifact(tmp_path / "checkpoint"), tmp_path / "artifact", **row.options).path
     with PoolingModel.load(folder) as model:
-        assert (model.variant.name, model.manifest.limits.max_model_len) == ("cpu_fp32", LIMIT)
+        assert (model.variant.name, model.manifest.limits.max_model_len) == (FLOAT32[0], LIMIT)
         for ask in row.asks:
             assert_same_bits(model, ask, draw_items(model, ask.kind, row))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from native_graphs import native_session, needs_native
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
-from poolgraph.graphs.native import ATTENTION, TEXT_SUM
+from poolgraph.graphs.native import ATTENTION, FLOAT_ATTENTION, TEXT_SUM
 
 pytestmark = [needs_native, pytest.mark.usefixtures("each_native_library")]
 
@@ -20,6 +21,7 @@ KINDS: dict[str, dict[str, int]] = {
     "causal": {"is_causal": 1},
     "window": {"left_window": 5, "right_window": 5},
 }
+Attend = Callable[..., np.ndarray]
 WIDTHS = (96, 48, 48)  # of query, key and value: heads of 24, shared by two
 
 
@@ -31,14 +33,18 @@ def bounds_of(lengths: tuple[int, ...]) -> np.ndarray:
     return np.cumsum((0, *lengths)).astype(np.int64)
 
 
-def attention(parts: list[np.ndarray], bounds: np.ndarray | None, threads: int = 1, **kind: int) -> np.ndarray:
-    defaults: dict[str, Any] = {"scale": 0.2, "is_causal": 0, "left_window": -1, "right_window": -1}
-    attributes = {"num_heads": 4, "kv_num_heads": 2, "head_size": 24, **defaults, **kind}
-    names = ("query", "key", "value")
-    inputs: dict[str, np.ndarray | None] = dict.fromkeys(names) | dict(zip(names, parts, strict=False))
-    feeds = {name: rows for name, rows in {**inputs, "bounds": bounds}.items() if rows is not None}
-    session = native_session(ATTENTION, {**inputs, "bounds": bounds}, attributes, tuple(feeds), threads=threads)
-    return session.run(None, feeds)[0]
+@pytest.fixture(params=[ATTENTION, FLOAT_ATTENTION])
+def attention(request: pytest.FixtureRequest) -> Attend:
+    def attend(parts: list[np.ndarray], bounds: np.ndarray | None, threads: int = 1, **kind: int) -> np.ndarray:
+        defaults: dict[str, Any] = {"scale": 0.2, "is_causal": 0, "left_window": -1, "right_window": -1}
+        attributes = {"num_heads": 4, "kv_num_heads": 2, "head_size": 24, **defaults, **kind}
+        names = ("query", "key", "value")
+        inputs: dict[str, np.ndarray | None] = dict.fromkeys(names) | dict(zip(names, parts, strict=False))
+        feeds = {name: rows for name, rows in {**inputs, "bounds": bounds}.items() if rows is not None}
+        session = native_session(request.param, {**inputs, "bounds": bounds}, attributes, tuple(feeds), threads=threads)
+        return session.run(None, feeds)[0]
+
+    return attend
 
 
 def packed_parts(lengths: tuple[int, ...]) -> list[np.ndarray]:
@@ -47,7 +53,7 @@ def packed_parts(lengths: tuple[int, ...]) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_each_packed_text_has_the_bits_of_the_text_alone(kind: str, threads: int) -> None:
+def test_each_packed_text_has_the_bits_of_the_text_alone(attention: Attend, kind: str, threads: int) -> None:
     parts, bounds = packed_parts(LENGTHS), bounds_of(LENGTHS)
     together = attention(parts, bounds, threads, **KINDS[kind])
     assert together.shape == (1, sum(LENGTHS), 96)
@@ -55,13 +61,13 @@ def test_each_packed_text_has_the_bits_of_the_text_alone(kind: str, threads: int
     np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
 
 
-def test_rows_side_by_side_have_the_same_bits() -> None:
+def test_rows_side_by_side_have_the_same_bits(attention: Attend) -> None:
     parts, bounds = packed_parts(LENGTHS), bounds_of(LENGTHS)
     np.testing.assert_array_equal(attention([np.concatenate(parts, axis=-1)], bounds), attention(parts, bounds))
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (1, 1, 1), (64,)], ids=str)
-def test_a_query_a_text_sees_its_whole_text(lengths: tuple[int, ...]) -> None:
+def test_a_query_a_text_sees_its_whole_text(attention: Attend, lengths: tuple[int, ...]) -> None:
     parts, bounds = packed_parts(lengths), bounds_of(lengths)
     whole = attention(parts, bounds)
     picked = bounds[:-1]
@@ -69,7 +75,7 @@ def test_a_query_a_text_sees_its_whole_text(lengths: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(found, whole[:, picked])
 
 
-def test_nan_stays_in_its_text() -> None:
+def test_nan_stays_in_its_text(attention: Attend) -> None:
     parts, bounds = packed_parts(LENGTHS), bounds_of(LENGTHS)
     parts[1][0, 8 + 3, 5] = np.nan  # in the third text, in the first head of keys
     found = attention(parts, bounds)[0]
@@ -89,19 +95,19 @@ def test_nan_stays_in_its_text() -> None:
     ],
     ids=str,
 )
-def test_bounds_that_do_not_fit_are_refused(bounds: list[int], message: str) -> None:
+def test_bounds_that_do_not_fit_are_refused(attention: Attend, bounds: list[int], message: str) -> None:
     with pytest.raises((Fail, RuntimeException), match=message):
         attention(packed_parts((8,)), np.array(bounds, dtype=np.int64))
 
 
 @pytest.mark.parametrize(("queries", "kind"), [(3, "all"), (2, "causal"), (2, "window")])
-def test_other_numbers_of_queries_and_windows_over_one_are_refused(queries: int, kind: str) -> None:
+def test_other_numbers_of_queries_and_windows_over_one_are_refused(attention: Attend, queries: int, kind: str) -> None:
     parts = packed_parts((4, 4))
     with pytest.raises((Fail, RuntimeException), match="packed queries are"):
         attention([parts[0][:, :queries], *parts[1:]], bounds_of((4, 4)), **KINDS[kind])
 
 
-def test_packed_texts_in_several_rows_are_refused() -> None:
+def test_packed_texts_in_several_rows_are_refused(attention: Attend) -> None:
     with pytest.raises((Fail, RuntimeException), match="one row with bounds"):
         attention([rows_of(2, 4, width) for width in WIDTHS], bounds_of((4, 4)))
 

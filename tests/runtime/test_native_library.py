@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from poolgraph.graphs.pipeline import NATIVE_INT8
+from poolgraph.graphs.manifest import NATIVE_OPERATORS
+from poolgraph.graphs.pipeline import NATIVE_FP32, NATIVE_INT8
 from poolgraph.runtime import native_library
 from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.native_library import ENTRY_POINT, LIBRARIES, VERSION, can_run, find_library, library_path
@@ -54,7 +55,7 @@ ALL = ("_kernels", "_kernels_avxvnni", "_kernels_avx2")
 )
 def test_the_library_is_the_processors(features, compiled, expected, monkeypatch):
     set_machine(monkeypatch, features, lambda name: name.rpartition(".")[2] in compiled)
-    found, path = find_library("poolgraph.cpu/2"), library_path("poolgraph.cpu/2")
+    found, path = find_library(NATIVE_OPERATORS), library_path(NATIVE_OPERATORS)
     if expected is None:
         assert found is path is None
     else:
@@ -63,8 +64,8 @@ def test_the_library_is_the_processors(features, compiled, expected, monkeypatch
         assert path == Path(f"/{found.module}.so")
 
 
-def test_what_native_int8_needs_is_what_its_last_library_needs():
-    assert NATIVE_INT8.cpu_features == LIBRARIES["poolgraph.cpu"][-1].cpu_features
+def test_what_native_variants_need_is_what_their_last_library_needs():
+    assert NATIVE_FP32.cpu_features == NATIVE_INT8.cpu_features == LIBRARIES["poolgraph.cpu"][-1].cpu_features
 
 
 def set_machine(monkeypatch, features, is_compiled):

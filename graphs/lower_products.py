@@ -1,0 +1,34 @@
+"""Pass: products with weights in float32 to this package's own operator."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from poolgraph.graphs.native import FUSED, NATIVE_DOMAIN, product_attributes
+from poolgraph.graphs.pattern import replace_node
+from poolgraph.graphs.products import Product, find_products
+
+
+def lower_products_to_native(model: ir.Model) -> int:
+    """Lower the products of token rows with the backbone's weights, for the passes that fuse what stands around them.
+
+    Given:   %y = Add(MatMul(%x, %W), %b)
+    Result:  %y = poolgraph.cpu::FusedMatMul(%x, %W, %b)
+    """
+    products = [product for group in find_products(model) for product in group.products]
+    for product in products:
+        _lower(model.graph, product)
+    return len(products)
+
+
+def _lower(graph: ir.Graph, product: Product) -> None:
+    tape = Tape()
+    last = product.output.producer()
+    assert last is not None
+    inputs = [product.node.inputs[0], product.weight, product.bias]
+    result = tape.op(FUSED.matmul, inputs, product_attributes(), domain=NATIVE_DOMAIN)
+    graph.opset_imports[NATIVE_DOMAIN] = 1
+    replace_node(graph, last, tape.nodes, result)
+    if last is not product.node:
+        graph.remove(product.node, safe=True)

@@ -1,0 +1,46 @@
+// What attention is told: heads, scale, which keys a query sees, and rows of which some are a head's.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "kernel_softmax.h"
+
+namespace poolgraph {
+
+constexpr int kMostFeatures = 512;     // of a head
+
+struct AttentionShape {
+  int num_heads;
+  int num_kv_heads;
+  int head_size;
+  float scale;
+  bool causal;
+  int left_window;   // tokens that a query sees before itself, -1 for all
+  int right_window;  // and after
+  int padded_size() const { return round_to(head_size, kLanes); }
+};
+
+// The rows of one text, heads side by side.
+struct HeadRows {
+  const float* data;
+  size_t stride;
+  int length;
+  const float* at(int row, int head, int head_size) const {
+    return data + static_cast<size_t>(row) * stride + static_cast<size_t>(head) * head_size;
+  }
+};
+
+inline Floats load_some(const float* from, int count) {
+  return count >= kLanes ? load(from) : load_where(mask_of(std::max(count, 0)), from);
+}
+
+inline void store_some(float* to, int count, Floats x) { count >= kLanes ? store(to, x) : store_where(mask_of(count), to, x); }
+
+inline KeyRange visible_keys(const AttentionShape& shape, int query, int keys) {
+  const int first = shape.left_window < 0 ? 0 : std::max(0, query - shape.left_window);
+  const int last = shape.right_window < 0 ? keys : std::min(keys, query + shape.right_window + 1);
+  return {first, shape.causal ? std::min(last, query + 1) : last};
+}
+
+}  // namespace poolgraph

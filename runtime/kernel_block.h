@@ -1,0 +1,123 @@
+// Blocks of sums that stay in registers: some rows by some vectors of columns.
+//
+// What is multiplied is a policy: pairs of 16-bit integers, or floats. It has Number, Sum, kStep (numbers of a row that are
+// multiplied at once), load, broadcast, add_products and to_floats.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernel_vector.h"
+
+namespace poolgraph {
+
+struct ShortPairs {
+  using Number = int16_t;
+  using Sum = Ints;
+  static constexpr int kStep = 2;
+  static Ints nothing() { return splat(0); }
+  static Ints load(const int16_t* from) { return load_pairs(from); }
+  static Ints broadcast(const int16_t* from) {
+    int32_t two;
+    std::memcpy(&two, from, sizeof two);
+    return splat(two);
+  }
+  static void add_products(Ints& sums, Ints row, Ints columns) { add_pairs(sums, row, columns); }
+  static Floats finish(Ints sums) { return to_floats(sums); }
+};
+
+struct Singles {
+  using Number = float;
+  using Sum = Floats;
+  static constexpr int kStep = 1;
+  static Floats nothing() { return splat(0.0f); }
+  static Floats load(const float* from) { return poolgraph::load(from); }
+  static Floats broadcast(const float* from) { return splat(*from); }
+  static void add_products(Floats& sums, Floats row, Floats columns) { sums = fmadd(row, columns, sums); }
+  static Floats finish(Floats sums) { return sums; }
+};
+
+// Columns in the order in which they are multiplied: from step to step, and from one vector of them to the next.
+template <class Numbers>
+struct Columns {
+  const typename Numbers::Number* first;
+  size_t step_stride;
+  size_t vector_stride;
+  Columns vectors_from(int vector) const { return {first + vector * vector_stride, step_stride, vector_stride}; }
+};
+
+template <class Numbers>
+struct BlockRows {
+  const typename Numbers::Number* first;
+  size_t stride;
+};
+
+// start(r, j) + the sums over steps of rows[r][step] * columns[step][j], of `kRows` rows by `kVectors` vectors, given to
+// store(r, j, sums); on_step(columns) comes before each step. Unrolled by the compiler, so that all sums stay in registers.
+template <class Numbers, int kRows, int kVectors, class Start, class OnStep, class Store>
+inline __attribute__((always_inline)) void sum_block(BlockRows<Numbers> rows, Columns<Numbers> columns, int steps,
+                                                     const Start& start, const OnStep& on_step, const Store& store) {
+  typename Numbers::Sum sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) sums[r][j] = start(r, j);
+#pragma GCC unroll 4
+  for (int step = 0; step < steps; ++step, columns.first += columns.step_stride, rows.first += Numbers::kStep) {
+    on_step(columns.first);
+    typename Numbers::Sum column[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) column[j] = Numbers::load(columns.first + j * columns.vector_stride);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const typename Numbers::Sum x = Numbers::broadcast(rows.first + r * rows.stride);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) Numbers::add_products(sums[r][j], x, column[j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j)
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) store(r, j, sums[r][j]);
+}
+
+// The same from nothing, of a function of its own; rows from `count` on are computed and dropped.
+template <class Numbers, int kRows, int kVectors, class Store>
+__attribute__((noinline)) void product_block(BlockRows<Numbers> rows, Columns<Numbers> columns, int steps, int count,
+                                             const Store& store) {
+  sum_block<Numbers, kRows, kVectors>(
+      rows, columns, steps, [](int, int) { return Numbers::nothing(); }, [](const void*) {},
+      [&](int r, int j, typename Numbers::Sum sums) {
+        if (r < count) store(r, j, Numbers::finish(sums));
+      });
+}
+
+constexpr int kQueryRows = 12;  // rows of a tile of attention: one block of few vectors, or two of half the rows
+
+// Up to kQueryRows rows by up to 4 vectors: blocks that fit the registers, whose sums are the same in each.
+template <class Numbers, int kVectors, class Store>
+inline void multiply_rows(BlockRows<Numbers> rows, Columns<Numbers> columns, int steps, int count, const Store& store) {
+  if constexpr (kVectors * kQueryRows <= kSums)
+    if (count > kQueryRows / 2) return product_block<Numbers, kQueryRows, kVectors>(rows, columns, steps, count, store);
+  for (int first = 0; first < count; first += kQueryRows / 2)
+    product_block<Numbers, kQueryRows / 2, kVectors>(BlockRows<Numbers>{rows.first + first * rows.stride, rows.stride}, columns,
+                                                     steps, count - first,
+                                                     [&](int r, int j, Floats x) { store(first + r, j, x); });
+}
+
+template <class Numbers, class Store>
+inline void multiply(int vectors, BlockRows<Numbers> rows, Columns<Numbers> columns, int steps, int count, const Store& store) {
+  if constexpr (kSums < kQueryRows) {  // of which no block is wider than a vector
+    for (int v = 0; v < vectors; ++v)
+      multiply_rows<Numbers, 1>(rows, columns.vectors_from(v), steps, count, [&](int r, int, Floats x) { store(r, v, x); });
+    return;
+  }
+  switch (vectors) {
+    case 1: return multiply_rows<Numbers, 1>(rows, columns, steps, count, store);
+    case 2: return multiply_rows<Numbers, 2>(rows, columns, steps, count, store);
+    case 3: return multiply_rows<Numbers, 3>(rows, columns, steps, count, store);
+    default: return multiply_rows<Numbers, 4>(rows, columns, steps, count, store);
+  }
+}
+
+}  // namespace poolgraph

@@ -1,0 +1,196 @@
+"""The native operators of attention against numpy: every length, head size and window, the same bits in any batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from native_graphs import native_session, needs_native
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
+
+from poolgraph.graphs.native import ATTENTION, FLOAT_ATTENTION
+
+pytestmark = [needs_native, pytest.mark.usefixtures("each_native_library")]
+
+EXACT = {ATTENTION: 1e-3, FLOAT_ATTENTION: 3e-6}
+"""Of the largest answer: what rounding, to integers or to floats, may change."""
+
+each_operator = pytest.mark.parametrize("operator", EXACT)
+
+
+def rows_of(*shape: int, seed: int = 7) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def assert_near(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1.0, np.abs(expected).max()))
+
+
+def attention_attributes(heads: int, kv_heads: int, size: int, **more: Any) -> dict[str, Any]:
+    defaults = {"scale": size**-0.5, "is_causal": 0, "left_window": -1, "right_window": -1}
+    return {"num_heads": heads, "kv_num_heads": kv_heads, "head_size": size, **defaults, **more}
+
+
+def expected_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, attributes: dict[str, Any]) -> np.ndarray:
+    """Attention in float64."""
+    heads, kv_heads, size = (attributes[name] for name in ("num_heads", "kv_num_heads", "head_size"))
+    batch, length, keys = *query.shape[:2], key.shape[1]
+    split = [
+        rows.astype(np.float64).reshape(batch, -1, count, size).transpose(0, 2, 1, 3).repeat(heads // count, axis=1)
+        for rows, count in ((query, heads), (key, kv_heads), (value, kv_heads))
+    ]
+    scores = split[0] @ split[1].transpose(0, 1, 3, 2) * attributes["scale"]
+    ahead = np.arange(keys)[None, :] - (np.arange(length) + keys - length)[:, None]
+    left, right = attributes["left_window"], attributes["right_window"]
+    hidden = (ahead > 0 if attributes["is_causal"] else ahead > keys) | (ahead < -left if left >= 0 else ahead < -keys)
+    hidden |= ahead > right if right >= 0 else ahead > keys
+    scores = np.where(hidden, -np.inf, scores)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    rows = weights @ split[2] / weights.sum(-1, keepdims=True)
+    return rows.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
+
+
+def run_attention(operator: str, parts: list[np.ndarray], attributes: dict[str, Any], threads: int = 1) -> np.ndarray:
+    inputs = dict(zip(("query", "key", "value"), parts, strict=False))
+    return native_session(operator, inputs, attributes, tuple(inputs), threads=threads).run(None, inputs)[0]
+
+
+KINDS = {
+    "all": {},
+    "causal": {"is_causal": 1},
+    "window": {"left_window": 5, "right_window": 5},
+    "causal window": {"is_causal": 1, "left_window": 20},
+    "left": {"left_window": 0},
+}
+
+
+@each_operator
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1, 2, 13, 16, 17, 47, 130])
+def test_attention_of_every_length(operator: str, kind: str, length: int) -> None:
+    attributes = attention_attributes(3, 3, 16, **KINDS[kind])
+    parts = [rows_of(2, length, 48, seed=seed) * 2 for seed in range(3)]
+    assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), EXACT[operator])
+
+
+@each_operator
+@pytest.mark.parametrize("size", [2, 8, 20, 32, 48, 64, 72, 80, 96, 128, 256])
+def test_attention_of_every_head_size(operator: str, size: int) -> None:
+    for heads, kv_heads in ((1, 1), (4, 2), (3, 1)):
+        attributes = attention_attributes(heads, kv_heads, size, is_causal=heads % 2)
+        parts = [rows_of(2, 37, count * size, seed=seed) for seed, count in enumerate((heads, kv_heads, kv_heads))]
+        assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), EXACT[operator])
+
+
+@each_operator
+@pytest.mark.parametrize("outlier", ["a key", "a query", "a feature of the values", "one key is nearly all", "zeros"])
+def test_attention_of_numbers_of_unlike_size(operator: str, outlier: str) -> None:
+    """Scales are of small parts, so that what is large takes no digits from what is small."""
+    query, key, value = parts = [rows_of(1, 700, 32, seed=seed) for seed in range(3)]
+    if outlier == "a key":
+        key[0, 3] *= 30
+    elif outlier == "a query":
+        query[0, 5] *= 30
+    elif outlier == "a feature of the values":
+        value[..., 7] *= 300
+    elif outlier == "zeros":
+        query[0, 2], key[0, 9], value[..., 4] = 0, 0, 0
+    else:  # 699 keys share a tenth of the weight
+        key[0, 0] = query[0].mean(0) * 60
+        query[:] = query[0].mean(0) + 0.05 * query
+        value[0, 0] = 0
+    attributes = attention_attributes(2, 2, 16)
+    found, expected = run_attention(operator, parts, attributes), expected_attention(*parts, attributes)
+    sizes = np.maximum(np.abs(value).max(1, keepdims=True), 1e-6)  # of each feature
+    assert np.abs((found - expected) / sizes).max() <= 1e-3
+
+
+@each_operator
+def test_attention_of_rows_side_by_side_has_the_same_bits(operator: str) -> None:
+    attributes = attention_attributes(4, 2, 24)
+    parts = [rows_of(3, 30, width, seed=width) for width in (96, 48, 49)]
+    parts[2] = parts[2][..., :48].copy()
+    np.testing.assert_array_equal(
+        run_attention(operator, [np.concatenate(parts, axis=-1)], attributes),
+        run_attention(operator, parts, attributes),
+    )
+
+
+@each_operator
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_has_the_same_bits_in_any_batch_and_on_any_threads(operator: str, kind: str) -> None:
+    attributes = attention_attributes(4, 2, 32, **KINDS[kind])
+    parts = [rows_of(5, 150, width, seed=seed) for seed, width in enumerate((128, 64, 64))]
+    together = run_attention(operator, parts, attributes)
+    np.testing.assert_array_equal(run_attention(operator, parts, attributes, threads=2), together)
+    alone = [
+        run_attention(operator, [rows[i : i + 1] for rows in parts], attributes, threads=1 + i % 2)[0] for i in range(5)
+    ]
+    np.testing.assert_array_equal(np.stack(alone), together)
+
+
+@each_operator
+def test_attention_of_fewer_queries_than_keys_is_that_of_the_last_ones(operator: str) -> None:
+    for kind in KINDS.values():
+        attributes = attention_attributes(2, 2, 16, **kind)
+        parts = [rows_of(2, 40, 32, seed=seed) for seed in range(3)]
+        whole = run_attention(operator, parts, attributes)
+        np.testing.assert_array_equal(
+            run_attention(operator, [parts[0][:, -1:], *parts[1:]], attributes), whole[:, -1:]
+        )
+
+
+@each_operator
+def test_attention_keeps_nan_visible_in_its_text_alone(operator: str) -> None:
+    attributes = attention_attributes(1, 1, 16)
+    parts = [rows_of(2, 20, 16, seed=seed) for seed in range(3)]
+    parts[1][0, 3, 5] = np.nan
+    found = run_attention(operator, parts, attributes)
+    assert np.isnan(found[0]).all()
+    assert np.isfinite(found[1]).all()
+
+
+@each_operator
+@pytest.mark.parametrize(
+    ("shapes", "heads", "message"),
+    [
+        ([(1, 4, 40)], (1, 1), "do not fit the heads"),
+        ([(1, 4, 16), (1, 4, 16)], (1, 1), "one input or three"),
+        ([(4, 4, 16), (1, 4, 16), (1, 4, 16)], (1, 1), "attention takes"),
+        ([(1, 6, 16), (1, 4, 16), (1, 4, 16)], (1, 1), "more queries than keys"),
+        ([(1, 4, 48), (1, 4, 32), (1, 4, 32)], (3, 2), "multiple"),
+        ([(1, 4, 48), (1, 4, 32), (1, 4, 32)], (3, 0), "multiple"),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(
+    operator: str, shapes: list[tuple[int, ...]], heads: tuple[int, int], message: str
+) -> None:
+    with pytest.raises((Fail, RuntimeException), match=message):
+        run_attention(operator, [rows_of(*shape) for shape in shapes], attention_attributes(*heads, 16))
+
+
+@each_operator
+def test_attention_refuses_larger_heads_than_it_has_room_for(operator: str) -> None:
+    with pytest.raises((Fail, RuntimeException), match="more features than 512"):
+        run_attention(operator, [rows_of(1, 3, 3 * 513)], attention_attributes(1, 1, 513))
+
+
+@each_operator
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan])
+def test_attention_refuses_scales_that_turn_the_order_of_scores(operator: str, scale: float) -> None:
+    with pytest.raises((Fail, RuntimeException), match="scale above 0"):
+        run_attention(operator, [rows_of(1, 3, 48)], attention_attributes(1, 1, 16, scale=scale))
+
+
+@each_operator
+@pytest.mark.parametrize("keys", [40, 300])
+def test_weights_of_every_size_add_up(operator: str, keys: int) -> None:
+    """Scores fall evenly from 0 to -18 in units of log2, past the smallest weight."""
+    falling = np.linspace(0, -18 / np.log2(np.e), keys, dtype=np.float32)
+    key = np.stack([falling, np.zeros_like(falling)], axis=-1)[None]
+    query = np.stack([np.linspace(0.05, 1, keys), np.zeros(keys)], axis=-1).astype(np.float32)[None]
+    parts = [query, key, rows_of(1, keys, 2)]
+    attributes = attention_attributes(1, 1, 2, scale=1.0)
+    assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), 3e-4)
