@@ -1,7 +1,8 @@
 // Blocks of sums that stay in registers: some rows by some vectors of columns.
 //
 // What is multiplied is a policy: pairs of 16-bit integers, or floats. It has Number, Sum, kStep (numbers of a row that are
-// multiplied at once), load, broadcast, add_products and to_floats.
+// multiplied at once), kUnrolled (steps of one turn of the loop, by measurement), nothing, load, broadcast, add_products and
+// finish.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@ namespace poolgraph {
 struct ShortPairs {
   using Number = int16_t;
   using Sum = Ints;
-  static constexpr int kStep = 2;
+  static constexpr int kStep = 2, kUnrolled = 1;
   static Ints nothing() { return splat(0); }
   static Ints load(const int16_t* from) { return load_pairs(from); }
   static Ints broadcast(const int16_t* from) {
@@ -29,7 +30,7 @@ struct ShortPairs {
 struct Singles {
   using Number = float;
   using Sum = Floats;
-  static constexpr int kStep = 1;
+  static constexpr int kStep = 1, kUnrolled = 4;
   static Floats nothing() { return splat(0.0f); }
   static Floats load(const float* from) { return poolgraph::load(from); }
   static Floats broadcast(const float* from) { return splat(*from); }
@@ -53,18 +54,16 @@ struct BlockRows {
 };
 
 // start(r, j) + the sums over steps of rows[r][step] * columns[step][j], of `kRows` rows by `kVectors` vectors, given to
-// store(r, j, sums); on_step(columns) comes before each step. Unrolled by the compiler, so that all sums stay in registers.
-template <class Numbers, int kRows, int kVectors, class Start, class OnStep, class Store>
+// store(r, j, sums). Unrolled by the compiler, so that all sums stay in registers.
+template <class Numbers, int kRows, int kVectors, class Start, class Store>
 inline __attribute__((always_inline)) void sum_block(BlockRows<Numbers> rows, Columns<Numbers> columns, int steps,
-                                                     const Start& start, const OnStep& on_step, const Store& store) {
+                                                     const Start& start, const Store& store) {
   typename Numbers::Sum sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) sums[r][j] = start(r, j);
-#pragma GCC unroll 4
-  for (int step = 0; step < steps; ++step, columns.first += columns.step_stride, rows.first += Numbers::kStep) {
-    on_step(columns.first);
+  const auto step = [&]() __attribute__((always_inline)) {
     typename Numbers::Sum column[kVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) column[j] = Numbers::load(columns.first + j * columns.vector_stride);
@@ -74,6 +73,17 @@ inline __attribute__((always_inline)) void sum_block(BlockRows<Numbers> rows, Co
 #pragma GCC unroll 4
       for (int j = 0; j < kVectors; ++j) Numbers::add_products(sums[r][j], x, column[j]);
     }
+    columns.first += columns.step_stride;
+    rows.first += Numbers::kStep;
+  };
+#pragma GCC unroll 1
+  for (; steps >= Numbers::kUnrolled; steps -= Numbers::kUnrolled) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Numbers::kUnrolled; ++i) step();
+  }
+  if constexpr (Numbers::kUnrolled > 1) {
+#pragma GCC unroll 1
+    for (; steps > 0; --steps) step();
   }
 #pragma GCC unroll 4
   for (int j = 0; j < kVectors; ++j)
@@ -86,7 +96,7 @@ template <class Numbers, int kRows, int kVectors, class Store>
 __attribute__((noinline)) void product_block(BlockRows<Numbers> rows, Columns<Numbers> columns, int steps, int count,
                                              const Store& store) {
   sum_block<Numbers, kRows, kVectors>(
-      rows, columns, steps, [](int, int) { return Numbers::nothing(); }, [](const void*) {},
+      rows, columns, steps, [](int, int) { return Numbers::nothing(); },
       [&](int r, int j, typename Numbers::Sum sums) {
         if (r < count) store(r, j, Numbers::finish(sums));
       });

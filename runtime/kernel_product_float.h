@@ -9,7 +9,6 @@ namespace poolgraph {
 // Steps of the rows that are multiplied at once: 64 KiB of a panel's weights pass by from the second cache, six rows by
 // six, the sums in memory meanwhile.
 constexpr int kFloatSteps = 256;
-constexpr int kStepsAhead = 16;  // whose weights are fetched
 
 class FloatProduct : public Panels {
  public:
@@ -74,9 +73,6 @@ class FloatProduct : public Panels {
     sum_block<Singles, kRows, kTileVectors>(
         rows, Columns<Singles>{weights, kTileColumns, kLanes}, steps,
         [&](int r, int j) { return load(sums + r * stride + j * kLanes); },
-        [](const float* column) {
-          for (int j = 0; j < kTileVectors; ++j) __builtin_prefetch(column + kStepsAhead * kTileColumns + j * kLanes);
-        },
         [&](int r, int j, Floats x) { store(made + r * kPanelColumns + j * kLanes, x); });
   }
 

@@ -83,7 +83,7 @@ struct Quantized {
   using Product = ByteProduct;
 
   // Cores share rows, which each rounds for itself and keeps until they are normalized; of a few rows they share columns.
-  static constexpr int kColumnRows = 32;
+  static constexpr int kColumnRows = 32, kPanelsOfTask = 4;
   static bool shares_columns(int count) { return count <= kColumnRows; }
 
   static std::unique_ptr<Product> read(const Api& api, const OrtKernelInfo* info, size_t first, const std::string& prefix) {
@@ -123,7 +123,7 @@ struct Fused {
   using Product = FloatProduct;
 
   // Weights are four times as large: cores share columns, so that each reads its weights once for many rows.
-  static constexpr int kColumnRows = 512;
+  static constexpr int kColumnRows = 512, kPanelsOfTask = 1;
   static bool shares_columns(int) { return true; }
 
   static std::unique_ptr<Product> read(const Api& api, const OrtKernelInfo* info, size_t first, const std::string& prefix) {
@@ -144,8 +144,8 @@ struct Fused {
 
 constexpr int kBlockRows = 48;           // most rows of a task that computes all columns
 constexpr int kBlockBytes = 400 * 1024;  // of its intermediate rows: they stay in a core's second cache
-constexpr int kPanelRows = 192;          // most rows of a task that computes one panel
-constexpr int kLeastTasks = 16;          // that panels are cut into
+constexpr int kColumnsRows = 192;        // most rows of a task that computes some columns
+constexpr int kLeastTasks = 16;          // wanted of such
 
 // What a run reads and writes: rows of one float tensor, a residual, the answer, and the sum where it is asked for.
 struct Rows {
@@ -223,24 +223,26 @@ inline int block_rows(int count, size_t bytes_per_row) {
   return round_to((count + blocks - 1) / blocks, kTileRows);
 }
 
-// Rows of a task that computes one panel: many, unless there would be too few tasks for the cores.
-inline int panel_rows(int count, int panels) {
-  const int wanted = std::max((count + kPanelRows - 1) / kPanelRows, (kLeastTasks + panels - 1) / panels);
+// Rows of a task that computes some of the columns: many, unless there would be too few tasks for the cores.
+inline int column_rows(int count, int tasks) {
+  const int wanted = std::max((count + kColumnsRows - 1) / kColumnsRows, (kLeastTasks + tasks - 1) / tasks);
   const int blocks = std::min(wanted, (count + kBlockRows - 1) / kBlockRows);
   return round_to((count + blocks - 1) / blocks, kTileRows);
 }
 
-// Computes all columns of `count` prepared rows, which cores share panel by panel.
+// Computes all columns of `count` prepared rows, which cores share some panels at a time.
 template <class Kind, class Prepared>
 void run_panels(const Api& api, OrtKernelContext* context, const typename Kind::Product& product, const Prepared& rows, int count,
                 float* out) {
   const size_t stride = product.out_features;
-  const int size = panel_rows(count, product.panels), blocks = (count + size - 1) / size;
+  const int groups = (product.panels + Kind::kPanelsOfTask - 1) / Kind::kPanelsOfTask;
+  const int size = column_rows(count, groups), blocks = (count + size - 1) / size;
   auto task = [&](size_t index) {  // neighbours have the same weights
-    const int panel = static_cast<int>(index) / blocks, first = static_cast<int>(index) % blocks * size;
-    product.run(rows, first, std::min(size, count - first), panel, panel + 1, out, stride);
+    const int panel = static_cast<int>(index) / blocks * Kind::kPanelsOfTask, first = static_cast<int>(index) % blocks * size;
+    const int last = std::min(panel + Kind::kPanelsOfTask, product.panels);
+    product.run(rows, first, std::min(size, count - first), panel, last, out, stride);
   };
-  api.parallel(context, static_cast<size_t>(product.panels) * blocks, task);
+  api.parallel(context, static_cast<size_t>(groups) * blocks, task);
 }
 
 // Calls run(first, count) for all rows, some at a time, and finishes what it made of them.
