@@ -17,6 +17,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.onnx import OnnxExporterError, ONNXProgram
 
+from poolgraph.export.spare_notes import code_on_demand, replaced
+
 _ATEN = torch.ops.aten
 
 CASTS = frozenset({_ATEN.to.dtype, _ATEN.to.device, _ATEN.to.dtype_layout})
@@ -71,7 +73,8 @@ def translate(program: ExportedProgram, **options: Any) -> ONNXProgram | None:
     """Do as ``torch.onnx.export``, by the short way where there is one."""
     with shared_registry(), noted_values():
         if spare_second_trace(program):
-            with contextlib.suppress(OnnxExporterError), _no_decompositions():  # without a translation, the long way
+            # Without a translation, the long way, which runs the program.
+            with contextlib.suppress(OnnxExporterError), _no_decompositions(), code_on_demand():
                 return torch.onnx.export(program, **options)
             del program.run_decompositions
         return torch.onnx.export(program, **options)
@@ -129,7 +132,7 @@ def shared_registry() -> Iterator[None]:
             _REGISTRIES[opset_version] = original.__func__(ONNXRegistry, opset_version)
         return _REGISTRIES[opset_version]
 
-    with _replaced(ONNXRegistry, "from_torchlib", staticmethod(find)):
+    with replaced(ONNXRegistry, "from_torchlib", staticmethod(find)):
         yield
 
 
@@ -157,7 +160,7 @@ def noted_values() -> Iterator[None]:
                 promote(self, node, rule)  # notes the new value of a node that it changes
         return node.meta["val"]
 
-    with _replaced(interpreter, "run_node", run):
+    with replaced(interpreter, "run_node", run):
         yield
 
 
@@ -169,18 +172,5 @@ def _no_decompositions() -> Iterator[None]:
     except ImportError:
         yield
         return
-    with _replaced(_decomp, "create_onnx_friendly_decomposition_table", lambda _: {}):
+    with replaced(_decomp, "create_onnx_friendly_decomposition_table", lambda _: {}):
         yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, replacement: object) -> Iterator[None]:
-    if name not in owner.__dict__:  # another torch
-        yield
-        return
-    original = owner.__dict__[name]
-    setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)

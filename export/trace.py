@@ -23,6 +23,7 @@ from poolgraph.export.pooling_module import (
     Entry,
     PoolingModule,
 )
+from poolgraph.export.spare_notes import code_on_demand, spared_notes
 from poolgraph.graphs.fuse_rotary import MAX_LENGTH_NOTE
 from poolgraph.graphs.pattern import SEMANTIC_DOMAIN, SEQUENCE_AXIS, TOKENS_AXIS
 
@@ -71,8 +72,8 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
         name: {index: dimensions[axis][1] for index, axis in enumerate(of_input)} for name, of_input in axes.items()
     }
     try:
-        with _quiet(), torch.no_grad():
-            with known_shapes():
+        with _quiet(), torch.no_grad(), spared_notes():
+            with known_shapes(), code_on_demand():
                 program = torch.export.export(
                     entry.module(module), (), kwargs=arguments, dynamic_shapes=dynamic_shapes, strict=False
                 )

@@ -48,6 +48,15 @@ def threads_at_ease() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_trace_each() -> Iterator[None]:
+    """Share traces among the module's exports of equal modules: for tests of what comes behind the trace."""
+    from shared_traces import shared_traces
+
+    with shared_traces():
+        yield
+
+
 @pytest.fixture(scope="session")
 def minilm_checkpoint() -> Path:
     """The folder of all-MiniLM-L6-v2."""

@@ -27,7 +27,10 @@ from poolgraph.runtime.inspect import describe
 from poolgraph.runtime.providers import CUDA_PROVIDER, Machine, Wish, check_verified, choose_variant
 from poolgraph.runtime.session import provider_loads
 
-pytestmark = pytest.mark.skipif(provider_loads(CUDA_PROVIDER), reason="these exports are of a machine without")
+pytestmark = [
+    pytest.mark.skipif(provider_loads(CUDA_PROVIDER), reason="these exports are of a machine without"),
+    pytest.mark.usefixtures("one_trace_each"),
+]
 
 NUM_LAYERS = SIZES["num_hidden_layers"]
 

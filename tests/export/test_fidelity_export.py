@@ -14,6 +14,8 @@ from poolgraph.export import exporter
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.runtime.inspect import describe
 
+pytestmark = pytest.mark.usefixtures("one_trace_each")
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):

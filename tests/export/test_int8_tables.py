@@ -29,6 +29,8 @@ from poolgraph.runtime.inspect import describe
 from poolgraph.runtime.native_library import can_run
 from poolgraph.runtime.providers import Machine, Wish, choose_variant
 
+pytestmark = pytest.mark.usefixtures("one_trace_each")
+
 VOCABULARY, HIDDEN = 60_000, 64
 TABLE = "backbone.embeddings.word_embeddings.weight"
 NORM = "backbone.embeddings.LayerNorm.weight"

@@ -20,6 +20,8 @@ from poolgraph.export.exporter import export_model
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.graphs.artifact import open_artifact
 
+pytestmark = pytest.mark.usefixtures("one_trace_each")
+
 
 def assert_refused(error: type[Exception], match: str, checkpoint: Path, output: Path, **options: object) -> None:
     with pytest.raises(error, match=match):

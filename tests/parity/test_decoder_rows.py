@@ -24,6 +24,8 @@ from torch import Tensor
 from poolgraph import export_model
 from poolgraph.errors import InputError, UnsupportedArchitecture
 
+pytestmark = pytest.mark.usefixtures("one_trace_each")
+
 
 @pytest.mark.slow
 def test_bidirectional_llama_pools_as_its_config_says(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from poolgraph import PoolingModel, export_model
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.runtime.score_template import ScoreTemplate
 
+pytestmark = pytest.mark.usefixtures("one_trace_each")
+
 MAX_SECONDS = 30.0
 """Of an export, of this process's processor time: what else runs on the machine does not count."""
 LONGEST = 610
