@@ -26,6 +26,17 @@ BY_CLASS = {
     "Softplus": "softplus",
     "LogSigmoid": "log_sigmoid",
     "LogSoftmax": "log_softmax",
+    "Softmin": "softmin",
+    "ReLU6": "relu6",
+    "LeakyReLU": "leaky_relu",
+    "ELU": "elu",
+    "SELU": "selu",
+    "Mish": "mish",
+    "Softsign": "softsign",
+    "Tanhshrink": "tanhshrink",
+    "Hardtanh": "hardtanh",
+    "Hardsigmoid": "hardsigmoid",
+    "Hardswish": "hardswish",
 }
 """Classes of torch.nn.modules. As in vLLM, Sigmoid and Softmax name the pair, and the number of logits decides."""
 

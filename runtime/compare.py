@@ -42,7 +42,7 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = MappingProxyType(
 ACTIVATED: Final[Mapping[str, Threshold]] = MappingProxyType(
     {
         **THRESHOLDS,
-        "fp16": Threshold(min_cosine=0.9995, max_difference=2e-2),
+        "fp16": Threshold(min_cosine=0.9995, max_difference=1e-2),
         "bf16": Threshold(min_cosine=0.999, max_difference=5e-2),
         "int8": Threshold(min_cosine=-1.0, max_difference=5e-2),
     }

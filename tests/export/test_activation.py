@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import BertConfig
 
 from poolgraph.errors import ExportError
-from poolgraph.export.activation import BY_CLASS, BY_PROBLEM, resolve_activation
+from poolgraph.export.activation import AUTO, BY_CLASS, BY_PROBLEM, resolve_activation
 from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.runtime.activations import ACTIVATIONS
 
@@ -99,8 +100,14 @@ def test_problem_type_is_not_stopped_by_a_name_that_it_beats(tmp_path: Path) -> 
     assert resolve(tmp_path, problem_type="regression", **older("os.system")) == "identity"
 
 
-def test_the_runtime_knows_every_name() -> None:
+def test_every_class_gets_what_torch_computes() -> None:
     import torch
 
     assert {*BY_CLASS.values(), *BY_PROBLEM.values()} <= set(ACTIVATIONS)
-    assert all(issubclass(getattr(torch.nn, name), torch.nn.Module) for name in BY_CLASS)
+    rows = np.linspace(-9, 9, 24).reshape(4, 6)
+    for name, word in BY_CLASS.items():
+        if word == AUTO:
+            assert name in {"Sigmoid", "Softmax"}
+            continue
+        module = getattr(torch.nn, name)(**({"dim": -1} if name in {"Softmin", "LogSoftmax"} else {}))
+        np.testing.assert_allclose(ACTIVATIONS[word](rows), module(torch.from_numpy(rows)).numpy(), atol=1e-12)
