@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
-from poolgraph.graphs.native import ATTENTION, FLOAT_ATTENTION, NATIVE_DOMAIN, PACKED_BOUNDS
+from poolgraph.graphs.native import ATTENTION, FLOAT_ATTENTION, NATIVE_DOMAIN, PACKED_BOUNDS, SCORE_BIAS
 from poolgraph.graphs.pattern import ATTENDED, SEMANTIC_DOMAIN, dimensions, producer, replace_node, used_once
 
 MOST_FEATURES: Final = 512
@@ -16,7 +16,7 @@ MOST_FEATURES: Final = 512
 
 
 def lower_attention_to_native(model: ir.Model) -> int:
-    """Lower attention without mask, bias or softcap to products of integers; others are left for the pass that follows.
+    """Lower attention without mask, bias or softcap to products of integers; others are left for the next passes.
 
     Given:   %y = poolgraph::Attention(%q, %k, %v[, , , %cu_seqlens])
     Result:  %y = poolgraph.cpu::Attention(%q, %k, %v[, %cu_seqlens]), or of the one value that the three are split from
@@ -25,16 +25,16 @@ def lower_attention_to_native(model: ir.Model) -> int:
 
 
 def lower_attention_to_native_float(model: ir.Model) -> int:
-    """Do the same in float32.
+    """Do the same in float32, with a softcap or, of texts that are not packed, a bias.
 
-    Given:   %y = poolgraph::Attention(%q, %k, %v[, , , %cu_seqlens])
-    Result:  %y = poolgraph.cpu::FloatAttention(%q, %k, %v[, %cu_seqlens]), or of the one value that they are split from
+    Given:   %y = poolgraph::Attention(%q, %k, %v, , %bias, %cu_seqlens)
+    Result:  %y = poolgraph.cpu::FloatAttention(%q, %k, %v, %cu_seqlens, %bias), or of the one that they are split from
     """
     return sum(_lower(model.graph, read_attention(node), FLOAT_ATTENTION) for node in attention_nodes(model))
 
 
 def fits_native_packed(model: ir.Model) -> bool:
-    """Whether the operator computes, of packed texts, all that mixes tokens in a semantic graph, padded or packed.
+    """Whether the operators compute, of packed texts, all that mixes tokens in a semantic graph, padded or packed.
 
     Tokens that none attends to are hidden by a mask, which it does not take; states of Mamba's scans pass from token to
     token, whatever text they are of.
@@ -42,16 +42,24 @@ def fits_native_packed(model: ir.Model) -> bool:
     if any(value.name == ATTENDED for value in model.graph.inputs):
         return False
     mixing = [node for node in model.graph if node.domain == SEMANTIC_DOMAIN]
-    return all(node.op_type == "Attention" and _is_plain(read_attention(node)) for node in mixing)
+    nodes = [read_attention(node) for node in mixing if node.op_type == "Attention"]
+    return len(nodes) == len(mixing) and all(_is_known(it) and it.bias is None for it in nodes)
 
 
-def _is_plain(attention: AttentionNode) -> bool:
-    fits = attention.head_dim <= MOST_FEATURES and attention.scale > 0
-    return fits and attention.bias is None and not attention.softcap
+def _is_known(attention: AttentionNode) -> bool:
+    return attention.head_dim <= MOST_FEATURES and attention.scale > 0
+
+
+def _fits(attention: AttentionNode, operator: str) -> bool:
+    if attention.mask is not None or not _is_known(attention):
+        return False
+    if operator == FLOAT_ATTENTION:
+        return attention.bias is None or attention.cu_seqlens is None
+    return attention.bias is None and not attention.softcap
 
 
 def _lower(graph: ir.Graph, attention: AttentionNode, operator: str) -> int:
-    if attention.mask is not None or not _is_plain(attention):
+    if not _fits(attention, operator):
         return 0
     attributes = {
         "num_heads": attention.num_heads,
@@ -61,11 +69,13 @@ def _lower(graph: ir.Graph, attention: AttentionNode, operator: str) -> int:
         "is_causal": int(attention.is_causal),
         "left_window": attention.left_window,
         "right_window": attention.right_window,
+        **({"softcap": attention.softcap} if operator == FLOAT_ATTENTION else {}),
     }
     tape = Tape()
     rows: list[ir.Value | None] = [*_inputs(attention)]
-    if attention.cu_seqlens is not None:
-        rows += [None] * (PACKED_BOUNDS - len(rows)) + [attention.cu_seqlens]
+    for index, value in ((PACKED_BOUNDS, attention.cu_seqlens), (SCORE_BIAS, attention.bias)):
+        if value is not None:
+            rows += [None] * (index - len(rows)) + [value]
     result = tape.op(operator, rows, attributes, domain=NATIVE_DOMAIN)
     graph.opset_imports[NATIVE_DOMAIN] = 1
     replace_node(graph, attention.node, tape.nodes, result)

@@ -67,10 +67,14 @@ those of 16-bit integers.
 """
 
 FLOAT_ATTENTION: Final = "FloatAttention"
-"""The same in float32."""
+"""The same in float32; ``softcap`` may limit the scores, 0 for none, and a fifth input, (1 or batch_size, num_heads,
+sequence_length, sequence_length), be added to those of texts that are not packed."""
 
 PACKED_BOUNDS: Final = 3
 """Index of the bounds among the inputs of an attention."""
+
+SCORE_BIAS: Final = 4
+"""Index of what is added to the scores."""
 
 TEXT_SUM: Final = "TextSum"
 """Weights (batch_size, num_tokens) times rows (num_tokens, size), in the order of the tokens, weights of 0 skipped."""

@@ -143,7 +143,7 @@ CPU_INT8 = replace(CPU_FP32, precision="int8", file_stem="model_cpu_int8", sessi
 """The pass that quantizes comes first; the export makes it, with recipes from calibration."""
 
 
-def _native_passes(lower_attention: Pass) -> tuple[Pass, ...]:
+def _native_passes(*lower_attention: Pass) -> tuple[Pass, ...]:
     return (
         fuse_rms_norm,
         remove_dead_nodes,
@@ -153,8 +153,9 @@ def _native_passes(lower_attention: Pass) -> tuple[Pass, ...]:
         fuse_feed_forward,  # before the norms: a product that has one does not stand in the middle
         fuse_residuals,
         fuse_norms,
-        lower_attention,
-        lower_attention_to_cpu,  # what the native operator does not compute: biases, softcaps
+        *lower_attention,
+        lower_attention_to_native_float,
+        lower_attention_to_cpu,  # what no native operator computes: masks, biases of packed texts
         lower_selective_scan,
         remove_dead_nodes,
         clear_notes,
@@ -165,7 +166,7 @@ NATIVE_FP32 = replace(
     CPU_FP32,
     name="native",
     file_stem="model_native_fp32",
-    passes=_native_passes(lower_attention_to_native_float),
+    passes=_native_passes(),
     cpu_features=("avx2", "fma"),
     operators=NATIVE_OPERATORS,
 )

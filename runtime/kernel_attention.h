@@ -205,14 +205,15 @@ inline void attend(const AttentionShape& shape, const float* queries, size_t str
 // What the operator is made of.
 struct ShortAttention {
   static constexpr const char* kName = "Attention";
+  static constexpr bool kTakesScores = false;  // neither a softcap nor a bias
   using Room = AttentionRoom;
   using Head = PackedHead;
   static Head pack(const AttentionShape& shape, const HeadRows& keys, const HeadRows& values, int head, Room& room) {
     return pack_head(shape, keys, values, head, room);
   }
-  template <class... Rest>
-  static void answer(const AttentionShape& shape, Rest&&... rest) {
-    attend(shape, rest...);
+  static void answer(const AttentionShape& shape, const float* queries, size_t stride, const Head& head, int num_keys,
+                     int position, int count, const ScoreBias&, float* out, size_t out_stride, Room& room) {
+    attend(shape, queries, stride, head, num_keys, position, count, out, out_stride, room);
   }
 };
 

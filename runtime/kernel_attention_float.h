@@ -67,6 +67,7 @@ inline void soften(const ScoreTile& tile, float* scores, float* shares) {
 
 struct FloatAttention {
   static constexpr const char* kName = "FloatAttention";
+  static constexpr bool kTakesScores = true;
   using Room = FloatAttentionRoom;
   using Head = FloatHead;
 
@@ -81,7 +82,7 @@ struct FloatAttention {
 
   // Answers `count` <= kQueryRows queries of one head, the first of which stands at `position` among the keys.
   static void answer(const AttentionShape& shape, const float* queries, size_t stride, const Head& head, int num_keys,
-                     int position, int count, float* out, size_t out_stride, Room& room) {
+                     int position, int count, const ScoreBias& bias, float* out, size_t out_stride, Room& room) {
     const size_t size = shape.head_size, row_keys = round_to(num_keys, kLanes);
     float* scores = room.scores.reserve(kQueryRows * row_keys);
     KeyRange ranges[kQueryRows];
@@ -93,18 +94,46 @@ struct FloatAttention {
       multiply<Singles>(std::min(kBlockKeys, last - key) / kLanes, rows, {head.keys + key * size, kLanes, size * kLanes},
                         shape.head_size, count,
                         [&](int r, int j, Floats x) { store(scores + r * row_keys + key + j * kLanes, x); });
+    if (shape.softcap > 0) cap_scores(shape, tile, scores);
+    if (bias.first) add_bias(bias, tile, num_keys, scores);
     float shares[kQueryRows];
     soften(tile, scores, shares);
     weigh(shape, head, num_keys, tile, shares, out, out_stride);
   }
 
  private:
-  // Copies a tile's queries, in which scores are in units of log2, with zeros up to kQueryRows.
+  // What the queries are multiplied by: scores come in units of log2, or as what cap_scores takes.
+  static float query_scale(const AttentionShape& shape) {
+    return shape.scale * kLog2E * (shape.softcap > 0 ? 2 / shape.softcap : 1);
+  }
+
+  // softcap * tanh(score / softcap) in units of log2, of scores that are 2 / softcap of that: tanh is 1 - 2 / (1 + 2**score).
+  static void cap_scores(const AttentionShape& shape, const ScoreTile& tile, float* scores) {
+    const Floats cap = splat(shape.softcap * kLog2E), one = splat(1.0f), two = splat(2.0f);
+    for (int r = 0; r < tile.count; ++r)
+      for (int key = tile.computed.first; key < tile.computed.last; key += kLanes) {
+        float* place = scores + r * tile.stride + key;
+        store(place, cap * (one - two / (one + exp2(minimum(splat(126.0f), load(place))))));
+      }
+  }
+
+  static void add_bias(const ScoreBias& bias, const ScoreTile& tile, int num_keys, float* scores) {
+    const int first = tile.computed.first;
+    for (int r = 0; r < tile.count; ++r) {
+      float* row = scores + r * tile.stride + first;
+      const float* added = bias.first + r * bias.row_stride + first;
+      for_vectors(std::min(tile.computed.last, num_keys) - first, [&](int key, auto lanes) {
+        lanes.store(row + key, fmadd(lanes.load(added + key), splat(kLog2E), lanes.load(row + key)));
+      });
+    }
+  }
+
+  // Copies a tile's queries times query_scale, with zeros up to kQueryRows.
   static const float* scale_queries(const AttentionShape& shape, const float* rows, size_t stride, int count, Room& room) {
     const size_t size = shape.head_size;
     float* scaled = room.queries.reserve(kQueryRows * size);
     std::fill(scaled + count * size, scaled + kQueryRows * size, 0.0f);
-    const Floats scale = splat(shape.scale * kLog2E);
+    const Floats scale = splat(query_scale(shape));
     for (int r = 0; r < count; ++r)
       for_vectors(shape.head_size, [&](int d, auto lanes) {
         lanes.store(scaled + r * size + d, lanes.load(rows + r * stride + d) * scale);

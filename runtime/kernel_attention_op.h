@@ -12,15 +12,16 @@ namespace poolgraph {
 // Attention over (batch_size, sequence_length, heads * head_size): inputs query, key, value, or all three side by side.
 //
 // With the fourth input, cu_seqlens (batch_size + 1,), the texts are packed in one row, (1, num_tokens, ...); queries
-// may then also be one a text, (1, batch_size, ...), each of which sees its whole text.
+// may then also be one a text, (1, batch_size, ...), each of which sees its whole text. In float32 there may be a softcap of
+// the scores, and a fifth input that is added to them, (1 or batch_size, heads, queries, keys).
 //
 // A template over what computes it, ShortAttention or FloatAttention.
 template <class Kind>
 class AttentionOperator {
  public:
   static constexpr const char* kName = Kind::kName;
-  static constexpr size_t kInputs = 4, kOutputs = 1;
-  static constexpr size_t kBounds = 3;
+  static constexpr size_t kBounds = 3, kBias = 4;
+  static constexpr size_t kInputs = Kind::kTakesScores ? 5 : 4, kOutputs = 1;
   static int type_of(size_t index) { return index == kBounds ? kInt64 : kFloat; }
   static int output_type(size_t) { return kFloat; }
   static bool is_required(size_t index) { return index == 0; }
@@ -28,7 +29,8 @@ class AttentionOperator {
   AttentionOperator(const Api& api, const OrtKernelInfo* info) {
     const auto number = [&](const char* name) { return static_cast<int>(api.int_attribute(info, name)); };
     shape_ = {number("num_heads"), number("kv_num_heads"), number("head_size"), api.float_attribute(info, "scale"),
-              number("is_causal") != 0, number("left_window"), number("right_window")};
+              number("is_causal") != 0, number("left_window"), number("right_window"), 0};
+    if (Kind::kTakesScores) shape_.softcap = api.float_attribute(info, "softcap");
     if (shape_.head_size > kMostFeatures) throw std::runtime_error("heads have more features than 512");
     if (shape_.head_size < 1 || shape_.num_kv_heads < 1 || shape_.num_heads % shape_.num_kv_heads != 0)
       throw std::runtime_error("heads of queries must be a multiple of those of keys");
@@ -49,11 +51,14 @@ class AttentionOperator {
     std::vector<int64_t> sizes;  // of the query
     HeadRows query, key, value;
     const int64_t* bounds;  // nullptr where the texts are of one length
+    const float* bias;      // nullptr for none
+    bool is_bias_shared;    // by all texts
     int texts;
   };
   struct Text {
     HeadRows query, key, value;
     size_t first_row;  // of its answers
+    ScoreBias bias;
   };
 
   size_t width() const { return static_cast<size_t>(shape_.head_size) * shape_.num_heads; }
@@ -62,7 +67,7 @@ class AttentionOperator {
     const OrtValue* values[3];
     for (size_t index = 0; index < 3; ++index) values[index] = api.input(context, index);
     if (!values[1] != !values[2]) throw std::runtime_error("attention takes one input or three");
-    Batch batch{api.shape(values[0]), {}, {}, {}, nullptr, 0};
+    Batch batch{api.shape(values[0]), {}, {}, {}, nullptr, nullptr, false, 0};
     const int64_t rows = batch.sizes.at(0);
     batch.query = rows_of(api, values[0], rows);
     batch.key = values[1] ? rows_of(api, values[1], rows) : batch.query;
@@ -84,6 +89,15 @@ class AttentionOperator {
       batch.bounds = static_cast<const int64_t*>(api.data(bounds));
       batch.texts = static_cast<int>(count[0]) - 1;
     }
+    if (const OrtValue* bias = Kind::kTakesScores ? api.input(context, kBias) : nullptr) {
+      const std::vector<int64_t> sizes = api.shape(bias);
+      const std::vector<int64_t> wanted{rows, shape_.num_heads, batch.query.length, batch.key.length};
+      batch.is_bias_shared = !sizes.empty() && sizes[0] == 1;
+      if (bounds || sizes.size() != 4 || !(batch.is_bias_shared || sizes[0] == rows) ||
+          !std::equal(sizes.begin() + 1, sizes.end(), wanted.begin() + 1))
+        throw std::runtime_error("a bias is (1 or batch_size, heads, queries, keys), of texts that are not packed");
+      batch.bias = static_cast<const float*>(api.data(bias));
+    }
     return batch;
   }
 
@@ -98,14 +112,17 @@ class AttentionOperator {
     return {rows.data + first * rows.stride, rows.stride, length};
   }
 
-  static std::vector<Text> split_even(const Batch& batch) {
+  std::vector<Text> split_even(const Batch& batch) const {
     if (batch.query.length > batch.key.length) throw std::runtime_error("there are more queries than keys");
     std::vector<Text> texts;
     texts.reserve(batch.texts);
+    const size_t row_stride = batch.key.length, head_stride = row_stride * batch.query.length;
     for (size_t text = 0; text < static_cast<size_t>(batch.texts); ++text) {
       const size_t query = text * batch.query.length, key = text * batch.key.length;
+      const size_t place = batch.is_bias_shared ? 0 : text * head_stride * shape_.num_heads;
       texts.push_back({part(batch.query, query, batch.query.length), part(batch.key, key, batch.key.length),
-                       part(batch.value, key, batch.key.length), query});
+                       part(batch.value, key, batch.key.length), query,
+                       {batch.bias ? batch.bias + place : nullptr, head_stride, row_stride}});
     }
     return texts;
   }
@@ -124,7 +141,7 @@ class AttentionOperator {
       const int length = static_cast<int>(end - first);
       const size_t query = is_whole ? first : text;
       texts.push_back({part(batch.query, query, is_whole ? length : 1), part(batch.key, first, length),
-                       part(batch.value, first, length), query});
+                       part(batch.value, first, length), query, {}});
       first = end;
     }
     if (first != batch.key.length) throw std::runtime_error("bounds of packed texts must end at the number of tokens");
@@ -166,7 +183,7 @@ class AttentionOperator {
         const int count = std::min(kQueryRows, last - start), position = start + text.key.length - text.query.length;
         float* to = out + (text.first_row + start) * width() + static_cast<size_t>(head) * shape_.head_size;
         Kind::answer(shape_, text.query.at(start, head, shape_.head_size), text.query.stride, packed, text.key.length, position,
-                     count, to, width(), room);
+                     count, text.bias.from(head, start), to, width(), room);
       }
   }
 

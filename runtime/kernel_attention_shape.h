@@ -18,7 +18,18 @@ struct AttentionShape {
   bool causal;
   int left_window;   // tokens that a query sees before itself, -1 for all
   int right_window;  // and after
+  float softcap;     // limit of the scores, 0 for none
   int padded_size() const { return round_to(head_size, kLanes); }
+};
+
+// What is added to the scores of one text, [head][query][key]; nullptr for nothing.
+struct ScoreBias {
+  const float* first = nullptr;
+  size_t head_stride = 0;
+  size_t row_stride = 0;
+  ScoreBias from(int head, int query) const {
+    return {first ? first + head * head_stride + query * row_stride : nullptr, head_stride, row_stride};
+  }
 };
 
 // The rows of one text, heads side by side.

@@ -279,16 +279,25 @@ ATTENTION = """g (float[batch, length, 48] x) => (float[batch, length, 16] y)
 }"""
 
 
-@pytest.mark.parametrize(("options", "count"), [("", 1), (", causal = 1", 1), (", softcap = 5.0", 0)])
+@pytest.mark.parametrize("options", ["", ", causal = 1", ", softcap = 5.0"])
 @pytest.mark.parametrize(
     ("lower", "operator"),
     [(lower_attention_to_native, "Attention"), (lower_attention_to_native_float, "FloatAttention")],
 )
-def test_attention_takes_what_its_rows_are_split_from(lower: Pass, operator: str, options: str, count: int) -> None:
+def test_attention_takes_what_its_rows_are_split_from(lower: Pass, operator: str, options: str) -> None:
     model = build(ATTENTION.replace("OPTIONS", options))
+    count = int("softcap" not in options or operator == "FloatAttention")
     assert apply(model, (lower,)) == [count]
     nodes = native_nodes(model, operator)
     assert [[value.name for value in node.inputs if value is not None] for node in nodes] == [["x"]] * count
+
+
+def test_attention_with_a_bias_is_that_of_floats() -> None:
+    text = ATTENTION.replace("[batch, length, 48] x)", "[batch, length, 48] x, float[batch, 2, length, length] b)")
+    model = build(text.replace("OPTIONS", "").replace("(q, k, v)", "(q, k, v, , b)"))
+    assert apply(model, (lower_attention_to_native, lower_attention_to_native_float)) == [0, 1]
+    (node,) = native_nodes(model, "FloatAttention")
+    assert [value and value.name for value in node.inputs] == ["x", None, None, None, "b"]
 
 
 def test_attention_of_rows_split_along_the_tokens_takes_the_three() -> None:
@@ -332,7 +341,6 @@ def test_packed_attention_keeps_its_bounds() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        PACKED.replace("OPTIONS", ", softcap = 5.0"),
         PACKED.replace("0.3 OPTIONS", "-0.3"),
         PACKED.replace("OPTIONS", "").replace(
             "y = poolgraph.Att", "s = poolgraph.SelectiveScan(q, k)\n y = poolgraph.Att"
@@ -340,9 +348,10 @@ def test_packed_attention_keeps_its_bounds() -> None:
         PACKED.replace("OPTIONS", "").replace("v, , ,", "v, , x,"),
         PACKED.replace("OPTIONS", "").replace("cu_seqlens)", "cu_seqlens, int64[num_tokens] attended_mask)", 1),
     ],
-    ids=["softcap", "a scale below 0", "a scan", "bias", "tokens that none attends to"],
+    ids=["a scale below 0", "a scan", "bias", "tokens that none attends to"],
 )
-def test_what_the_operator_does_not_compute_of_packed_texts(text: str) -> None:
+def test_what_the_operators_do_not_compute_of_packed_texts(text: str) -> None:
+    assert fits_native_packed(build(PACKED.replace("OPTIONS", ", softcap = 5.0")))
     assert not fits_native_packed(build(text))
 
 

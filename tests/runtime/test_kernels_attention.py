@@ -33,7 +33,9 @@ def attention_attributes(heads: int, kv_heads: int, size: int, **more: Any) -> d
     return {"num_heads": heads, "kv_num_heads": kv_heads, "head_size": size, **defaults, **more}
 
 
-def expected_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, attributes: dict[str, Any]) -> np.ndarray:
+def expected_attention(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, attributes: dict[str, Any], bias: np.ndarray | None = None
+) -> np.ndarray:
     """Attention in float64."""
     heads, kv_heads, size = (attributes[name] for name in ("num_heads", "kv_num_heads", "head_size"))
     batch, length, keys = *query.shape[:2], key.shape[1]
@@ -42,6 +44,9 @@ def expected_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, at
         for rows, count in ((query, heads), (key, kv_heads), (value, kv_heads))
     ]
     scores = split[0] @ split[1].transpose(0, 1, 3, 2) * attributes["scale"]
+    if cap := attributes.get("softcap"):
+        scores = cap * np.tanh(scores / cap)
+    scores = scores + (0 if bias is None else bias)
     ahead = np.arange(keys)[None, :] - (np.arange(length) + keys - length)[:, None]
     left, right = attributes["left_window"], attributes["right_window"]
     hidden = (ahead > 0 if attributes["is_causal"] else ahead > keys) | (ahead < -left if left >= 0 else ahead < -keys)
@@ -52,9 +57,20 @@ def expected_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, at
     return rows.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
 
 
-def run_attention(operator: str, parts: list[np.ndarray], attributes: dict[str, Any], threads: int = 1) -> np.ndarray:
-    inputs = dict(zip(("query", "key", "value"), parts, strict=False))
-    return native_session(operator, inputs, attributes, tuple(inputs), threads=threads).run(None, inputs)[0]
+def run_attention(
+    operator: str,
+    parts: list[np.ndarray],
+    attributes: dict[str, Any],
+    threads: int = 1,
+    bias: np.ndarray | None = None,
+) -> np.ndarray:
+    inputs: dict[str, np.ndarray | None] = dict(zip(("query", "key", "value"), parts, strict=False))
+    if operator == FLOAT_ATTENTION:
+        attributes = {"softcap": 0.0, **attributes}
+    if bias is not None:
+        inputs |= {"key": inputs.get("key"), "value": inputs.get("value"), "bounds": None, "bias": bias}
+    feeds = {name: rows for name, rows in inputs.items() if rows is not None}
+    return native_session(operator, inputs, attributes, tuple(feeds), threads=threads).run(None, feeds)[0]
 
 
 KINDS = {
@@ -194,3 +210,37 @@ def test_weights_of_every_size_add_up(operator: str, keys: int) -> None:
     parts = [query, key, rows_of(1, keys, 2)]
     attributes = attention_attributes(1, 1, 2, scale=1.0)
     assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), 3e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("softcap", [0.0, 0.5, 50.0])
+@pytest.mark.parametrize(("length", "texts"), [(1, 1), (13, 1), (47, 3), (130, 3), (130, 1)])
+def test_scores_are_capped_and_a_bias_is_added(kind: str, softcap: float, length: int, texts: int) -> None:
+    attributes = attention_attributes(4, 2, 24, softcap=softcap, **KINDS[kind])
+    parts = [rows_of(3, length, width, seed=seed) * 3 for seed, width in enumerate((96, 48, 48))]
+    bias = rows_of(texts, 4, length, length, seed=9) * 2
+    found = run_attention(FLOAT_ATTENTION, parts, attributes, bias=bias)
+    assert_near(found, expected_attention(*parts, attributes, bias), 5e-6)
+    without = run_attention(FLOAT_ATTENTION, parts, attributes)
+    assert_near(without, expected_attention(*parts, attributes), 5e-6)
+    together = run_attention(FLOAT_ATTENTION, [np.concatenate(parts, axis=-1)], attributes, threads=2, bias=bias)
+    np.testing.assert_array_equal(together, found)
+    alone = [rows[1:2] for rows in parts]
+    of_text = bias[1 % texts][None]
+    np.testing.assert_array_equal(run_attention(FLOAT_ATTENTION, alone, attributes, bias=of_text)[0], found[1])
+
+
+def test_capped_scores_of_every_size() -> None:
+    attributes = attention_attributes(1, 1, 2, scale=1.0, softcap=30.0)
+    key = np.linspace(-1e4, 1e4, 600, dtype=np.float32)
+    parts = [np.ones((1, 3, 2), np.float32), np.stack([key, key * 0], -1)[None], rows_of(1, 600, 2)]
+    assert_near(run_attention(FLOAT_ATTENTION, parts, attributes), expected_attention(*parts, attributes), 5e-6)
+    parts[1][0, 5] = np.nan
+    assert np.isnan(run_attention(FLOAT_ATTENTION, parts, attributes)).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 4, 4), (1, 1, 4, 4), (1, 2, 4, 5), (1, 2, 3, 4), (2, 4, 4)])
+def test_a_bias_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    parts = [rows_of(3, 4, 32, seed=seed) for seed in range(3)]
+    with pytest.raises((Fail, RuntimeException), match="a bias is"):
+        run_attention(FLOAT_ATTENTION, parts, attention_attributes(2, 2, 16), bias=rows_of(*shape))

@@ -38,6 +38,8 @@ def attention(request: pytest.FixtureRequest) -> Attend:
     def attend(parts: list[np.ndarray], bounds: np.ndarray | None, threads: int = 1, **kind: int) -> np.ndarray:
         defaults: dict[str, Any] = {"scale": 0.2, "is_causal": 0, "left_window": -1, "right_window": -1}
         attributes = {"num_heads": 4, "kv_num_heads": 2, "head_size": 24, **defaults, **kind}
+        if request.param == FLOAT_ATTENTION:
+            attributes |= {"softcap": kind.get("softcap", 0.0)}
         names = ("query", "key", "value")
         inputs: dict[str, np.ndarray | None] = dict.fromkeys(names) | dict(zip(names, parts, strict=False))
         feeds = {name: rows for name, rows in {**inputs, "bounds": bounds}.items() if rows is not None}
@@ -59,6 +61,15 @@ def test_each_packed_text_has_the_bits_of_the_text_alone(attention: Attend, kind
     assert together.shape == (1, sum(LENGTHS), 96)
     alone = [attention([rows[:, a:b] for rows in parts], None, **KINDS[kind]) for a, b in pairwise(bounds)]
     np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
+
+
+def test_a_bias_of_packed_texts_is_refused() -> None:
+    parts, bounds = packed_parts((4, 4)), bounds_of((4, 4))
+    inputs = dict(zip(("query", "key", "value"), parts, strict=True)) | {"bounds": bounds, "bias": rows_of(1, 4, 8, 8)}
+    attributes = {"num_heads": 4, "kv_num_heads": 2, "head_size": 24, "scale": 0.2, "softcap": 0.0, "is_causal": 0}
+    attributes |= {"left_window": -1, "right_window": -1}
+    with pytest.raises((Fail, RuntimeException), match="not packed"):
+        native_session(FLOAT_ATTENTION, inputs, attributes, tuple(inputs)).run(None, inputs)
 
 
 def test_rows_side_by_side_have_the_same_bits(attention: Attend) -> None:
