@@ -32,7 +32,7 @@ USEFUL_CPU_FEATURES: Final = (
 
 WITHOUT_OPERATORS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        NATIVE_OPERATORS: "int8 runs on ONNX Runtime's operators, as on all processors without AVX2 and FMA",
+        NATIVE_OPERATORS: "the CPU runs on ONNX Runtime's operators, slower, as all processors without AVX2 and FMA",
         CUDA_OPERATORS: "variants of --target cublaslt do not run",
     }
 )

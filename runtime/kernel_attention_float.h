@@ -38,8 +38,8 @@ inline void pack_float_values(const HeadRows& rows, int head, int size, float* t
 }
 
 // Turns a tile's scores, in units of log2, into weights in their place, zero for keys that a query does not see, its largest
-// being 1. `shares` gets what a weight of each query is worth, all of them together being worth 1; NaN where scores are
-// infinite or NaN.
+// being 1. `shares` gets what a weight of each query is worth, all of them together being worth 1; NaN where a score is NaN or
+// the largest is infinite.
 inline void soften(const ScoreTile& tile, float* scores, float* shares) {
   Floats tops[kQueryRows], sums[kQueryRows];
   for (int r = 0; r < tile.count; ++r) tops[r] = splat(-std::numeric_limits<float>::infinity());

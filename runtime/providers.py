@@ -112,10 +112,11 @@ def choose_variant(manifest: Manifest, wish: Wish, machine: Machine) -> Choice:
         lacking = lacking or _find_lacking(variants, provider, wish, machine)
         fitting = _fitting_variants([v for v in variants if machine.runs(v)], provider, wish)
         if fitting:
-            passed_over = (
-                None if lacking is None else f"{_explain_lack(lacking, machine)}; {fitting[0].name} runs instead"
+            return Choice(
+                variant=fitting[0],
+                provider=provider,
+                warning=warning or _explain_passed_over(lacking, fitting[0], machine),
             )
-            return Choice(variant=fitting[0], provider=provider, warning=warning or passed_over)
     raise _explain_no_variant(variants, wish, providers, machine, lacking)
 
 
@@ -155,6 +156,15 @@ def _find_lacking(variants: Sequence[Variant], provider: str, wish: Wish, machin
     """Return the variant that would be taken if this machine had what it needs; None where it has."""
     first = next(iter(_fitting_variants(variants, provider, wish)), None)
     return first if first is not None and not machine.runs(first) else None
+
+
+def _explain_passed_over(lacking: Variant | None, taken: Variant, machine: Machine) -> str | None:
+    """Say why a variant is not taken; nothing where one of its precision is, for want of what no user can install."""
+    if lacking is None:
+        return None
+    if taken.precision == lacking.precision and not has_cpu_features(lacking, machine.cpu_features):
+        return None
+    return f"{_explain_lack(lacking, machine)}; {taken.name} runs instead"
 
 
 def _explain_lack(variant: Variant, machine: Machine) -> str:
