@@ -82,6 +82,11 @@ class Backbone:
         return int(normalized.hidden_size)
 
     @property
+    def has_row(self) -> bool:
+        """Whether the backbone's class is in the architecture table, so that what mixes its tokens is known."""
+        return self.model_class.__name__ in ARCHITECTURES
+
+    @property
     def full_class(self) -> type[PreTrainedModel] | None:
         """The transformers class of the whole checkpoint, None where transformers has none."""
         return find_class(self.architecture)

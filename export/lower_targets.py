@@ -36,7 +36,8 @@ class Reduced:
 def choose_packed(plan: ExportPlan, targets: Sequence[Target], padded: ir.Model) -> tuple[Target, ...]:
     """Leave out the packed targets that a model has no graph for; packed native ones take the uniform ones' place.
 
-    A maximum over tokens would hold every row once a text, so that packing is not worth it.
+    A maximum over tokens would hold every row once a text, so that packing is not worth it. Nor do native ones try it
+    with a class that has no row in the table, which may mix tokens by other means than attention.
 
     Args:
         plan: What is exported.
@@ -46,7 +47,7 @@ def choose_packed(plan: ExportPlan, targets: Sequence[Target], padded: ir.Model)
     if "max" in (plan.head.pooling or ()):
         return tuple(target for target in targets if target.layout != "packed")
     kept = [it for it in targets if it.layout != "packed" or fits_packed(padded)]
-    if not fits_native_packed(padded):
+    if not (plan.backbone.has_row and fits_native_packed(padded)):
         return tuple(kept)
     return tuple(packed_native(it) if it.operators == NATIVE_OPERATORS else it for it in kept)
 

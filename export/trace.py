@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript import INT64, opset20
 from torch import nn
 
 from poolgraph.errors import ExportError
@@ -83,6 +84,7 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
                 optimize=False,
                 opset_version=OPSET_VERSION,
                 custom_opsets={SEMANTIC_DOMAIN: 1},
+                custom_translation_table={torch.ops.aten.sym_numel.default: _translate_numel},
                 verbose=False,
             )
     except Exception as error:
@@ -93,6 +95,11 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
     _name_interface(model, axes, module.output_names)
     model.metadata_props[MAX_LENGTH_NOTE] = str(max_length)
     return model
+
+
+def _translate_numel(tensor: INT64) -> INT64:
+    """Translate the number of elements, which torch's decomposition of ``index_select`` asks for."""
+    return opset20.Size(tensor)
 
 
 def _own_attention(module: PoolingModule) -> str:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from coarse_variant import add_coarse_variant
+from native_graphs import FLOAT32
 
 from poolgraph.cli import main
 from poolgraph.export.probes import PROBE_SENTENCES
@@ -50,7 +51,7 @@ def test_a_corpus_of_the_users(coarse, corpus, capsys, name):
     assert {row["measure"] for row in fidelity["rows"]} == MEASURES[name]
     assert all(row["variant"] == "cpu_int8" and np.isfinite(row["value"]) for row in fidelity["rows"])
     assert {row["value"] for row in fidelity["rows"]} - {0.0, 1.0}
-    assert fidelity["reference"] == "cpu_fp32"
+    assert fidelity["reference"] == FLOAT32[0]
     assert fidelity["num_queries"] in (0, 4)
     assert report["rows"]
 
@@ -59,7 +60,7 @@ def test_a_corpus_of_the_users(coarse, corpus, capsys, name):
 def test_the_shipped_corpus(coarse, capsys):
     assert main(["verify", str(coarse("embedder"))]) == 0
     lines = capsys.readouterr().out.split("\n\n")[1].splitlines()
-    assert lines[0].startswith("Fidelity of cpu_int8 against cpu_fp32: 114 queries and 210 passages that ship")
+    assert lines[0].startswith(f"Fidelity of cpu_int8 against {FLOAT32[0]}: 114 queries and 210 passages that ship")
     assert lines[1].split() == ["measure", "reference", "cpu_int8"]
     assert [line.split()[-3] for line in lines[-2:]] == ["recall@10", "nDCG@10"]
 
@@ -73,8 +74,8 @@ def test_the_original_model(coarse, task_artifact, corpus, capsys, name):
     fidelity = json.loads(capsys.readouterr().out)["fidelity"]
     assert fidelity["reference"].startswith("transformers ")
     correlation = {row["variant"]: row["value"] for row in fidelity["rows"] if row["measure"] == "Spearman"}
-    assert correlation["cpu_fp32"] > 0.9999
-    assert 0.9 < correlation["cpu_int8"] < correlation["cpu_fp32"]
+    assert correlation[FLOAT32[0]] > 0.9999
+    assert 0.9 < correlation["cpu_int8"] < correlation[FLOAT32[0]]
 
 
 def test_without_float32_it_says_how_to_get_it(coarse, capsys):

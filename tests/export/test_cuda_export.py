@@ -11,6 +11,7 @@ import pytest
 import torch
 from cuda_graphs import EMPTY_TEXTS, packed_feeds, padded_feeds, random_texts
 from cuda_operators import run_reference
+from native_graphs import FLOAT32
 from safetensors.torch import load_file, save_file
 from tiny_decoders import save_decoder
 from tiny_models import SIZES, HeadSpec, save_checkpoint
@@ -64,7 +65,7 @@ def flags(manifest: Manifest) -> dict[str, bool]:
 
 def test_an_encoder_has_graphs_of_both_layouts_that_are_not_verified(encoder: Path) -> None:
     manifest = open_artifact(encoder, check_hashes="all")
-    assert flags(manifest) == {"portable_fp32": True, "cpu_fp32": True, "cuda_packed_fp16": False, "cuda_fp16": False}
+    assert flags(manifest) == {**dict.fromkeys(FLOAT32, True), "cuda_packed_fp16": False, "cuda_fp16": False}
     for name, layout in (("cuda_packed_fp16", "packed"), ("cuda_fp16", "padded")):
         variant = manifest.variant(name)
         assert (variant.layout, variant.precision, variant.providers) == (layout, "fp16", (CUDA_PROVIDER,))
@@ -73,7 +74,7 @@ def test_an_encoder_has_graphs_of_both_layouts_that_are_not_verified(encoder: Pa
         assert variant.float_range is not None
         assert 0 < variant.float_range.largest < 100
         assert (variant.float_range.float32, variant.float_range.calibration) == ((), "3 texts of texts.txt")
-    assert {row.variant for row in manifest.report.rows} == {"tokenizer", "portable_fp32", "cpu_fp32"}
+    assert {row.variant for row in manifest.report.rows} == {"tokenizer", *FLOAT32}
 
 
 def test_inputs_of_the_kernels_are_in_the_manifest(encoder: Path, decoder: Path) -> None:

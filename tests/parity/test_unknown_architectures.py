@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import transformers
 from architecture_graphs import MAX_LENGTH, check_graphs
+from native_graphs import FLOAT32
 from parity_table import TOLERANCE, record
 from support_oracles import first, last, rows_of
 from tiny_decoders import SIZES as TINY_SIZES
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from poolgraph import export_model
 from poolgraph.errors import PoolgraphError
+from poolgraph.graphs.artifact import open_artifact
 
 SIZES = {**TINY_SIZES, "max_position_embeddings": MAX_LENGTH}
 ENCODER = {key: size for key, size in SIZES.items() if key != "num_key_value_heads"}
@@ -81,6 +83,11 @@ def save(folder: Path, family: str, cls: str, changes: Mapping[str, Any], tokeni
 def test_a_class_without_a_row_embeds(family: str, tmp_path: Path) -> None:
     checkpoint = save(tmp_path / "checkpoint", family, *UNKNOWN[family])
     export_model(checkpoint, tmp_path / "artifact", convert="embed")
+    variants = open_artifact(tmp_path / "artifact").variants
+    # What mixes its tokens is not known, so texts are not packed.
+    assert {variant.name: variant.layout for variant in variants} == {
+        name: "padded" if name == "portable_fp32" else "uniform" for name in FLOAT32
+    }
     rows = rows_of(f"{family}Model")
     difference = check_graphs(tmp_path / "artifact", (last if family in CAUSAL else first)(rows)(checkpoint))
     record("embed", f"{family}{UNKNOWN[family][0]} by convert", "transformers", difference)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from coarse_variant import add_coarse_variant
 from fake_embedder import MANIFEST, VARIANT
+from native_graphs import FLOAT32
 from scipy import stats
 
 from poolgraph import PoolingModel
@@ -25,7 +26,7 @@ from poolgraph.runtime.inspect import format_fidelity
 pytestmark = pytest.mark.filterwarnings("ignore:.*longer than .* cut:UserWarning")
 
 CORPUS = shipped_corpus(2)
-VARIANTS = ("cpu_fp32", "cpu_int8")
+VARIANTS = (FLOAT32[0], "cpu_int8")
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def compare(task_artifact, tmp_path):
         directory = add_coarse_variant(task_artifact(name), tmp_path / name)
         manifest = open_artifact(directory)
         plan = plan_fidelity(manifest)
-        assert (plan.reference, plan.variants, plan.note) == ("cpu_fp32", ("cpu_int8",), "")
+        assert (plan.reference, plan.variants, plan.note) == (FLOAT32[0], ("cpu_int8",), "")
         fidelity = compare_precisions(directory, manifest, plan, corpus)
         assert all(row.variant == "cpu_int8" for row in fidelity.rows)
         return fidelity, [PoolingModel.load(directory, variant=variant) for variant in VARIANTS]
@@ -147,7 +148,7 @@ def test_without_judgements_nothing_is_said_of_retrieval(compare):
     corpus = Corpus(name="own", queries=("a",), documents=tuple("bcdefghijklm"), anchors=(0,), is_judged=False)
     fidelity, _ = compare("embedder", corpus)
     assert list(values(fidelity)) == ["mean cosine", "lowest cosine", "top-10 overlap", "Spearman"]
-    assert describe_fidelity(fidelity) == "cpu_int8 against cpu_fp32: 1 queries and 12 own"
+    assert describe_fidelity(fidelity) == f"cpu_int8 against {FLOAT32[0]}: 1 queries and 12 own"
 
 
 def test_candidates_surround_the_anchor():
