@@ -8,6 +8,7 @@ it computes every operator a third time, to learn which arguments it has to cast
 from __future__ import annotations
 
 import contextlib
+import copy
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -130,7 +131,9 @@ def shared_registry() -> Iterator[None]:
     def find(opset_version: int) -> Any:
         if opset_version not in _REGISTRIES:
             _REGISTRIES[opset_version] = original.__func__(ONNXRegistry, opset_version)
-        return _REGISTRIES[opset_version]
+        own = copy.copy(_REGISTRIES[opset_version])
+        own.functions = {name: list(found) for name, found in own.functions.items()}  # an export adds translations
+        return own
 
     with replaced(ONNXRegistry, "from_torchlib", staticmethod(find)):
         yield

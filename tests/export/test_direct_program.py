@@ -13,7 +13,14 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.onnx._internal.fx.passes.type_promotion import _TypePromotionInterpreter
 
 from poolgraph.export import direct_program
-from poolgraph.export.direct_program import CASTS, TRANSLATED, shared_registry, spare_second_trace, translate
+from poolgraph.export.direct_program import (
+    _REGISTRIES,
+    CASTS,
+    TRANSLATED,
+    shared_registry,
+    spare_second_trace,
+    translate,
+)
 from poolgraph.export.trace import OPSET_VERSION
 
 BUILT_IN = {operator.getitem, operator.add, operator.sub, operator.mul, operator.neg}
@@ -132,8 +139,14 @@ def test_the_registry_is_built_once_and_given_back():
     original = ONNXRegistry.__dict__["from_torchlib"]
     with shared_registry():
         first = ONNXRegistry().from_torchlib(opset_version=OPSET_VERSION)
+        first.register_op(torch.ops.aten.sym_numel.default, str)
+        first.register_op(torch.ops.aten.abs.default, str)
+    built = dict(_REGISTRIES)
     with shared_registry():
-        assert ONNXRegistry().from_torchlib(opset_version=OPSET_VERSION) is first
-        assert ONNXRegistry().from_torchlib(opset_version=OPSET_VERSION + 1) is not first
+        second = ONNXRegistry().from_torchlib(opset_version=OPSET_VERSION)
+        assert ONNXRegistry().from_torchlib(opset_version=OPSET_VERSION + 1).opset_version == OPSET_VERSION + 1
+    assert _REGISTRIES[OPSET_VERSION] is built[OPSET_VERSION]
+    assert set(first.functions) - set(second.functions) == {"aten::sym_numel"}  # what one export adds, no other has
+    assert len(first.functions["aten::abs"]) == len(second.functions["aten::abs"]) + 1
     assert ONNXRegistry.__dict__["from_torchlib"] is original
-    assert ONNXRegistry.from_torchlib(OPSET_VERSION).functions.keys() == first.functions.keys()
+    assert ONNXRegistry.from_torchlib(OPSET_VERSION).functions.keys() == second.functions.keys()
