@@ -17,6 +17,7 @@ from torch import nn
 from poolgraph.errors import ExportError
 from poolgraph.export.direct_program import translate
 from poolgraph.export.known_shapes import known_shapes
+from poolgraph.export.ordered_sets import ordered_sets
 from poolgraph.export.pooling_module import (
     BATCH_AXIS,
     BOUNDS_AXIS,
@@ -74,7 +75,7 @@ def trace_module(module: PoolingModule, layout: str, inputs: TraceInputs, max_le
     }
     try:
         with _quiet(), torch.no_grad(), spared_notes():
-            with known_shapes(), code_on_demand():
+            with known_shapes(), code_on_demand(), ordered_sets(module.backbone):
                 program = torch.export.export(
                     entry.module(module), (), kwargs=arguments, dynamic_shapes=dynamic_shapes, strict=False
                 )

@@ -1,0 +1,36 @@
+"""Equal exports are equal files in processes with other seeds of Python's hashes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_decoders import save_decoder
+from transformers.models.modernbert import modeling_modernbert
+
+from poolgraph.export.ordered_sets import OrderedSet, ordered_sets
+
+EXPORT = "import sys, poolgraph; poolgraph.export_model(sys.argv[1], sys.argv[2])"
+
+
+def test_a_set_is_walked_in_order_and_the_name_given_back() -> None:
+    model = object.__new__(modeling_modernbert.ModernBertModel)
+    with ordered_sets(model):
+        made = modeling_modernbert.set(["b", "c", "a"])  # type: ignore[attr-defined]
+        assert (list(made), made == {"a", "b", "c"}, type(made)) == (["a", "b", "c"], True, OrderedSet)
+    assert not hasattr(modeling_modernbert, "set")
+
+
+@pytest.mark.slow
+def test_modern_bert_has_the_same_graphs_in_every_process(tmp_path: Path) -> None:
+    checkpoint = save_decoder(tmp_path / "checkpoint", "ModernBertModel")
+    graphs = []
+    for seed in ("1", "2", "3"):  # of two orders
+        target = tmp_path / seed
+        command = [sys.executable, "-c", EXPORT, str(checkpoint), str(target)]
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True)
+        graphs.append({path.name: path.read_bytes() for path in sorted((target / "onnx").iterdir())})
+    assert graphs[0] == graphs[1] == graphs[2]
