@@ -251,7 +251,8 @@ void run_by_columns(const Api& api, OrtKernelContext* context, const Rows& rows,
   for (int first = 0; first < rows.count; first += Kind::kColumnRows) {
     const int count = std::min(Kind::kColumnRows, rows.count - first);
     run(first, count);
-    for_blocks(api, context, count, kBlockRows, [&](int block, int size) { finish.run(rows, first + block, size); });
+    if (rows.residual || finish.rows.norm != Norm::kNone)
+      for_blocks(api, context, count, kBlockRows, [&](int block, int size) { finish.run(rows, first + block, size); });
   }
 }
 
