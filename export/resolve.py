@@ -20,7 +20,11 @@ from poolgraph.export.late_interaction_tokens import describe_late_interaction, 
 from poolgraph.export.options import ExportOptions
 from poolgraph.export.resolve_head import STEP_TAGS, HeadSource, plan_head
 from poolgraph.export.scoring import choose_template, describe_scoring
-from poolgraph.export.sentence_transformers import SentenceTransformer, parse_sentence_transformers
+from poolgraph.export.sentence_transformers import (
+    SentenceTransformer,
+    add_task_instructions,
+    parse_sentence_transformers,
+)
 from poolgraph.export.tokenizer import load_tokenizer
 from poolgraph.graphs.manifest import LateInteraction, Limits, Scoring
 from poolgraph.graphs.pipeline import PORTABLE, PORTABLE_INT8, TARGETS, Target
@@ -161,6 +165,8 @@ def resolve_plan(
     folder = checkpoint.folder / sentence.transformer_path
     overrides = {**sentence.config_options, **options.hf_overrides}
     backbone = find_backbone(folder, overrides, trust_remote_code=trust_remote_code)
+    if late is None and cross is None:
+        sentence = add_task_instructions(sentence, getattr(backbone.config, "task_instructions", None))
     _check_precisions(backbone, precisions)
     chosen = choose_targets(targets, precisions)
     translated = backbone.config if backbone.layout is not None else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -171,6 +171,24 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
         config_options=_without_ignored({**transformer.config_args, **transformer.config_kwargs}),
         tokenizer_options=_without_ignored({**transformer.tokenizer_args, **transformer.processor_kwargs}),
     )
+
+
+def add_task_instructions(sentence: SentenceTransformer, instructions: object) -> SentenceTransformer:
+    """Take the instructions of config.json, by task, as prompts beside those of sentence-transformers' files.
+
+    vLLM reads them there (``task_instructions``) for the input types of its ``/v2/embed``. A prompt of that name in
+    sentence-transformers' files stays, and the default prompt with it.
+
+    Raises:
+        ExportError: they are not texts by name.
+    """
+    if instructions is None:
+        return sentence
+    try:
+        texts = msgspec.convert(instructions, dict[str, str])
+    except msgspec.ValidationError as error:
+        raise ExportError(f"task_instructions of config.json are not what they should be: {error}") from error
+    return replace(sentence, prompts={**texts, **sentence.prompts})
 
 
 def parse_pooling(config: Mapping[str, Any]) -> tuple[str, ...]:

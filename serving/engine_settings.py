@@ -16,7 +16,6 @@ _AT_LEAST: Final = {
     "inline_chars": 0,
     "restart_delay": 0.0,
     "max_restart_delay": 0.0,
-    "chunk_overlap": 0,
     "max_answer_bytes": 1,
     "stuck_seconds": 0.0,
     "cache_bytes": 0,
@@ -24,6 +23,7 @@ _AT_LEAST: Final = {
     "warm_up_seconds": 0.0,
     "ready_timeout": 0.0,
 }
+_AT_LEAST_OR_NONE: Final = {"max_batch_tokens": 1, "chunk_overlap": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class EngineSettings:
             alive.
         max_answer_bytes: Memory that the raw answers of one request may take where there is a row a token.
         long_text: What is done with texts longer than the model's limit: ``error``, ``truncate`` or ``chunk``.
-        chunk_overlap: Tokens that neighbouring chunks share.
+        chunk_overlap: Tokens that neighbouring chunks share; None takes 32, of models of short limits fewer.
         cache_bytes: Memory for raw answers, of all models together; 0 for no cache.
         cache_path: File of the second level of the cache, None for none.
         cache_disk_bytes: Size up to which that file keeps answers.
@@ -64,7 +64,7 @@ class EngineSettings:
     stuck_seconds: float = 600.0
     max_answer_bytes: int = 1 << 29
     long_text: LongTextKind = "error"
-    chunk_overlap: int = 32
+    chunk_overlap: int | None = None
     cache_bytes: int = 0
     cache_path: Path | None = None
     cache_disk_bytes: int = 1 << 30
@@ -76,12 +76,10 @@ class EngineSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
                 raise InputError(f"{name} must be at least {least}, got {value!r}", parameter=name, value=value)
-        if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
-            raise InputError(
-                f"max_batch_tokens must be at least 1 or None, got {self.max_batch_tokens}",
-                parameter="max_batch_tokens",
-                value=self.max_batch_tokens,
-            )
+        for name, least in _AT_LEAST_OR_NONE.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least} or None, got {value}", parameter=name, value=value)
         if self.cache_path is not None and not self.cache_bytes:
             raise InputError(
                 "a cache on disk needs one in memory in front of it; set cache_bytes too", parameter="cache_path"

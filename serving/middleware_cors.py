@@ -11,7 +11,10 @@ ANY_ORIGIN: Final = "*"
 _METHODS: Final = (b"access-control-allow-methods", b"GET, POST")
 _HEADERS: Final = (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id")
 _MAX_AGE: Final = (b"access-control-max-age", b"600")
-_EXPOSED: Final = (b"access-control-expose-headers", b"metadata, retry-after, x-request-id")
+_EXPOSED: Final = (
+    b"access-control-expose-headers",
+    b"metadata, retry-after, x-request-id, x-tokens-dropped, x-tokens-used",
+)
 _VARY: Final = (b"vary", b"origin")
 
 

@@ -28,8 +28,9 @@ from poolgraph.serving.served_model import ServedModel
 from poolgraph.serving.warm_up import warm_up
 from poolgraph.tasks import TASK_FAMILY, GraphFamily
 
+_DEFAULT_OVERLAP: Final = 32
 _LARGEST_OVERLAP: Final = 4
-"""Chunks share at most this part of the model's limit."""
+"""Chunks share at most this part of the model's limit: the more they share, the more of them a text is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,7 @@ def _open_model(
     slots = model.plan_slots()
     if settings.max_batch_tokens is not None:
         slots = replace(slots, max_batch_tokens=settings.max_batch_tokens)
-    overlap = min(settings.chunk_overlap, runner.manifest.limits.max_model_len // _LARGEST_OVERLAP)
+    overlap = choose_overlap(settings.chunk_overlap, runner.manifest.limits.max_model_len)
     families = _order_families(runner)
     probe = choose_probe(model, families[0])
     rules = Rules(slots=slots, max_wait=settings.max_wait_ms / 1000)
@@ -163,6 +164,22 @@ def _open_model(
     warm_up(model, probe.text, families, settings.warm_up_seconds)
     served.is_warm = True
     return served
+
+
+def choose_overlap(wanted: int | None, max_model_len: int) -> int:
+    """Return how many tokens neighbouring chunks share.
+
+    Raises:
+        InputError: ``wanted`` is more than a quarter of the model's limit.
+    """
+    most = max_model_len // _LARGEST_OVERLAP
+    if wanted is not None and wanted > most:
+        raise InputError(
+            f"chunks of {max_model_len} tokens, the model's limit, may share {most} tokens at most, got {wanted}",
+            parameter="chunk_overlap",
+            value=wanted,
+        )
+    return min(_DEFAULT_OVERLAP, most) if wanted is None else wanted
 
 
 def _order_families(runner: RequestRunner) -> tuple[GraphFamily, ...]:

@@ -301,6 +301,11 @@ def test_overrides_change_the_configuration_before_anything_is_decided(tmp_path:
     assert (made.backbone.architecture, made.hidden_size, made.config.is_matryoshka) == ("BertModel", 24, True)
 
 
+def test_task_instructions_of_the_configuration_are_prompts(tmp_path: Path) -> None:
+    made = plan_of(write(tmp_path, BertConfig(task_instructions={"query": "find: "})))
+    assert made.sentence_transformer.prompts == {"query": "find: "}
+
+
 # --- limits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from poolgraph.export.sentence_transformers import (
     COMPILED_MODULES,
     POOLING_FLAGS,
     SentenceTransformer,
+    add_task_instructions,
     parse_pooling,
     parse_sentence_transformers,
 )
@@ -245,6 +247,19 @@ def test_settings_that_are_empty(tmp_path: Path) -> None:
     settings = {"prompts": None, "default_prompt_name": None, "similarity_fn_name": None}
     parsed = parse(tmp_path, ["Transformer", "Pooling"], {"config_sentence_transformers.json": settings})
     assert (parsed.prompts, parsed.default_prompt_name, parsed.similarity_fn_name) == ({}, None, "cosine")
+
+
+def test_task_instructions_are_prompts_beside_those_of_the_files() -> None:
+    sentence = SentenceTransformer(prompts={"query": "q: "}, default_prompt_name="query")
+    assert add_task_instructions(sentence, None) is sentence
+    both = add_task_instructions(sentence, {"query": "unused: ", "text-matching": "match: "})
+    assert both == replace(sentence, prompts={"query": "q: ", "text-matching": "match: "})
+
+
+@pytest.mark.parametrize("instructions", [["query: "], {"query": 1}, "query: "])
+def test_task_instructions_that_are_no_texts(instructions: object) -> None:
+    with pytest.raises(ExportError, match="task_instructions"):
+        add_task_instructions(SentenceTransformer(), instructions)
 
 
 def test_default_prompt_that_there_is_not(tmp_path: Path) -> None:

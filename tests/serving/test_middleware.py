@@ -160,6 +160,7 @@ def test_an_allowed_origin_may_read():
     found = run(call(app, headers=[("Origin", "https://a.example")]))
     assert found.headers["access-control-allow-origin"] == "https://a.example"
     assert found.headers["vary"] == "origin"
+    assert "x-tokens-dropped, x-tokens-used" in found.headers["access-control-expose-headers"]
     assert "access-control-allow-credentials" not in found.headers
     preflight = run(call(app, method="OPTIONS", headers=[("Origin", "https://a.example"), *PREFLIGHT]))
     assert preflight.status == 200

@@ -9,7 +9,7 @@ from poolgraph.runtime.model_arguments import ModelArguments
 from poolgraph.serving.engine_errors import ModelNotFound
 from poolgraph.serving.engine_settings import EngineSettings
 from poolgraph.serving.observer import NullObserver
-from poolgraph.serving.registry import open_registry, plan_names
+from poolgraph.serving.registry import choose_overlap, open_registry, plan_names
 
 QUICK = EngineSettings(warm_up_seconds=0.0)
 
@@ -81,6 +81,7 @@ def test_a_damaged_artifact_is_refused_before_anything_is_served(tmp_path):
         ({"max_wait_ms": float("nan")}, "max_wait_ms must be at least"),
         ({"cache_bytes": True}, "cache_bytes must be at least"),
         ({"max_batch_tokens": 0}, "max_batch_tokens must be at least 1 or None"),
+        ({"chunk_overlap": -1}, "chunk_overlap must be at least 0 or None, got -1"),
         ({"long_text": "cut"}, r"long_text must be one of \['error', 'truncate', 'chunk'\], got 'cut'"),
         ({"cache_path": "x"}, "needs one in memory in front of it"),
     ],
@@ -88,6 +89,16 @@ def test_a_damaged_artifact_is_refused_before_anything_is_served(tmp_path):
 def test_settings_that_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         EngineSettings(**changes)
+
+
+@pytest.mark.parametrize(("wanted", "limit", "chosen"), [(None, 512, 32), (None, 40, 10), (0, 512, 0), (128, 512, 128)])
+def test_the_overlap_of_chunks(wanted, limit, chosen):
+    assert choose_overlap(wanted, limit) == chosen
+
+
+def test_an_overlap_that_makes_too_many_chunks():
+    with pytest.raises(InputError, match="the model's limit, may share 128 tokens at most, got 129"):
+        choose_overlap(129, 512)
 
 
 def test_the_budget_of_a_batch_may_be_set(tmp_path):
