@@ -19,7 +19,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 export HF_HUB_OFFLINE ?= 1
 test support: export OMP_NUM_THREADS = 1
 
-.PHONY: setup demo test check wheel-smoke support bench clean
+.PHONY: setup demo test check wheel-env wheel-smoke support bench clean
 
 setup: $(INSTALLED) .typing/poolgraph
 
@@ -51,8 +51,17 @@ check: setup
 	$(BIN)/ruff format --check .
 	MYPYPATH=.typing $(BIN)/mypy -p poolgraph
 
-wheel-smoke: setup
-	@PYTHON="$(PYTHON)" BIN="$(BIN)" bash tests/wheel_smoke.sh
+# Of a copy, so that it can be built while setup builds the checkout.
+wheel-env:
+	@rm -rf .wheel && mkdir -p .wheel/source
+	@git ls-files -z | xargs -0 cp --parents -t .wheel/source
+	@$(PYTHON) -m venv .wheel/env
+	@.wheel/env/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w .wheel/dist .wheel/source
+	@.wheel/env/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt \
+		"$$(ls .wheel/dist/poolgraph-*.whl)[cpu]"
+
+wheel-smoke: setup wheel-env
+	@BIN="$(BIN)" bash tests/wheel_smoke.sh .wheel
 
 support: setup
 	@rm -rf .support && mkdir .support
@@ -63,4 +72,4 @@ bench: $(BENCH_INSTALLED)
 	$(BIN)/python benchmarks/offline.py
 
 clean:
-	rm -rf build dist .typing .demo .bench .support *.egg-info src/*.egg-info
+	rm -rf build dist .typing .wheel .demo .bench .support *.egg-info src/*.egg-info

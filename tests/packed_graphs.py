@@ -89,7 +89,7 @@ class PackedGraph:
         return np.split(answers, bounds[1:-1]) if self._is_token else list(answers)
 
 
-LENGTHS = (1, 17, 513, 2, 64, 1, 257, 9, 600, 3)
+LENGTHS = (1, 17, 513, 2, 64, 1, 129, 9, 3)
 """Of the texts of one row, in this order."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,10 +41,13 @@ def make_texts(count: Callable[[list[str]], list[int]], limit: int, *, tag: str 
     source = random.Random(11)
     texts = ["", "a", "waves"]
     for target in [2, 3, 4, 5, 7, 8, 9, 11, 13, 15, 16, 17, 19, 21, 23, 25, 27, 29, 31, 32, limit, limit]:
-        text = ""
-        while count([longer := f"{text} {source.choice(WORDS)}{tag}".strip()])[0] <= min(target, limit):
-            text = longer
-        texts.append(text)
+        words = [f"{source.choice(WORDS)}{tag}" for _ in range(target)]
+
+        def length(number: int, words: list[str] = words) -> int:
+            return count([" ".join(words[:number])])[0]
+
+        fitting = bisect_right(range(target + 1), min(target, limit), key=length)
+        texts.append(" ".join(words[: max(0, fitting - 1)]))
     filled = texts[-1]
     while count([f"{filled} a"])[0] <= limit:
         filled += " a"

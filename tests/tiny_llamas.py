@@ -16,10 +16,12 @@ from tiny_models import VOCAB_SIZE
 from torch import Tensor
 
 
-def save_long(folder: Path, name: str, cls: str | None = None, *, seed: int = 3, **changes: Any) -> Path:
-    """Save a decoder whose texts may have MAX_LENGTH tokens."""
-    save_decoder(folder, name, cls, seed=seed, **{"max_position_embeddings": MAX_LENGTH, **changes})
-    change_json(folder / "tokenizer_config.json", model_max_length=MAX_LENGTH)
+def save_long(
+    folder: Path, name: str, cls: str | None = None, *, seed: int = 3, longest: int = MAX_LENGTH, **changes: Any
+) -> Path:
+    """Save a decoder whose texts may have ``longest`` tokens."""
+    save_decoder(folder, name, cls, seed=seed, **{"max_position_embeddings": longest, **changes})
+    change_json(folder / "tokenizer_config.json", model_max_length=longest)
     return folder
 
 

@@ -1,13 +1,8 @@
 #!/usr/bin/env bash
-# Install the built wheel into a clean environment without torch and answer from an artifact with it.
+# Answer from an artifact with the built wheel in a clean environment without torch, the folder that make wheel-env makes.
 set -euo pipefail
-: "${PYTHON:=python3}" "${BIN:=.venv/bin}"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-
-"$BIN/pip" wheel --quiet --disable-pip-version-check --no-deps -w "$work/dist" .
-"$PYTHON" -m venv "$work/env"
-"$work/env/bin/pip" install --quiet --disable-pip-version-check --no-compile -c constraints.txt "$(ls "$work"/dist/poolgraph-*.whl)[cpu]"
+: "${BIN:=.venv/bin}"
+work=$(realpath "$1")
 
 # The artifact is exported by the wheel's sibling with torch, as a user's build machine would.
 "$BIN/python" - "$work" <<'PY'

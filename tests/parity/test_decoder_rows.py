@@ -26,6 +26,9 @@ from poolgraph.errors import InputError, UnsupportedArchitecture
 
 pytestmark = pytest.mark.usefixtures("one_trace_each")
 
+LONGEST = 300
+"""Tokens of most texts here: four times what those that are trained to 64 have seen."""
+
 
 @pytest.mark.slow
 def test_bidirectional_llama_pools_as_its_config_says(tmp_path: Path) -> None:
@@ -48,10 +51,10 @@ def test_what_bidirectional_llama_cannot_be_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_override_makes_a_decoder_read_both_ways(tmp_path: Path) -> None:
-    checkpoint = save_long(tmp_path / "checkpoint", "MistralModel", sliding_window=None)
+    checkpoint = save_long(tmp_path / "checkpoint", "MistralModel", longest=LONGEST, sliding_window=None)
     export_model(checkpoint, tmp_path / "artifact", hf_overrides={"is_causal": False})
     rows = both_sides_rows(checkpoint, "MistralModel")
-    difference = check_graphs(tmp_path / "artifact", lambda inputs: rows(inputs)[-1])
+    difference = check_graphs(tmp_path / "artifact", lambda inputs: rows(inputs)[-1], longest=LONGEST)
     record("embed", "MistralModel, is_causal false in hf_overrides", "transformers", difference)
     assert difference <= TOLERANCE
 
@@ -101,10 +104,12 @@ def test_positions_beyond_training(name: str, tmp_path: Path) -> None:
         sliding = {"rope_type": "default", "rope_theta": 1e4}
         cls, changes = "Gemma3TextModel", {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
         changes["sliding_window"] = 4 * WINDOW
-    checkpoint = save_long(tmp_path / "checkpoint", cls, **changes)
+    checkpoint = save_long(tmp_path / "checkpoint", cls, longest=LONGEST, **changes)
     export_model(checkpoint, tmp_path / "artifact", task="embed", pooler_config={"pooling_type": "LAST"})
     model: Any = getattr(transformers, cls).from_pretrained(checkpoint, attn_implementation="eager").eval()
-    difference = check_graphs(tmp_path / "artifact", lambda inputs: model(**inputs).last_hidden_state[0, -1])
+    difference = check_graphs(
+        tmp_path / "artifact", lambda inputs: model(**inputs).last_hidden_state[0, -1], longest=LONGEST
+    )
     record("embed", f"{cls}, {name}", "transformers", difference)
     assert difference <= TOLERANCE
 

@@ -14,7 +14,7 @@ import pytest
 from parity_table import make_texts, record
 from support_row import SupportRow
 from support_rows import SUPPORT_ROWS
-from tiny_models import tame
+from tiny_models import few_calibration_texts, tame
 
 from poolgraph import PoolingModel, export_model
 from poolgraph.graphs import quantize_embeddings
@@ -51,7 +51,8 @@ def test_int8_of_a_row(row: SupportRow, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(quantize_embeddings, "FEWEST_VALUES", 1)
     row.make(tmp_path / "checkpoint")
     tame(tmp_path / "checkpoint" / "model.safetensors")
-    export_model(tmp_path / "checkpoint", tmp_path / "artifact", precisions=("int8",), **row.options)
+    texts = few_calibration_texts(tmp_path)
+    export_model(tmp_path / "checkpoint", tmp_path / "artifact", precisions=("int8",), calibration=texts, **row.options)
     with PoolingModel.load(tmp_path / "artifact") as model:
         assert (model.variant.name, model.manifest.variants[0].name) == (FASTEST, "portable_int8")
         quantization = model.variant.quantization

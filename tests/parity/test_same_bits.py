@@ -17,7 +17,7 @@ from native_graphs import FLOAT32
 from parity_table import WORDS
 from tiny_decoders import END
 from tiny_heads import TINY_BACKBONES, pair_tokenizer, save_logit_score, save_model, save_reward_model
-from tiny_models import HeadSpec, dense, save_checkpoint, tame
+from tiny_models import HeadSpec, dense, few_calibration_texts, save_checkpoint, tame
 from tokenizers import processors
 
 from poolgraph import PoolingModel, export_model
@@ -294,7 +294,10 @@ def test_same_bits_in_packed_batches(
     assert not isinstance(row.artifact, str)
     checkpoint = row.artifact(tmp_path / "checkpoint")
     tame(checkpoint / "model.safetensors")
-    folder = export_model(checkpoint, tmp_path / "artifact", precisions=("int8",), **row.options).path
+    texts = few_calibration_texts(tmp_path)
+    folder = export_model(
+        checkpoint, tmp_path / "artifact", precisions=("int8",), calibration=texts, **row.options
+    ).path
     with PoolingModel.load(folder) as model:
         assert (model.variant.name, model.variant.layout) == ("native_int8", "packed")
         for ask in row.asks:
