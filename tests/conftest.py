@@ -1,5 +1,6 @@
 """The one real checkpoint at hand, and its artifact, exported once for all tests and all workers; sessions at ease."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -25,6 +26,12 @@ def find_no_cuda() -> str | None:
     """Why no session runs on CUDA here; None where one does."""
     check = next(row for row in check_providers(session.import_onnxruntime) if row.name == CUDA_PROVIDER)
     return None if check.loads else check.reason
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector pass over what was imported, torch and transformers among it: a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
