@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,7 +51,7 @@ while True:
         os.close(file)
     connection.close()
 """
-"""Has no threads: what it imports starts none."""
+"""Must have no threads: with ``OMP_NUM_THREADS`` at 1, imports start none."""
 
 STAND_IN = """
 import json, os, socket, sys
@@ -72,7 +73,8 @@ def forked_scripts(scripts: Sequence[Path], imports: Sequence[str], folder: Path
         for script in scripts:
             (folder / script.name).write_text(STAND_IN.format(path=path, script=str(script)))
         command = [sys.executable, "-c", SERVER, path, str(scripts[0].parent), *imports]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
             try:
                 assert server.stdout is not None
                 assert server.stdout.readline() == "ready\n"
