@@ -283,6 +283,7 @@ def summarize(tally: Tally, samples: dict[tuple[str, ...], float], options: argp
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path, help="the embedder's; a tiny one unless given")
+    parser.add_argument("--exported", type=Path, help="folder of the tiny artifacts by name; made unless given")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--warm-up", type=float, default=60)
     parser.add_argument("--clients", type=int, default=16)
@@ -296,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        models = make_models(folder, options.artifact)
+        models = make_models(folder, options.artifact, options.exported)
         found = serve_and_load(models, make_table(models), options, folder)
     result = {"machine": describe_machine(), "versions": read_versions(), **found}
     options.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -52,13 +52,22 @@ class Table:
     limits: Mapping[str, int] = field(default_factory=dict)
 
 
-def make_models(folder: Path, embedder: Path | None) -> dict[str, Path]:
-    """Export tiny checkpoints of the tests, and return the artifacts by the names that they are served under."""
-    sys.path.insert(0, str(TESTS))
-    from task_artifacts import make_artifact
+def make_models(folder: Path, embedder: Path | None, exported: Path | None = None) -> dict[str, Path]:
+    """Export tiny checkpoints of the tests, and return the artifacts by the names that they are served under.
 
+    Args:
+        folder: Where they go.
+        embedder: An artifact in the place of the tiny embedder.
+        exported: A folder that has the tiny artifacts already, by these names.
+    """
     names = ("reranker", "classifier", "ner") if embedder else ("embedder", "reranker", "classifier", "ner")
-    made = {name: make_artifact(name, folder) for name in names}
+    if exported is None:
+        sys.path.insert(0, str(TESTS))
+        from task_artifacts import make_artifact
+
+        made = {name: make_artifact(name, folder) for name in names}
+    else:
+        made = {name: exported / name for name in names}
     return {"embedder": embedder, **made} if embedder else made
 
 

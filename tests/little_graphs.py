@@ -85,8 +85,13 @@ class Attention(OpRun):
         return (rows.reshape(query.shape).astype(np.float32),)
 
 
+def evaluator(model: ir.Model) -> ReferenceEvaluator:
+    """The model as it is now, whatever is done to it later."""
+    return ReferenceEvaluator(ir.to_proto(model), new_ops=[Attention])
+
+
 def run_semantic(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
-    return ReferenceEvaluator(ir.to_proto(model), new_ops=[Attention]).run(None, feeds)
+    return evaluator(model).run(None, feeds)
 
 
 def session(model: ir.Model) -> onnxruntime.InferenceSession:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -94,10 +95,11 @@ def module_level(tree: ast.AST) -> Iterator[ast.AST]:
         yield from module_level(child)
 
 
-def imports(file: Path, *, everywhere: bool) -> set[str]:
+@cache
+def imports(file: Path, *, everywhere: bool) -> frozenset[str]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     nodes = ast.walk(tree) if everywhere else module_level(tree)
-    return {name for node in nodes for name in named(node)}
+    return frozenset(name for node in nodes for name in named(node))
 
 
 def room_of(module: str) -> str | None:

@@ -78,32 +78,54 @@ def test_nothing_loads_before_the_export_is_done(moments: dict[str, Path]) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import transformers.models.bert.modeling_bert
 from poolgraph.export import exporter
 
-original, done = exporter.verify_variant, []
+def export(moment, output):
+    original, done = exporter.verify_variant, []
 
-def verify(*arguments, **options):
-    if sys.argv[3] == "in the middle of verifying" and done:
-        os.kill(os.getpid(), signal.SIGKILL)
-    done.append(True)
-    return original(*arguments, **options)
+    def verify(*arguments, **options):
+        if moment == "in the middle of verifying" and done:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(True)
+        return original(*arguments, **options)
 
-def stage(name):
-    if name == sys.argv[3]:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def stage(name):
+        if name == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-exporter.verify_variant = verify
-exporter.export_model(sys.argv[1], Path(sys.argv[2]), on_stage=stage)
+    exporter.verify_variant = verify
+    exporter.export_model(sys.argv[1], output, on_stage=stage)
+
+for moment in sys.argv[3:]:
+    folder = Path(sys.argv[2], moment)
+    folder.mkdir()
+    child = os.fork()
+    if child == 0:
+        export(moment, folder / "artifact")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+"""Forks for each export, before there are threads: what all of them import takes longer than they do."""
+
+KILLS = ("write the graphs", "in the middle of verifying")
 
 
-@pytest.mark.parametrize("moment", ["write the graphs", "in the middle of verifying"])
-def test_kill(moment: str, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def killed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int], str]:
+    """The outputs' folders by moment of the kill, how the exports ended, and what they said."""
+    folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(checkpoint), str(tmp_path / "artifact"), moment]
-    process = subprocess.run(command, check=False, env=environment, capture_output=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
-    assert not (tmp_path / "artifact").exists()
-    (left,) = tmp_path.iterdir()
+    command = [sys.executable, "-c", KILLED, str(checkpoint), str(folder), *KILLS]
+    process = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    return folder, dict(zip(KILLS, map(int, process.stdout.split()), strict=True)), process.stderr
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_kill(moment: str, killed: tuple[Path, dict[str, int], str]) -> None:
+    folder, codes, errors = killed
+    assert codes[moment] == -signal.SIGKILL, errors
+    assert not (folder / moment / "artifact").exists()
+    (left,) = (folder / moment).iterdir()
     assert left.name.startswith(".artifact.")
-    assert loadable(tmp_path) == []
+    assert loadable(folder / moment) == []

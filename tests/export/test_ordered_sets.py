@@ -13,7 +13,19 @@ from transformers.models.modernbert import modeling_modernbert
 
 from poolgraph.export.ordered_sets import OrderedSet, ordered_sets
 
-EXPORT = "import sys, poolgraph; poolgraph.export_model(sys.argv[1], sys.argv[2])"
+BUILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tiny_heads import plan_of
+from poolgraph.export import exporter
+
+plan = plan_of(Path(sys.argv[2]))
+with exporter._frozen_heap():
+    exporter._build(plan, Path(sys.argv[3]), exporter._Stages(None))
+print(list(set(plan.config.layer_types)))
+"""
+"""An export without its verification: the graphs as they are written."""
 
 
 def test_a_set_is_walked_in_order_and_the_name_given_back() -> None:
@@ -27,10 +39,14 @@ def test_a_set_is_walked_in_order_and_the_name_given_back() -> None:
 @pytest.mark.slow
 def test_modern_bert_has_the_same_graphs_in_every_process(tmp_path: Path) -> None:
     checkpoint = save_decoder(tmp_path / "checkpoint", "ModernBertModel")
-    graphs = []
-    for seed in ("1", "2", "3"):  # of two orders
+    graphs, orders = [], set()
+    for seed in ("0", "1"):
         target = tmp_path / seed
-        command = [sys.executable, "-c", EXPORT, str(checkpoint), str(target)]
-        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True)
+        target.mkdir()
+        command = [sys.executable, "-c", BUILD, str(Path(__file__).parents[1]), str(checkpoint), str(target)]
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        orders.add(subprocess.run(command, env=environment, check=True, capture_output=True).stdout.splitlines()[-1])
         graphs.append({path.name: path.read_bytes() for path in sorted((target / "onnx").iterdir())})
-    assert graphs[0] == graphs[1] == graphs[2]
+    assert len(orders) == 2
+    assert len(graphs[0]) > 2
+    assert graphs[0] == graphs[1]

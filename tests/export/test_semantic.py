@@ -24,8 +24,10 @@ from transformers.masking_utils import (
 from poolgraph.errors import ExportError
 from poolgraph.export.arch_interface import build_backbone
 from poolgraph.export.direct_program import translate
+from poolgraph.export.known_shapes import known_shapes
 from poolgraph.export.packing import packed
 from poolgraph.export.semantic import _interface_attention, _interface_mask, _read_window, attention
+from poolgraph.export.spare_notes import code_on_demand, spared_notes
 
 LENGTH = 40
 LENGTHS = (40, 1, 9, 25)
@@ -162,9 +164,10 @@ def test_a_layer_traces_to_one_node(name: str, with_mask: bool, expected: list[t
     ids = torch.ones(2, 7, dtype=torch.int64)
     arguments = {"input_ids": ids, **({"attention_mask": ids} if with_mask else {})}
     shapes = dict.fromkeys(arguments, axes)
-    program = torch.export.export(Rows(backbone), (), kwargs=arguments, dynamic_shapes=shapes, strict=False)
-    with warnings.catch_warnings():
+    with torch.no_grad(), spared_notes(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        with known_shapes(), code_on_demand():
+            program = torch.export.export(Rows(backbone), (), kwargs=arguments, dynamic_shapes=shapes, strict=False)
         exported = translate(program, dynamo=True, optimize=False, opset_version=20, verbose=False)
     assert exported is not None
     graph = exported.model.graph

@@ -46,12 +46,12 @@ def test_vectors_equal_sentence_transformers(minilm_artifact: Path, minilm_check
 
 
 def test_bits_do_not_depend_on_the_batch(minilm_artifact: Path, texts: list[str]) -> None:
-    some = texts[::4]
-    order = np.random.default_rng(3).permutation(len(texts))
+    many = texts[::2]
+    order = np.random.default_rng(3).permutation(len(many))
     with PoolingModel.load(minilm_artifact) as model:
-        together = model.embed([texts[index] for index in order])[np.argsort(order)]
-        alone = np.concatenate([model.embed(text) for text in some])
-    assert np.array_equal(together[::4], alone)
+        together = model.embed([many[index] for index in order])[np.argsort(order)]
+        alone = np.concatenate([model.embed(text) for text in many[::2]])
+    assert np.array_equal(together[::2], alone)
 
 
 @pytest.mark.parametrize("name", ["BertModel", "MPNetModel"])

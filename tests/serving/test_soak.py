@@ -1,4 +1,4 @@
-"""Fifteen seconds of the soak: mixed traffic against a real server, each answer checked against the text that asked."""
+"""Eight seconds of the soak: mixed traffic against a real server, each answer checked against the text that asked."""
 
 import json
 import os
@@ -12,11 +12,12 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "serving_soak.py"
 
 
 @pytest.mark.slow
-def test_mixed_traffic(tmp_path):
+def test_mixed_traffic(task_artifact, tmp_path):
     output = tmp_path / "soak.json"
-    command = [sys.executable, str(SCRIPT), "--seconds", "15", "--warm-up", "5", "--clients", "8"]
+    exported = {task_artifact(name).parent for name in ("embedder", "reranker", "classifier", "ner")}.pop()
+    command = [sys.executable, str(SCRIPT), "--seconds", "8", "--warm-up", "4", "--clients", "8"]
     done = subprocess.run(
-        [*command, "--output", str(output)],
+        [*command, "--exported", str(exported), "--output", str(output)],
         capture_output=True,
         text=True,
         timeout=300,
