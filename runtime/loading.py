@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 import warnings
@@ -127,6 +128,7 @@ def open_sessions(
         try:
             _try_provider(sessions, cpu.num_cores)
         except ProviderError as error:
+            _remove_unused(settings.cache_folder)
             if wish.provider is not None and not wish.fallback:
                 raise
             failure = failure or error
@@ -178,6 +180,13 @@ def tensorrt_folder(directory: Path, content_hash: str) -> Path:
         f"neither {directory} nor {cache_dir()} can be written to, and TensorRT keeps its engines there; copy the "
         "artifact to where it is writable"
     )
+
+
+def _remove_unused(cache_folder: Path | None) -> None:
+    """Remove a folder of engines that nothing has been put into."""
+    if cache_folder is not None:
+        with contextlib.suppress(OSError):  # engines of earlier loads are in it
+            cache_folder.rmdir()
 
 
 def _try_provider(sessions: SessionPool, threads: int) -> None:

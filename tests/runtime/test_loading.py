@@ -71,6 +71,7 @@ def test_with_fallback_it_is_told_why_the_provider_asked_for_does_not_load(
     monkeypatch.setattr(loading, "available_providers", lambda: listed)
     with pytest.warns(UserWarning, match=rf"TensorrtExecutionProvider {said}.*(?<!fallback=True)\. Running on CPU"):
         loading.open_sessions(artifact, with_cuda, Wish(provider="tensorrt", fallback=True), CPU_INFO)
+    assert not (artifact / "tensorrt").exists()
 
 
 def test_checkpoints_go_through_the_cache(tmp_path, artifact, monkeypatch):
