@@ -24,7 +24,7 @@ class LongTexts:
 
     Attributes:
         kind: ``error`` refuses them, ``truncate`` cuts them to the limit, ``chunk`` embeds them in windows (the task
-            ``embed``, texts; other tasks and token ids are refused as by ``error``).
+            ``embed``; other tasks are refused as by ``error``).
         overlap: Tokens that neighbouring windows share.
     """
 
@@ -108,13 +108,7 @@ def _chunk(tokenizer: TextTokenizer, cut: EncodedText, text: str, prompt: str, o
     (encoding,) = tokenizer.encode_batch([prompt + text], add_special_tokens=True, first_index=index, offsets=True)
     head, tail = _find_body(encoding, len(prompt))
     room = tokenizer.max_model_len - head - (len(encoding) - tail)
-    if overlap >= room:
-        raise InputError(
-            f"chunks of {tokenizer.max_model_len} tokens have room for {room} tokens of a text beside the prompt and "
-            f"special tokens; the overlap of {overlap} must be smaller",
-            parameter="chunk_overlap",
-            value=overlap,
-        )
+    spans = _cut_spans(head, tail, room, overlap)
     ids = np.array(encoding.ids, dtype=np.int64)
     types = np.array(encoding.type_ids, dtype=np.int64)
 
@@ -123,13 +117,41 @@ def _chunk(tokenizer: TextTokenizer, cut: EncodedText, text: str, prompt: str, o
         kept = None if cut.token_type_ids is None else types[place]
         return replace(cut, input_ids=ids[place], token_type_ids=kept, num_truncated_tokens=0)
 
-    starts = range(head, tail - overlap, room - overlap)
-    spans = [(start, min(start + room, tail)) for start in starts]
     return ChunkedText(
         whole=take(head, tail),
         windows=tuple(take(*span) for span in spans),
         weights=np.array([stop - start for start, stop in spans], dtype=np.float64),
     )
+
+
+def chunk_ids(tokenizer: TextTokenizer, ids: Sequence[int], *, overlap: int = 0) -> ChunkedText:
+    """Cut token ids beyond the model's limit into windows; special tokens are put nowhere, as in vLLM.
+
+    Raises:
+        InputError: no ids, an id outside the vocabulary, or an overlap that leaves no room.
+    """
+    cut = tokenizer.encode_ids(ids, truncate_to=TO_MODEL_LIMIT)
+    if not cut.num_truncated_tokens:
+        return whole_text(cut)
+    everything = np.asarray(ids, dtype=np.int64)
+    types = None if cut.token_type_ids is None else np.zeros_like(everything)
+    spans = _cut_spans(0, len(everything), tokenizer.max_model_len, overlap)
+    return ChunkedText(
+        whole=replace(cut, input_ids=everything, token_type_ids=types, num_truncated_tokens=0),
+        windows=tuple(tokenizer.encode_ids(ids[start:stop]) for start, stop in spans),
+        weights=np.array([stop - start for start, stop in spans], dtype=np.float64),
+    )
+
+
+def _cut_spans(head: int, tail: int, room: int, overlap: int) -> list[tuple[int, int]]:
+    if overlap >= room:
+        raise InputError(
+            f"chunks have room for {room} tokens of a text beside the prompt and special tokens; the overlap of "
+            f"{overlap} must be smaller",
+            parameter="chunk_overlap",
+            value=overlap,
+        )
+    return [(start, min(start + room, tail)) for start in range(head, tail - overlap, room - overlap)]
 
 
 def _find_body(encoding: Encoding, num_prompt_chars: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.finish import Finish, finish_rows, finish_sequences, finish_tokens, plan_finish
 from poolgraph.runtime.late_chunking import LateChunking, check_late_chunking, plan_chunks
-from poolgraph.runtime.long_texts import ChunkedText, LongTexts, chunk_texts, whole_text
+from poolgraph.runtime.long_texts import ChunkedText, LongTexts, chunk_ids, chunk_texts, whole_text
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.outputs import PoolingOutput, PoolingRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt, encode_prompts
@@ -188,9 +188,11 @@ class RequestRunner:
         ]
 
     def _chunk(self, prompt: ParsedPrompt, truncate_to: int | None, index: int, options: RequestOptions) -> ChunkedText:
-        """Tokenize one prompt; token ids, and texts that are truncated or without special tokens, stay whole."""
+        """Tokenize one prompt; what is truncated, and texts without special tokens, stay whole."""
+        overlap = self.long_texts.overlap
+        if not isinstance(prompt, str) and truncate_to is None:
+            return chunk_ids(self.tokenizer, prompt, overlap=overlap)
         if isinstance(prompt, str) and truncate_to is None and options.tokenization.add_special_tokens:
-            overlap = self.long_texts.overlap
             chunks = chunk_texts(self.tokenizer, [prompt], prompt=options.prefix, overlap=overlap, first_index=index)
             return chunks[0]
         encoded = encode_prompts(self.tokenizer, [prompt], options.tokenization, [truncate_to], prefix=options.prefix)

@@ -6,7 +6,7 @@ from tiny_artifact import VOCABULARY, build_manifest, build_tokenizer
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Pooler
-from poolgraph.runtime.long_texts import chunk_texts
+from poolgraph.runtime.long_texts import chunk_ids, chunk_texts
 from poolgraph.runtime.tokenizer import TextTokenizer
 
 LIMIT = 16
@@ -82,6 +82,25 @@ def test_a_prompt_that_does_not_end_in_a_space_is_before_each_window(tokenizer):
 def test_no_room_beside_the_overlap(tokenizer):
     with pytest.raises(InputError, match=r"room for 12 tokens of a text beside the prompt.*overlap of 12 must be"):
         chunk_texts(tokenizer, ["w1 " * 30], prompt="w8 w9 ", overlap=12)
+
+
+def test_token_ids_are_cut_as_they_are(tokenizer):
+    ids = [*range(6, 16), *range(16, 6, -1), *range(6, 16)]
+    chunked = chunk_ids(tokenizer, ids, overlap=4)
+    assert [window.input_ids.tolist() for window in chunked.windows] == [ids[:16], ids[12:28], ids[24:]]
+    assert (chunked.weights.tolist(), chunked.whole.input_ids.tolist()) == ([16, 16, 6], ids)
+    assert chunked.whole.num_truncated_tokens == 0
+
+
+def test_token_ids_that_fit_stay_whole(tokenizer):
+    chunked = chunk_ids(tokenizer, [6] * 16, overlap=4)
+    assert (len(chunked.windows), chunked.report) == (1, None)
+
+
+@pytest.mark.parametrize(("ids", "message"), [([], "no token"), ([6] * 40 + [10**6], "vocabulary")])
+def test_token_ids_that_are_refused(tokenizer, ids, message):
+    with pytest.raises(InputError, match=message):
+        chunk_ids(tokenizer, ids)
 
 
 def test_messages_name_the_text(tokenizer):

@@ -207,6 +207,10 @@ async def test_long_texts_are_embedded_chunk_by_chunk(artifact):
         assert (len(long.prompt_token_ids), long.num_truncated_tokens) == (34, 0)
         assert short.outputs.data.tobytes() == alone.tobytes()
         assert short.text_chunks is None
+        (as_ids,) = await server.ask([long.prompt_token_ids])
+        assert (as_ids.text_chunks.num_chunks, as_ids.text_chunks.num_tokens) == (3, 16 + 16 + 8)
+        assert as_ids.prompt_token_ids == long.prompt_token_ids
+        assert np.linalg.norm(as_ids.outputs.data) == pytest.approx(1.0)
         with pytest.raises(InputError, match="maximum context length"):
             await server.ask(" ".join(words), "token_embed")
         (cut,) = await server.ask(" ".join(words), truncate_prompt_tokens=-1)
