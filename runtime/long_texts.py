@@ -26,10 +26,26 @@ class LongTexts:
         kind: ``error`` refuses them, ``truncate`` cuts them to the limit, ``chunk`` embeds them in windows (the task
             ``embed``; other tasks are refused as by ``error``).
         overlap: Tokens that neighbouring windows share.
+        max_tokens: Of the longest text that is embedded in windows; None for no bound.
     """
 
     kind: LongTextKind = "error"
     overlap: int = 0
+    max_tokens: int | None = None
+
+    def check(self, num_tokens: int) -> None:
+        """Check that a text is not too long for windows either.
+
+        Raises:
+            InputError: it is, in vLLM's words for its ``max_embed_len``.
+        """
+        if self.max_tokens is not None and num_tokens > self.max_tokens:
+            raise InputError(
+                f"This model's maximum embedding input length is {self.max_tokens} tokens. However, you requested "
+                f"{num_tokens} tokens in the input for embedding generation. Please reduce the length of the input.",
+                parameter="input_tokens",
+                value=num_tokens,
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from threading import get_ident
@@ -20,6 +20,7 @@ from poolgraph.runtime.buckets import Bucket
 from poolgraph.runtime.cache import cache_dir, resolve_artifact
 from poolgraph.runtime.embeddings import check_dimensions
 from poolgraph.runtime.engine_args import check_engine_args, resolve_precision
+from poolgraph.runtime.long_texts import LongTexts
 from poolgraph.runtime.manifest_overrides import check_hf_overrides, check_pooler_config, override_manifest
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.model_paths import check_model_path
@@ -84,7 +85,7 @@ def load_runner(arguments: ModelArguments) -> RequestRunner:
     check_engine_args(arguments.engine_args)
     _check_tokenizer(arguments.tokenizer, arguments.model)
     config = _resolve_pooler_config(arguments.pooler_config, arguments.override_pooler_config)
-    _warn_of_chunks(config)
+    long_texts = _resolve_long_texts(config)
     precision = _resolve_precision(arguments)
     wish = resolve_wish(arguments.runner, arguments.convert, arguments.task, config)
     loaded = PoolingModel.load(
@@ -101,7 +102,7 @@ def load_runner(arguments: ModelArguments) -> RequestRunner:
     )
     if is_artifact(check_model_path(arguments.model)):
         check_hf_overrides(arguments.hf_overrides, loaded.manifest)
-    return _build_runner(arguments, loaded, config, wish)
+    return replace(_build_runner(arguments, loaded, config, wish), long_texts=long_texts)
 
 
 def _find_artifact(arguments: ModelArguments, wish: TaskWish, config: PoolerConfig) -> Path:
@@ -181,15 +182,15 @@ def _resolve_pooler_config(
     return parse_pooler_config(older if config is None else config)
 
 
-def _warn_of_chunks(config: PoolerConfig) -> None:
-    given = {"enable_chunked_processing": config.enable_chunked_processing, "max_embed_len": config.max_embed_len}
-    if names := [name for name, value in given.items() if value]:
-        message = (
-            f"pooler_config: {' and '.join(names)} {'has' if len(names) == 1 else 'have'} no effect; "
-            "poolgraph serve --long-text chunk embeds long texts in parts"
-        )
+def _resolve_long_texts(config: PoolerConfig) -> LongTexts:
+    """Embed long texts in parts where the pooler config says so; unlike vLLM's, offline too."""
+    if config.enable_chunked_processing:
+        return LongTexts(kind="chunk", max_tokens=config.max_embed_len)
+    if config.max_embed_len is not None:
+        message = "pooler_config: max_embed_len has no effect without enable_chunked_processing"
         # The caller of LLM, past load_runner.
         warnings.warn(message, UserWarning, stacklevel=4)
+    return LongTexts()
 
 
 def _show_line(line: str) -> None:

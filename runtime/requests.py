@@ -167,6 +167,8 @@ class RequestRunner:
     ) -> Work[list[PoolingRequestOutput[PoolingOutput]]]:
         """Embed prompts, those of them in windows that are longer than the limit and not to be truncated."""
         texts = [self._chunk(*row, index, options) for index, row in enumerate(zip(prompts, truncations, strict=True))]
+        for text in texts:
+            self.long_texts.check(text.whole.num_tokens)
         windows = [window for text in texts for window in text.windows]
         raw = cast("NDArray[np.float32]", (yield Run(family="sequence", encoded=windows)))
         stops = np.cumsum([len(text.windows) for text in texts])

@@ -144,7 +144,6 @@ def _open_model(
     slots = model.plan_slots()
     if settings.max_batch_tokens is not None:
         slots = replace(slots, max_batch_tokens=settings.max_batch_tokens)
-    overlap = choose_overlap(settings.chunk_overlap, runner.manifest.limits.max_model_len)
     families = _order_families(runner)
     probe = choose_probe(model, families[0])
     rules = Rules(slots=slots, max_wait=settings.max_wait_ms / 1000)
@@ -154,7 +153,7 @@ def _open_model(
         cache = CachedRuns(name=names[0], salt=salt, memory=memory, disk=disk, observer=observer)
     served = ServedModel(
         names=names,
-        runner=replace(runner, name=names[0], long_texts=LongTexts(kind=settings.long_text, overlap=overlap)),
+        runner=replace(runner, name=names[0], long_texts=choose_long_texts(settings, runner)),
         engine=Engine(names[0], model, rules, settings, observer),
         settings=settings,
         observer=observer,
@@ -164,6 +163,18 @@ def _open_model(
     warm_up(model, probe.text, families, settings.warm_up_seconds)
     served.is_warm = True
     return served
+
+
+def choose_long_texts(settings: EngineSettings, runner: RequestRunner) -> LongTexts:
+    """Return the server's rule for long texts; where it has none, that of the model's pooler config.
+
+    Raises:
+        InputError: ``chunk_overlap`` is more than a quarter of the model's limit.
+    """
+    overlap = choose_overlap(settings.chunk_overlap, runner.manifest.limits.max_model_len)
+    if settings.long_text == "error" and runner.long_texts.kind == "chunk":
+        return runner.long_texts if settings.chunk_overlap is None else replace(runner.long_texts, overlap=overlap)
+    return replace(runner.long_texts, kind=settings.long_text, overlap=overlap)
 
 
 def choose_overlap(wanted: int | None, max_model_len: int) -> int:

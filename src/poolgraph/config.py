@@ -127,9 +127,9 @@ class PoolerConfig:
         step_tag_id: Token id whose rows a STEP pooler returns.
         returned_token_ids: Columns that a STEP pooler returns.
         enable_flash_late_interaction: Of no effect: one implementation of MaxSim serves all.
-        enable_chunked_processing: Of no effect, of which a model that is loaded with it warns;
-            ``poolgraph serve --long-text chunk`` embeds long texts in parts.
-        max_embed_len: Of no effect, like ``enable_chunked_processing``.
+        enable_chunked_processing: Embed texts beyond the model's limit in parts and average, as ``poolgraph serve
+            --long-text chunk`` does.
+        max_embed_len: Tokens of the longest text that is embedded so.
 
     Raises:
         InputError: a wrong type, an unknown pooling type or spellings that contradict each other.

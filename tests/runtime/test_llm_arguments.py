@@ -49,22 +49,21 @@ def test_the_arguments_of_the_engine(artifact):
         LLM(path, variant="cuda_fp16")
 
 
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        ({"enable_chunked_processing": True}, "enable_chunked_processing has"),
-        ('{"max_embed_len": 9000}', "max_embed_len has"),
-        (
-            PoolerConfig(enable_chunked_processing=True, max_embed_len=9000),
-            "enable_chunked_processing and max_embed_len have",
-        ),
-    ],
-)
-def test_a_pooler_config_without_effect_is_warned_about(artifact, config, named):
-    cure = "poolgraph serve --long-text chunk embeds long texts in parts"
-    with pytest.warns(UserWarning, match=f"^pooler_config: {named} no effect; {cure}$") as caught:
-        LLM(artifact, pooler_config=config)
+def test_a_bound_of_chunks_without_chunks_is_warned_about(artifact):
+    message = "^pooler_config: max_embed_len has no effect without enable_chunked_processing$"
+    with pytest.warns(UserWarning, match=message) as caught:
+        LLM(artifact, pooler_config='{"max_embed_len": 9000}')
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_long_texts_are_embedded_in_chunks_where_the_pooler_config_says_so(artifact):
+    chunked = LLM(artifact, pooler_config={"enable_chunked_processing": True, "max_embed_len": 40})
+    long, short = chunked.embed(["w1 " * 30, "w1 w2"])
+    assert (long.text_chunks.num_chunks, short.text_chunks) == (3, None)
+    assert short.outputs == LLM(artifact).embed("w1 w2")[0].outputs
+    message = "maximum embedding input length is 40 tokens. However, you requested 42 tokens"
+    with pytest.raises(InputError, match=message):
+        chunked.embed("w1 " * 40)
 
 
 def test_a_pooler_config_that_asks_for_no_chunks_is_not_warned_about(artifact):

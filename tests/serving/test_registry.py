@@ -5,6 +5,7 @@ from fake_batches import in_loop
 from tiny_artifact import write_artifact
 
 from poolgraph.errors import ArtifactError, InputError
+from poolgraph.runtime.long_texts import LongTexts
 from poolgraph.runtime.model_arguments import ModelArguments
 from poolgraph.serving.engine_errors import ModelNotFound
 from poolgraph.serving.engine_settings import EngineSettings
@@ -94,6 +95,15 @@ def test_settings_that_are_refused(changes, message):
 @pytest.mark.parametrize(("wanted", "limit", "chosen"), [(None, 512, 32), (None, 40, 10), (0, 512, 0), (128, 512, 128)])
 def test_the_overlap_of_chunks(wanted, limit, chosen):
     assert choose_overlap(wanted, limit) == chosen
+
+
+def test_the_pooler_configs_chunks_are_the_servers_where_it_has_no_rule(tmp_path):
+    config = {"enable_chunked_processing": True, "max_embed_len": 99}
+    arguments = [ModelArguments(model=write_artifact(tmp_path / "a"), pooler_config=config)]
+    for long_text, kind, overlap in (("error", "chunk", 0), ("truncate", "truncate", 4), ("chunk", "chunk", 4)):
+        registry = open_registry(arguments, EngineSettings(warm_up_seconds=0.0, long_text=long_text), NullObserver())
+        assert registry.models[0].runner.long_texts == LongTexts(kind=kind, overlap=overlap, max_tokens=99)
+        asyncio.run(registry.close(1))
 
 
 def test_an_overlap_that_makes_too_many_chunks():
