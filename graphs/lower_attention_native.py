@@ -54,8 +54,17 @@ def _fits(attention: AttentionNode, operator: str) -> bool:
     if attention.mask is not None or not _is_known(attention):
         return False
     if operator == FLOAT_ATTENTION:
-        return attention.bias is None or attention.cu_seqlens is None
+        return attention.bias is None or (attention.cu_seqlens is None and _is_whole(attention))
     return attention.bias is None and not attention.softcap
+
+
+def _is_whole(attention: AttentionNode) -> bool:
+    """Whether the bias has a number for every head, query and key: the operator repeats it over texts alone."""
+    shape = None if attention.bias is None else attention.bias.shape
+    if shape is None:
+        return True
+    _, heads, queries, keys = shape
+    return 1 not in (queries, keys) and (heads == attention.num_heads or not isinstance(heads, int))
 
 
 def _lower(graph: ir.Graph, attention: AttentionNode, operator: str) -> int:

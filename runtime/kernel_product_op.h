@@ -34,8 +34,8 @@ class Constants {
   }
   template <class Weight>
   const Weight* matrix(size_t index) const {
-    if (!api_.constant(info_, index) || shape(index).size() != 2)
-      throw std::runtime_error("input " + std::to_string(index) + " must be a constant matrix");
+    if (!api_.constant(info_, index) || shape(index).size() != 2 || shape(index)[0] == 0 || shape(index)[1] == 0)
+      throw std::runtime_error("input " + std::to_string(index) + " must be a constant matrix, and not empty");
     return static_cast<const Weight*>(api_.data(api_.constant(info_, index)));
   }
   std::vector<int64_t> shape(size_t index) const { return api_.shape(api_.constant(info_, index)); }

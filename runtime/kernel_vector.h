@@ -81,7 +81,7 @@ inline Floats exp2(Floats x) {
   result = fmadd(result, fraction, splat(0.6931469440460205f));
   result = fmadd(result, fraction, splat(1.0000001192092896f));
   const Ints power = shift_left<23>(as_ints(shifted));
-  return as_floats(plus(as_ints(result), power));
+  return as_floats(plus(as_ints(result), power)) + (x - x);  // 0, and NaN of a NaN, whose bits the power may have undone
 }
 
 // x / (1 + 2**-y).

@@ -300,6 +300,13 @@ def test_attention_with_a_bias_is_that_of_floats() -> None:
     assert [value and value.name for value in node.inputs] == ["x", None, None, None, "b"]
 
 
+@pytest.mark.parametrize("shape", ["batch, 1, length, length", "1, 2, length, 1", "batch, 1, 1, length"])
+def test_a_bias_that_is_repeated_over_heads_or_tokens_is_left_to_others(shape: str) -> None:
+    text = ATTENTION.replace("[batch, length, 48] x)", f"[batch, length, 48] x, float[{shape}] b)")
+    model = build(text.replace("OPTIONS", "").replace("(q, k, v)", "(q, k, v, , b)"))
+    assert apply(model, (lower_attention_to_native_float,)) == [0]
+
+
 def test_attention_of_rows_split_along_the_tokens_takes_the_three() -> None:
     text = ATTENTION.replace("OPTIONS", "").replace("[batch, length, 48] x", "[batch, 21, 16] x").replace("length", "7")
     model = build(text.replace("axis = -1", "axis = 1"))

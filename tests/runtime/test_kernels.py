@@ -206,6 +206,13 @@ def test_constants_of_another_size_are_refused(name: str) -> None:
         native_session(QUANTIZED.matmul, inputs, attributes, ("rows",))
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_an_empty_matrix_is_refused(shape: tuple[int, int]) -> None:
+    inputs = {"rows": rows_of(3, shape[0]), "weights": rows_of(*shape)}
+    with pytest.raises((Fail, RuntimeException), match="must be a constant matrix, and not empty"):
+        native_session(FUSED.matmul, inputs, {"activation": 0, "gate": 0, **PLAIN}, ("rows",))
+
+
 def test_a_bias_that_is_fed_and_a_sum_without_a_norm_are_refused() -> None:
     case, rows = ProductCase(), rows_of(3, 64)
     with pytest.raises((Fail, RuntimeException), match="must be constant"):

@@ -162,10 +162,11 @@ def test_attention_of_fewer_queries_than_keys_is_that_of_the_last_ones(operator:
 def test_attention_keeps_nan_visible_in_its_text_alone(operator: str) -> None:
     attributes = attention_attributes(1, 1, 16)
     parts = [rows_of(2, 20, 16, seed=seed) for seed in range(3)]
-    parts[1][0, 3, 5] = np.nan
-    found = run_attention(operator, parts, attributes)
-    assert np.isnan(found[0]).all()
-    assert np.isfinite(found[1]).all()
+    for bits in (0x7FC00000, 0x7FC00001, 0x7FFFFFFF, 0xFFFFFFFF):
+        parts[1][0, 3, 5] = np.array(bits, dtype=np.uint32).view(np.float32)
+        found = run_attention(operator, parts, attributes)
+        assert np.isnan(found[0]).all()
+        assert np.isfinite(found[1]).all()
 
 
 @each_operator
@@ -235,8 +236,9 @@ def test_capped_scores_of_every_size() -> None:
     key = np.linspace(-1e4, 1e4, 600, dtype=np.float32)
     parts = [np.ones((1, 3, 2), np.float32), np.stack([key, key * 0], -1)[None], rows_of(1, 600, 2)]
     assert_near(run_attention(FLOAT_ATTENTION, parts, attributes), expected_attention(*parts, attributes), 5e-6)
-    parts[1][0, 5] = np.nan
-    assert np.isnan(run_attention(FLOAT_ATTENTION, parts, attributes)).all()
+    for bits in (0x7FC00000, 0x7FC00001, 0x7FFFFFFF, 0xFFFFFFFF):
+        parts[1][0, 5] = np.array(bits, dtype=np.uint32).view(np.float32)
+        assert np.isnan(run_attention(FLOAT_ATTENTION, parts, attributes)).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 4, 4), (1, 1, 4, 4), (1, 2, 4, 5), (1, 2, 3, 4), (2, 4, 4)])
