@@ -13,6 +13,8 @@ from poolgraph.graphs.pattern import ATTENDED, SEMANTIC_DOMAIN, dimensions, prod
 
 MOST_FEATURES: Final = 512
 """Size of the largest head that the operator takes."""
+LEAST_SOFTCAP, MOST_SOFTCAP = 1e-6, 1e6
+"""What the operator caps scores at, if it does."""
 
 
 def lower_attention_to_native(model: ir.Model) -> int:
@@ -47,7 +49,8 @@ def fits_native_packed(model: ir.Model) -> bool:
 
 
 def _is_known(attention: AttentionNode) -> bool:
-    return attention.head_dim <= MOST_FEATURES and attention.scale > 0
+    is_capped = LEAST_SOFTCAP <= attention.softcap <= MOST_SOFTCAP
+    return attention.head_dim <= MOST_FEATURES and attention.scale > 0 and (is_capped or not attention.softcap)
 
 
 def _fits(attention: AttentionNode, operator: str) -> bool:

@@ -107,23 +107,28 @@ struct FloatAttention {
     return shape.scale * kLog2E * (shape.softcap > 0 ? 2 / shape.softcap : 1);
   }
 
-  // softcap * tanh(score / softcap) in units of log2, of scores that are 2 / softcap of that: tanh is 1 - 2 / (1 + 2**score).
+  // softcap * tanh(score / softcap) in units of log2, of scores that are 2 / softcap of that: with m = 2**score - 1, which
+  // keeps the digits of small scores, tanh is m / (m + 2).
   static void cap_scores(const AttentionShape& shape, const ScoreTile& tile, float* scores) {
-    const Floats cap = splat(shape.softcap * kLog2E), one = splat(1.0f), two = splat(2.0f);
+    const Floats cap = splat(shape.softcap * kLog2E), two = splat(2.0f);
     for (int r = 0; r < tile.count; ++r)
       for (int key = tile.computed.first; key < tile.computed.last; key += kLanes) {
         float* place = scores + r * tile.stride + key;
-        store(place, cap * (one - two / (one + exp2(minimum(splat(126.0f), load(place))))));
+        const Floats grown = exp2_less_one(minimum(splat(126.0f), load(place)));
+        store(place, cap * (grown / (grown + two)));
       }
   }
 
+  // Finite numbers, such as the lowest that masks are made of, stay finite in units of log2.
   static void add_bias(const ScoreBias& bias, const ScoreTile& tile, int num_keys, float* scores) {
+    constexpr float most = std::numeric_limits<float>::max();
     const int first = tile.computed.first;
     for (int r = 0; r < tile.count; ++r) {
       float* row = scores + r * tile.stride + first;
       const float* added = bias.first + r * bias.row_stride + first;
       for_vectors(std::min(tile.computed.last, num_keys) - first, [&](int key, auto lanes) {
-        lanes.store(row + key, fmadd(lanes.load(added + key), splat(kLog2E), lanes.load(row + key)));
+        const Floats sum = fmadd(lanes.load(added + key), splat(kLog2E), lanes.load(row + key));
+        lanes.store(row + key, minimum(splat(most), maximum(splat(-most), sum)));
       });
     }
   }

@@ -27,14 +27,18 @@ class AttentionOperator {
   static bool is_required(size_t index) { return index == 0; }
 
   AttentionOperator(const Api& api, const OrtKernelInfo* info) {
-    const auto number = [&](const char* name) { return static_cast<int>(api.int_attribute(info, name)); };
+    const auto number = [&](const char* name) {
+      return static_cast<int>(std::clamp<int64_t>(api.int_attribute(info, name), -1, kMostTokens));
+    };
     shape_ = {number("num_heads"), number("kv_num_heads"), number("head_size"), api.float_attribute(info, "scale"),
               number("is_causal") != 0, number("left_window"), number("right_window"), 0};
     if (Kind::kTakesScores) shape_.softcap = api.float_attribute(info, "softcap");
     if (shape_.head_size > kMostFeatures) throw std::runtime_error("heads have more features than 512");
-    if (shape_.head_size < 1 || shape_.num_kv_heads < 1 || shape_.num_heads % shape_.num_kv_heads != 0)
+    if (shape_.head_size < 1 || shape_.num_heads < 1 || shape_.num_kv_heads < 1 || shape_.num_heads % shape_.num_kv_heads != 0)
       throw std::runtime_error("heads of queries must be a multiple of those of keys");
     if (!(shape_.scale > 0)) throw std::runtime_error("scores must have a scale above 0");
+    if (shape_.softcap != 0 && !(shape_.softcap >= kLeastCap && shape_.softcap <= 1 / kLeastCap))
+      throw std::runtime_error("a softcap is 0 for none, or a number from 1e-6 to 1e6");
   }
 
   void compute(const Api& api, OrtKernelContext* context) const {
@@ -128,15 +132,16 @@ class AttentionOperator {
   }
 
   std::vector<Text> split_packed(const Batch& batch) const {
-    const bool is_whole = batch.query.length == batch.key.length, is_one = batch.query.length == batch.texts;
-    if (!is_whole && (!is_one || shape_.causal || shape_.left_window >= 0 || shape_.right_window >= 0))
+    const bool sees_all = !shape_.causal && shape_.left_window < 0 && shape_.right_window < 0;
+    const bool is_whole = batch.query.length == batch.key.length, is_one = sees_all && batch.query.length == batch.texts;
+    if (!is_whole && !is_one)
       throw std::runtime_error("packed queries are those of all tokens, or one a text that sees its whole text");
     std::vector<Text> texts;
     texts.reserve(batch.texts);
     int64_t first = 0;
     for (int text = 0; text < batch.texts; ++text) {
       const int64_t end = batch.bounds[text + 1];
-      if (batch.bounds[text] != first || end < first || end > batch.key.length || (!is_whole && end == first))
+      if (batch.bounds[text] != first || end < first || end > batch.key.length || (is_one && end == first))
         throw std::runtime_error("bounds of packed texts must rise from 0 to the number of tokens");
       const int length = static_cast<int>(end - first);
       const size_t query = is_whole ? first : text;

@@ -9,6 +9,8 @@
 namespace poolgraph {
 
 constexpr int kMostFeatures = 512;     // of a head
+constexpr int kMostTokens = 1 << 30;   // of a window: more is no other one, and sums of two still are numbers
+constexpr float kLeastCap = 1e-6f;     // of scores: its inverse times a scale is a number
 
 struct AttentionShape {
   int num_heads;

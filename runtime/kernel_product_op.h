@@ -69,8 +69,14 @@ struct Matrix {
     weights = constants.matrix<Weight>(index);
     in_features = static_cast<int>(constants.shape(index)[0]);
     columns = static_cast<int>(constants.shape(index)[1]);
-    activation = static_cast<Activation>(api.int_attribute(info, (prefix + "activation").c_str()));
-    gate = static_cast<Gate>(api.int_attribute(info, (prefix + "gate").c_str()));
+    const auto choice = [&](const char* name, auto last) {
+      const int64_t number = api.int_attribute(info, (prefix + name).c_str());
+      if (number < 0 || number > static_cast<int64_t>(last)) throw std::runtime_error("there is no such " + std::string(name));
+      return static_cast<decltype(last)>(number);
+    };
+    activation = choice("activation", Activation::kRelu);
+    gate = choice("gate", Gate::kSecond);
+    if (gate != Gate::kNone && columns % 2 != 0) throw std::runtime_error("a gate needs as many columns as it opens");
   }
   void release() const { give_back(weights, sizeof(Weight) * in_features * columns); }
 };

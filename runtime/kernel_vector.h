@@ -66,36 +66,53 @@ inline __attribute__((always_inline)) void for_vectors(int width, Step&& step) {
   if (column < width) step(column, FirstLanes{mask_of(width - column)});
 }
 
-// 2**x to 2.5e-7 of itself, for x from -125 to 127; 2**-125 below: arithmetic on subnormal numbers is slow. A minimax
-// polynomial of degree 5 on [-0.5, 0.5] times a power of two that is added to its exponent: adding the shift leaves the
-// nearest integer in the lowest bits.
+// 2**x as power * (1 + fraction * slope): a power of two, and a minimax polynomial of degree 5 of what x differs from the
+// nearest integer by. Adding the shift leaves that integer in the lowest bits, and from there it goes to the exponent of 1.
+struct Exponential {
+  Floats power, fraction, slope;
+
+  explicit Exponential(Floats x) {
+    const Floats shift = splat(12582912.0f);  // 1.5 * 2**23
+    x = maximum(splat(-125.0f), x);          // in this order NaN stays one
+    const Floats shifted = x + shift;
+    power = as_floats(plus(shift_left<23>(as_ints(shifted)), as_ints(splat(1.0f))));
+    fraction = x - (shifted - shift);
+    slope = splat(0.0013276472454890609f);
+    slope = fmadd(slope, fraction, splat(0.009675540961325169f));
+    slope = fmadd(slope, fraction, splat(0.05550713092088699f));
+    slope = fmadd(slope, fraction, splat(0.24022120237350464f));
+    slope = fmadd(slope, fraction, splat(0.6931469440460205f));
+  }
+};
+
+// 2**x to 2.5e-7 of itself, for x from -125 to 127; 2**-125 below: arithmetic on subnormal numbers is slow.
 inline Floats exp2(Floats x) {
-  const Floats shift = splat(12582912.0f);  // 1.5 * 2**23
-  x = maximum(splat(-125.0f), x);          // in this order NaN stays one
-  const Floats shifted = x + shift;
-  const Floats fraction = x - (shifted - shift);
-  Floats result = splat(0.0013276472454890609f);
-  result = fmadd(result, fraction, splat(0.009675540961325169f));
-  result = fmadd(result, fraction, splat(0.05550713092088699f));
-  result = fmadd(result, fraction, splat(0.24022120237350464f));
-  result = fmadd(result, fraction, splat(0.6931469440460205f));
-  result = fmadd(result, fraction, splat(1.0000001192092896f));
-  const Ints power = shift_left<23>(as_ints(shifted));
-  return as_floats(plus(as_ints(result), power)) + (x - x);  // 0, and NaN of a NaN, whose bits the power may have undone
+  const Exponential it(x);
+  return fmadd(it.slope, it.fraction, splat(1.0000001192092896f)) * it.power;
 }
 
-// x / (1 + 2**-y).
-inline Floats gate_by_sigmoid(Floats x, Floats y) {
-  const Floats least = splat(-125.0f);  // keeps 2**-y finite, so that no product of zero and infinity is made
-  return divide(x, splat(1.0f) + exp2(splat(0.0f) - maximum(y, least)));
+// 2**x - 1 to 5e-7 of itself, for x from -125 to 127.
+inline Floats exp2_less_one(Floats x) {
+  const Exponential it(x);
+  return fmadd(it.slope * it.fraction, it.power, it.power - splat(1.0f));
 }
+
+// x / (1 + 2**-y), of which y is above -127.
+inline Floats gate_by_sigmoid(Floats x, Floats y) { return divide(x, splat(1.0f) + exp2(splat(0.0f) - y)); }
+
+// x, and of what is smaller the number behind which an activation is zero: there 2**-y is still finite.
+inline Floats above(float least, Floats x) { return maximum(splat(least), x); }
 
 constexpr float kLog2E = 1.4426950408889634f;
 
-inline Floats silu(Floats x) { return gate_by_sigmoid(x, x * splat(kLog2E)); }
+inline Floats silu(Floats x) {
+  x = above(-87.0f, x);
+  return gate_by_sigmoid(x, x * splat(kLog2E));
+}
 
 // x * Phi(x) to 1e-7, and rounding: the logit of Phi is x times a polynomial of x**2 (minimax of degree 6 for |x| < 6).
 inline Floats gelu(Floats x) {
+  x = above(-21.0f, x);
   const Floats square = minimum(x * x, splat(36.0f));
   Floats slope = splat(3.611231355615807e-09f * kLog2E);
   slope = fmadd(slope, square, splat(-2.6689275381061583e-07f * kLog2E));
@@ -110,6 +127,7 @@ inline Floats gelu(Floats x) {
 // x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2, whose gate is a sigmoid of twice tanh's argument.
 inline Floats gelu_tanh(Floats x) {
   constexpr float kTwice = 2 * 0.7978845608028654f * kLog2E;
+  x = above(-9.9f, x);
   const Floats square = x * x;
   const Floats slope = fmadd(square, splat(0.044715f * kTwice), splat(kTwice));
   return gate_by_sigmoid(x, x * slope);

@@ -292,6 +292,12 @@ def test_attention_takes_what_its_rows_are_split_from(lower: Pass, operator: str
     assert [[value.name for value in node.inputs if value is not None] for node in nodes] == [["x"]] * count
 
 
+@pytest.mark.parametrize("softcap", [-5.0, 1e-7, 1e7])
+def test_caps_that_the_operator_refuses_are_left_to_others(softcap: float) -> None:
+    model = build(ATTENTION.replace("OPTIONS", f", softcap = {softcap:.9f}"))
+    assert apply(model, (lower_attention_to_native_float,)) == [0]
+
+
 def test_attention_with_a_bias_is_that_of_floats() -> None:
     text = ATTENTION.replace("[batch, length, 48] x)", "[batch, length, 48] x, float[batch, 2, length, length] b)")
     model = build(text.replace("OPTIONS", "").replace("(q, k, v)", "(q, k, v, , b)"))

@@ -76,6 +76,15 @@ def test_activations_keep_their_tails() -> None:
         np.testing.assert_allclose(found, case.expected(rows), atol=3e-7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("activation", [it for it in Activation if it is not Activation.NONE], ids=lambda it: it.name)
+def test_activations_end_at_nothing_and_at_infinity(activation: Activation) -> None:
+    rows = np.array([-np.inf, -3e38, -1e36, -1e30, -1e4, -100, 1e4, 1e30, 3e38, np.inf], dtype=np.float32)[:, None]
+    case = ProductCase(kind=FUSED, in_features=1, out_features=1, bias=False, activation=activation)
+    case.weights.update(weights=np.ones((1, 1), dtype=np.float32))
+    found = product_session(case, rows).run(None, {"rows": rows})[0]
+    np.testing.assert_allclose(found, np.where(rows < 0, 0, rows), atol=1e-30, rtol=1e-6)
+
+
 @pytest.mark.parametrize("norm", [Norm.LAYER, Norm.ROOT_MEAN_SQUARE], ids=lambda it: it.name)
 @pytest.mark.parametrize(("residual", "bias", "outputs"), list(itertools.product([True, False], [True, False], [1, 2])))
 @each_kind
@@ -211,6 +220,25 @@ def test_an_empty_matrix_is_refused(shape: tuple[int, int]) -> None:
     inputs = {"rows": rows_of(3, shape[0]), "weights": rows_of(*shape)}
     with pytest.raises((Fail, RuntimeException), match="must be a constant matrix, and not empty"):
         native_session(FUSED.matmul, inputs, {"activation": 0, "gate": 0, **PLAIN}, ("rows",))
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "message"),
+    [
+        ({"gate": 1}, 1, "as many columns as it opens"),
+        ({"gate": 2}, 5, "as many columns as it opens"),
+        ({"gate": 3}, 4, "no such gate"),
+        ({"gate": -1}, 4, "no such gate"),
+        ({"activation": 5}, 4, "no such activation"),
+        ({"activation": 2**32}, 4, "no such activation"),
+    ],
+)
+def test_gates_and_activations_that_are_none_are_refused(
+    options: dict[str, int], columns: int, message: str
+) -> None:
+    inputs = {"rows": rows_of(3, 4), "weights": rows_of(4, columns)}
+    with pytest.raises((Fail, RuntimeException), match=message):
+        native_session(FUSED.matmul, inputs, {"activation": 0, "gate": 0, **PLAIN, **options}, ("rows",))
 
 
 def test_a_bias_that_is_fed_and_a_sum_without_a_norm_are_refused() -> None:

@@ -179,6 +179,8 @@ def test_attention_keeps_nan_visible_in_its_text_alone(operator: str) -> None:
         ([(1, 6, 16), (1, 4, 16), (1, 4, 16)], (1, 1), "more queries than keys"),
         ([(1, 4, 48), (1, 4, 32), (1, 4, 32)], (3, 2), "multiple"),
         ([(1, 4, 48), (1, 4, 32), (1, 4, 32)], (3, 0), "multiple"),
+        ([(1, 4, 48), (1, 4, 32), (1, 4, 32)], (-3, 1), "multiple"),
+        ([(1, 4, 48), (1, 4, 32), (1, 4, 32)], (2**32 + 1, 1), "do not fit the heads"),
     ],
 )
 def test_attention_refuses_what_does_not_fit(
@@ -239,6 +241,43 @@ def test_capped_scores_of_every_size() -> None:
     for bits in (0x7FC00000, 0x7FC00001, 0x7FFFFFFF, 0xFFFFFFFF):
         parts[1][0, 5] = np.array(bits, dtype=np.uint32).view(np.float32)
         assert np.isnan(run_attention(FLOAT_ATTENTION, parts, attributes)).all()
+
+
+@pytest.mark.parametrize("softcap", [1e-6, 1e-2, 1e3, 1e6])
+def test_a_cap_of_any_size_takes_no_digits_from_small_scores(softcap: float) -> None:
+    attributes = attention_attributes(2, 2, 16, softcap=softcap)
+    parts = [rows_of(2, 50, 32, seed=seed) for seed in range(3)]
+    assert_near(run_attention(FLOAT_ATTENTION, parts, attributes), expected_attention(*parts, attributes), 1e-6)
+
+
+@pytest.mark.parametrize("softcap", [-1.0, 1e-7, 1e7, np.inf, np.nan])
+def test_caps_that_are_none_are_refused(softcap: float) -> None:
+    with pytest.raises((Fail, RuntimeException), match="softcap is 0 for none"):
+        run_attention(FLOAT_ATTENTION, [rows_of(1, 3, 48)], attention_attributes(1, 1, 16, softcap=softcap))
+
+
+@each_operator
+@pytest.mark.parametrize("window", [2**31 - 1, 2**31 - 20, 2**32, 2**40])
+def test_windows_beyond_any_text_are_none(operator: str, window: int) -> None:
+    parts = [rows_of(2, 50, 32, seed=seed) for seed in range(3)]
+    whole = run_attention(operator, parts, attention_attributes(2, 2, 16))
+    for side in ("left_window", "right_window"):
+        attributes = attention_attributes(2, 2, 16, **{side: window})
+        np.testing.assert_array_equal(run_attention(operator, parts, attributes), whole)
+
+
+@pytest.mark.parametrize("low", [np.finfo(np.float32).min, -2.4e38, -1e30])
+def test_the_lowest_numbers_of_a_bias_hide_keys_and_leave_no_row_without_an_answer(low: float) -> None:
+    attributes = attention_attributes(1, 1, 16)
+    parts = [rows_of(1, 20, 16, seed=seed) for seed in range(3)]
+    bias = np.zeros((1, 1, 20, 20), dtype=np.float32)
+    bias[..., 3], bias[..., 7, :] = low, low
+    found = run_attention(FLOAT_ATTENTION, parts, attributes, bias=bias)[0]
+    np.testing.assert_allclose(found[7], parts[2][0].mean(0), atol=1e-6)
+    parts[1][0, 3] = parts[2][0, 3] = 0.5
+    others = [i for i in range(20) if i != 7]
+    unseen = run_attention(FLOAT_ATTENTION, parts, attributes, bias=bias)[0]
+    np.testing.assert_array_equal(unseen[others], found[others])
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 4, 4), (1, 1, 4, 4), (1, 2, 4, 5), (1, 2, 3, 4), (2, 4, 4)])

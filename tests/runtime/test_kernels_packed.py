@@ -111,6 +111,12 @@ def test_bounds_that_do_not_fit_are_refused(attention: Attend, bounds: list[int]
         attention(packed_parts((8,)), np.array(bounds, dtype=np.int64))
 
 
+def test_a_query_of_no_text_is_refused(attention: Attend) -> None:
+    """Of as many texts as tokens, some empty, nobody can say whose the queries are."""
+    with pytest.raises((Fail, RuntimeException), match="rise from 0"):
+        attention(packed_parts((4,)), np.array([0, 2, 2, 3, 4]))
+
+
 @pytest.mark.parametrize(("queries", "kind"), [(3, "all"), (2, "causal"), (2, "window")])
 def test_other_numbers_of_queries_and_windows_over_one_are_refused(attention: Attend, queries: int, kind: str) -> None:
     parts = packed_parts((4, 4))
