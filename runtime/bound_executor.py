@@ -184,8 +184,7 @@ class BoundExecutor:
         answers = np.empty((len(encoded), output_width(self.sessions.graph("sequence"))), dtype=np.float32)
 
         def collect(batch: BucketBatch, texts: Sequence[EncodedText], answer: NDArray[np.float32]) -> None:
-            first = BOUND_LAYOUTS[batch.bucket.layout].first_row(batch.bucket, texts)
-            answers[list(batch.indices)] = answer[first : first + len(texts)]
+            answers[list(batch.indices)] = answer
 
         self._run(encoded, "sequence", collect, on_progress)
         return answers
@@ -211,7 +210,7 @@ class BoundExecutor:
     def _run(self, encoded: Sequence[EncodedText], family: str, collect: Collect, on_progress: Progress | None) -> None:
         pool = self._pool(family)
         report = serialize_progress(on_progress)
-        lengths = [text.num_tokens for text in encoded]
+        lengths = [len(text.input_ids) for text in encoded]
         run_cost = self._run_costs.get(family) or next(iter(self._run_costs.values()), RUN_COST_TOKENS)
         queue = deque(assign_texts(lengths, self._usable, run_cost=run_cost, lone=self._lone_bucket))
         flights: deque[_Flight] = deque()

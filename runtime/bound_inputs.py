@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -30,6 +31,19 @@ _FILLER_TOKENS: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """What became of a bucket's inputs.
+
+    Attributes:
+        first_row: The row of the first text in a sequence graph's answer (batch_size, size); the others follow.
+        changed: Names of the inputs that may not be what they were before.
+    """
+
+    first_row: int
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BoundLayout:
     """How batches of a layout are written into a bucket, and their answers taken apart.
 
@@ -37,13 +51,11 @@ class BoundLayout:
         shapes: By name of an input, its shape in a bucket.
         fill: Writes texts into all the arrays given, over what was there; takes the bucket, the texts and the token of
             padding.
-        first_row: Returns the row of the first text in a sequence graph's answer (batch_size, size); the others follow.
         token_rows: Takes each text's rows (num_tokens, size) out of a token graph's answer.
     """
 
     shapes: Mapping[str, Callable[[Bucket], tuple[int, ...]]]
-    fill: Callable[[Arrays, Bucket, Sequence[EncodedText], int], None]
-    first_row: Callable[[Bucket, Sequence[EncodedText]], int]
+    fill: Callable[[Arrays, Bucket, Sequence[EncodedText], int], Filled]
     token_rows: Callable[[Rows, Sequence[EncodedText]], list[Rows]]
 
 
@@ -94,67 +106,78 @@ def output_width(graph: Graph) -> int:
     raise ArtifactError(f"{graph.file} does not say how wide its output {graph.raw_output!r} is")
 
 
-def fill_padded(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pad_token_id: int) -> None:
+def fill_padded(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pad_token_id: int) -> Filled:
     """Write a text a row, padded on the right; rows that no text needs have one token, so that no mean is of none."""
-    lengths = _lengths(texts)
-    places = np.zeros((bucket.batch_size, bucket.max_length), dtype=bool)
-    np.less(np.arange(bucket.max_length), lengths[:, None], out=places[: len(texts)])
-    for name, array in arrays.items():
-        if name in _TOKENS:
-            array.fill(pad_token_id if name == "input_ids" else 0)
-            array[places] = _TOKENS[name](texts)
-            if name in _MASKS:
-                array[len(texts) :, 0] = 1
-    _fill_prompt_lengths(arrays, texts, first_row=0)
+    is_token = np.arange(bucket.max_length) < _lengths(texts)[:, None]
+    changed = []
+    for name, array, numbers in _changing_tokens(arrays, texts):
+        used = array[: len(texts)]
+        array.fill(pad_token_id if name == "input_ids" else 0)
+        if isinstance(numbers, int):
+            np.multiply(is_token, numbers, out=used)
+        else:
+            used[is_token] = numbers
+        if name in _MASKS:
+            array[len(texts) :, 0] = 1
+        changed.append(name)
+    changed += _fill_prompt_lengths(arrays, texts, first_row=0)
     if "total_sequence_length" in arrays:
-        arrays["total_sequence_length"][...] = bucket.max_length
+        arrays["total_sequence_length"][...] = bucket.max_length  # whatever the texts are
+    return Filled(first_row=0, changed=tuple(changed))
 
 
-def fill_packed(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pad_token_id: int) -> None:
+def fill_packed(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pad_token_id: int) -> Filled:
     """Write texts end to end: texts of no token first, then the texts, then padding as short texts.
 
     A text of no token begins and ends at 0, so that its first row lies inside, whichever rows are padding.
     """
     bounds = np.cumsum(_lengths(texts))
     used = int(bounds[-1])
+    changed = ["cu_seqlens"]
+    for name, array, numbers in _changing_tokens(arrays, texts):
+        array[:used] = numbers
+        array[used:] = pad_token_id if name == "input_ids" else int(name in _MASKS)
+        changed.append(name)
+    fillers = _filler_bounds(bucket, len(texts), used)
+    first_row = bucket.batch_size - len(texts) - len(fillers)
+    assert first_row >= 0
+    stop = first_row + 1 + len(texts)
+    arrays["cu_seqlens"][: first_row + 1] = 0
+    arrays["cu_seqlens"][first_row + 1 : stop] = bounds
+    arrays["cu_seqlens"][stop:] = fillers
+    changed += _fill_prompt_lengths(arrays, texts, first_row=first_row)
+    return Filled(first_row=first_row, changed=tuple(changed))
+
+
+def _changing_tokens(
+    arrays: Arrays, texts: Sequence[EncodedText]
+) -> Iterator[tuple[str, NDArray[Any], NDArray[np.int64] | int]]:
+    """Yield each input with a number a token, and the numbers; but none that is all zeros and stays so."""
     for name, array in arrays.items():
         if name in _TOKENS:
-            array[:used] = _TOKENS[name](texts)
-            array[used:] = pad_token_id if name == "input_ids" else int(name in _MASKS)
-    first_row = first_packed_row(bucket, texts)
-    _fill_prompt_lengths(arrays, texts, first_row=first_row)
-    stop = first_row + 1 + len(texts)
-    cu_seqlens = arrays["cu_seqlens"]
-    cu_seqlens[: first_row + 1] = 0
-    cu_seqlens[first_row + 1 : stop] = bounds
-    fillers = np.arange(1, len(cu_seqlens) - stop + 1)
-    cu_seqlens[stop:] = np.minimum(used + _filler_length(bucket, len(texts), used) * fillers, bucket.size)
+            numbers = _TOKENS[name](texts)
+            if not isinstance(numbers, int) or numbers or array.any():
+                yield name, array, numbers
 
 
-def first_packed_row(bucket: Bucket, texts: Sequence[EncodedText]) -> int:
-    """Return the slot of the first text: before it stand as many of no token as are left over."""
-    used = sum(text.num_tokens for text in texts)
-    num_fillers = -(-(bucket.size - used) // _filler_length(bucket, len(texts), used))
-    first = bucket.batch_size - len(texts) - num_fillers
-    assert used <= bucket.size
-    assert first >= 0
-    return first
-
-
-def _filler_length(bucket: Bucket, num_texts: int, used: int) -> int:
-    """Return the length of the texts that padding stands in: attention to them costs its square."""
+def _filler_bounds(bucket: Bucket, num_texts: int, used: int) -> NDArray[np.int64]:
+    """Return where the texts end that padding stands in: short ones, since attention to them costs their square."""
     places = max(1, bucket.batch_size - num_texts)
-    return min(bucket.max_length, max(_FILLER_TOKENS, -(-(bucket.size - used) // places)))
+    length = min(bucket.max_length, max(_FILLER_TOKENS, -(-(bucket.size - used) // places)))
+    ends: NDArray[np.int64] = np.minimum(np.arange(used, bucket.size, length) + length, bucket.size)
+    return ends
 
 
 def _lengths(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
-    return np.array([text.num_tokens for text in texts], dtype=np.int64)
+    return np.fromiter((len(text.input_ids) for text in texts), dtype=np.int64, count=len(texts))
 
 
-def _fill_prompt_lengths(arrays: Arrays, texts: Sequence[EncodedText], first_row: int) -> None:
-    if "prompt_length" in arrays:
-        arrays["prompt_length"].fill(0)
-        arrays["prompt_length"][first_row : first_row + len(texts)] = stack_prompt_lengths(texts)
+def _fill_prompt_lengths(arrays: Arrays, texts: Sequence[EncodedText], first_row: int) -> list[str]:
+    if "prompt_length" not in arrays:
+        return []
+    arrays["prompt_length"].fill(0)
+    arrays["prompt_length"][first_row : first_row + len(texts)] = stack_prompt_lengths(texts)
+    return ["prompt_length"]
 
 
 def _input_ids(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
@@ -191,8 +214,8 @@ def _padded_rows(answer: Rows, texts: Sequence[EncodedText]) -> list[Rows]:
 
 
 def _packed_rows(answer: Rows, texts: Sequence[EncodedText]) -> list[Rows]:
-    stops = np.cumsum([text.num_tokens for text in texts]).tolist()
-    return [answer[stop - text.num_tokens : stop] for stop, text in zip(stops, texts, strict=True)]
+    bounds = [0, *np.cumsum(_lengths(texts)).tolist()]
+    return [answer[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _rows_of_tokens(bucket: Bucket) -> tuple[int, ...]:
@@ -216,7 +239,6 @@ BOUND_LAYOUTS: Final[Mapping[str, BoundLayout]] = MappingProxyType(
                 "total_sequence_length": lambda bucket: (),
             },
             fill=fill_padded,
-            first_row=lambda bucket, texts: 0,
             token_rows=_padded_rows,
         ),
         "packed": BoundLayout(
@@ -227,7 +249,6 @@ BOUND_LAYOUTS: Final[Mapping[str, BoundLayout]] = MappingProxyType(
                 "prompt_length": _texts,
             },
             fill=fill_packed,
-            first_row=first_packed_row,
             token_rows=_packed_rows,
         ),
     }

@@ -20,9 +20,6 @@ from poolgraph.runtime.tokenizer import EncodedText
 NO_GRAPH: Final = -1
 """The ``gpu_graph_id`` of runs that no CUDA graph is captured of; 0 is ONNX Runtime's own, ours count from 1."""
 
-_CONSTANT_INPUTS: Final = frozenset({"token_offset", "total_sequence_length"})
-"""Inputs that the bucket alone decides: copied to the device once."""
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class BoundSlot:
@@ -56,6 +53,7 @@ class BoundSlot:
     _inputs: dict[str, Any] = field(init=False)
     _output: Any = field(init=False)
     _binding: Any = field(init=False)
+    _rows: slice = field(init=False, default_factory=lambda: slice(None))
     _run_options: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,11 +84,12 @@ class BoundSlot:
         Raises:
             SessionError: the device refused the copy.
         """
-        BOUND_LAYOUTS[self.bucket.layout].fill(self._arrays, self.bucket, texts, self.pad_token_id)
+        filled = BOUND_LAYOUTS[self.bucket.layout].fill(self._arrays, self.bucket, texts, self.pad_token_id)
+        if self.family == "sequence":
+            self._rows = slice(filled.first_row, filled.first_row + len(texts))
         with mapped_errors(f"copying inputs of {self.graph.file}"), GATE.shared():
-            for name, array in self._arrays.items():
-                if name not in _CONSTANT_INPUTS:
-                    self._inputs[name].update_inplace(array)
+            for name in filled.changed:
+                self._inputs[name].update_inplace(self._arrays[name])
 
     def run(self) -> None:
         """Run what is staged, to its end; capture the CUDA graph if this is its first run.
@@ -105,11 +104,13 @@ class BoundSlot:
     def fetch(self) -> NDArray[np.float32]:
         """Return the output of the last run, in memory that no later one writes to.
 
+        Of a sequence graph the rows of the texts that were staged, (num_texts, size); of a token graph all rows.
+
         Raises:
             SessionError: the device refused the copy.
         """
         with mapped_errors(f"copying the output of {self.graph.file}"), GATE.shared():
-            output: NDArray[np.float32] = self._output.numpy()  # of a device already a copy
+            output: NDArray[np.float32] = self._output.numpy()[self._rows]  # of a device already a copy
             return output.copy() if self.device == "cpu" else output
 
     def warm_up(self) -> None:

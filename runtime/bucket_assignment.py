@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,17 @@ EXACT_TEXTS: Final = 1024
 """Of so many texts the cheapest plan is found: some milliseconds, in which a GPU computes a small part of them. Of many
 more than so many, the greedy plan is hardly worse."""
 
-_NEVER: Final = 1 << 60
+_BLOCK_TEXTS: Final = 128
+"""Places whose best batches are found together, again and again until none changes: as often as batches follow one
+another among so many texts, which are few."""
+
+_NEVER: Final = 1 << 50
+
+_Numbers: TypeAlias = NDArray[np.int64]
 
 
 def assign_texts(
-    lengths: Sequence[int],
+    lengths: Sequence[int] | _Numbers,
     buckets: Sequence[Bucket],
     *,
     run_cost: int = RUN_COST_TOKENS,
@@ -44,79 +49,96 @@ def assign_texts(
     Returns:
         The batches, those of the longest texts first.
     """
-    if not lengths:
-        return ()
     numbers = np.asarray(lengths, dtype=np.int64)
-    buckets = sorted(buckets, key=lambda bucket: bucket.max_length)  # of equal costs the first counts: short attention
+    if not len(numbers):
+        return ()
     order = np.argsort(-numbers, kind="stable")
-    full = _find_full(int(numbers.sum()), len(lengths), max(lengths), buckets)
-    if full is not None:
-        cuts = [(full, len(lengths))]
-    else:
-        cuts = _cut(_Choices(numbers[order], buckets, _lone_buckets(numbers, buckets, lone), run_cost))
-    batches = []
-    start = 0
-    for bucket, stop in cuts:
+    table = _tabulate(tuple(buckets))
+    choices = _Choices(numbers[order], table.extend(_lone_buckets(numbers, table, lone)), run_cost)
+    batches, start = [], 0
+    for index, stop in _cut(choices):
         indices = tuple(order[start:stop].tolist())
-        batches.append(BucketBatch(bucket=bucket, indices=indices, num_tokens=sum(lengths[index] for index in indices)))
+        tokens = choices.tokens(start, stop)
+        batches.append(BucketBatch(bucket=choices.table.buckets[index], indices=indices, num_tokens=tokens))
         start = stop
     return tuple(batches)
 
 
-def _find_full(num_tokens: int, num_texts: int, longest: int, buckets: Sequence[Bucket]) -> Bucket | None:
-    """Return the bucket that texts fill to its last token, None where there is none: no plan costs less than that."""
-    for bucket in buckets:
-        if bucket.size == num_tokens and bucket.max_length >= longest and bucket.batch_size >= num_texts:
-            return bucket
-    return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """Buckets and their numbers side by side.
+
+    Attributes:
+        buckets: Those there are, and those that texts beyond the longest need.
+        num_given: How many there are.
+        shapes: (3, num_buckets): ``max_length``, ``batch_size`` and tokens of each.
+    """
+
+    buckets: tuple[Bucket, ...]
+    num_given: int
+    shapes: _Numbers
+
+    @classmethod
+    def build(cls, buckets: Sequence[Bucket], num_given: int) -> Self:
+        """Build it; of equal costs the first counts."""
+        rows = [(bucket.max_length, bucket.batch_size, bucket.size) for bucket in buckets]
+        return cls(buckets=tuple(buckets), num_given=num_given, shapes=np.array(rows, np.int64).reshape(-1, 3).T)
+
+    def extend(self, lone: Sequence[Bucket]) -> Self:
+        """Return this with the buckets of texts beyond the longest."""
+        return type(self).build((*self.buckets, *lone), self.num_given) if lone else self
+
+
+@lru_cache(maxsize=16)
+def _tabulate(buckets: tuple[Bucket, ...]) -> _Table:
+    """Return a model's buckets, which seldom change: those of short attention first, then of few rows to bring back."""
+    return _Table.build(sorted(buckets, key=lambda it: (it.max_length, it.batch_size)), len(buckets))
 
 
 class _Choices:
     """The buckets that a batch may have, by the place in the sorted lengths where it begins.
 
     Attributes:
-        buckets: Those there are, and those that texts beyond the longest need.
+        table: The buckets.
         bounds: Tokens of all texts before each place.
         begins: Per bucket, the first place whose text fits into it.
         costs: Per bucket, what a run of it costs: its tokens, and the same for all.
     """
 
-    def __init__(
-        self, ordered: NDArray[np.int64], given: Sequence[Bucket], lone: Sequence[Bucket], run_cost: int
-    ) -> None:
-        self.buckets = (*given, *lone)
-        self._num_given = len(given)
+    def __init__(self, ordered: _Numbers, table: _Table, run_cost: int) -> None:
+        self.table = table
         self.bounds = np.concatenate([[0], np.cumsum(ordered)])
-        longest = np.array([-bucket.max_length for bucket in self.buckets], dtype=np.int64)
-        self.begins: list[int] = np.searchsorted(-ordered, longest).tolist()
-        self.costs = [bucket.size + run_cost for bucket in self.buckets]
+        lengths, _, sizes = table.shapes
+        self.begins = np.searchsorted(-ordered, -lengths)
+        self.costs = sizes + run_cost
 
     @property
     def num_texts(self) -> int:
         """Texts in all."""
         return len(self.bounds) - 1
 
-    def fitting(self, place: int) -> list[int]:
+    def fitting(self, place: int) -> _Numbers:
         """Return which buckets can begin at a place."""
-        return [index for index, begin in enumerate(self.begins) if begin <= place]
+        return np.flatnonzero(self.begins <= place)
 
-    def near(self, place: int) -> list[int]:
+    def near(self, place: int) -> _Numbers:
         """Return the same without what a longer text needs for itself: there may be one for each text."""
-        given = [index for index in range(self._num_given) if self.begins[index] <= place]
-        lone = bisect_left(self.begins, -place, self._num_given, key=operator.neg)
-        return [*given, lone] if lone < len(self.buckets) else given
+        found = self.fitting(place)
+        return found[: np.searchsorted(found, self.table.num_given) + 1]
 
-    def stop(self, index: int, place: int) -> int:
-        """Return where a batch of a bucket that begins at ``place`` ends."""
-        return int(_TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], np.array([place]))[0])
+    def stops(self, indices: _Numbers, places: _Numbers) -> _Numbers:
+        """Return where batches end that begin at ``places``, (num_places, num_indices): a column a bucket."""
+        return _TAKE[self.table.buckets[0].layout](self.bounds, self.table.shapes[:, indices], places[:, None])
 
-    def stops(self, index: int, start: int) -> NDArray[np.int64]:
-        """Return where batches end that begin at each place from ``start`` on."""
-        return _TAKE[self.buckets[index].layout](self.bounds, self.buckets[index], np.arange(start, self.num_texts))
+    def full(self) -> _Numbers:
+        """Return which buckets all texts fill to the last token: no plan costs less than one of them."""
+        _, slots, sizes = self.table.shapes
+        fits = (self.begins == 0) & (slots >= self.num_texts)
+        return np.flatnonzero(fits & (sizes == self.bounds[-1]))
 
     def least_runs(self, index: int) -> int:
         """Return how many runs of a bucket all texts need at least, by its tokens and by its places for texts."""
-        bucket = self.buckets[index]
+        bucket = self.table.buckets[index]
         return max(-(-self.tokens(0, self.num_texts) // bucket.size), -(-self.num_texts // bucket.batch_size))
 
     def tokens(self, start: int, stop: int) -> int:
@@ -128,34 +150,38 @@ _Cuts: TypeAlias = list[tuple[int, int]]
 """Batches in order: the index of the bucket of each, and the place after its last text."""
 
 
-def _cut(choices: _Choices) -> list[tuple[Bucket, int]]:
+def _cut(choices: _Choices) -> _Cuts:
     """Return the cheapest cuts found; those into a single bucket are among the candidates."""
+    for index in choices.full().tolist():
+        return [(index, choices.num_texts)]
     place, front = 0, []
     while choices.num_texts - place > EXACT_TEXTS:
-        bucket, stop = _cheapest_next(choices, place)
-        front.append((bucket, stop))
-        place = stop
+        bucket, place = _cheapest_next(choices, place)
+        front.append((bucket, place))
     best = [*front, *_cheapest_tail(choices, place)]
-    cost = sum(choices.costs[index] for index, _ in best)
-    for index in choices.fitting(0) if front else ():
-        runs = choices.least_runs(index)
-        if runs * choices.costs[index] < cost:  # at least so many; else its cuts need not be looked at
+    cost = sum(int(choices.costs[index]) for index, _ in best)
+    for index in choices.fitting(0).tolist() if front else ():
+        each = int(choices.costs[index])
+        if choices.least_runs(index) * each < cost:  # at least so many; else its cuts need not be looked at
             single = _single_cuts(choices, index)
-            if len(single) * choices.costs[index] < cost:
-                best, cost = single, len(single) * choices.costs[index]
-    return [(choices.buckets[index], stop) for index, stop in best]
+            if len(single) * each < cost:
+                best, cost = single, len(single) * each
+    return best
 
 
 def _cheapest_next(choices: _Choices, place: int) -> tuple[int, int]:
     """Return the bucket that costs least by token of the texts that it takes, and where its batch ends."""
-    ends = [(index, choices.stop(index, place)) for index in choices.near(place)]
-    return min(ends, key=lambda it: choices.costs[it[0]] / max(1, choices.tokens(place, it[1])))
+    near = choices.near(place)
+    stops = choices.stops(near, np.array([place]))[0]
+    costs = choices.costs[near] / np.maximum(1, choices.bounds[stops] - choices.bounds[place])
+    first = costs.argmin()
+    return int(near[first]), int(stops[first])
 
 
 def _single_cuts(choices: _Choices, index: int) -> _Cuts:
     cuts, place = [], 0
     while place < choices.num_texts:
-        place = choices.stop(index, place)
+        place = choices.stops(np.array([index]), np.array([place])).item()
         cuts.append((index, place))
     return cuts
 
@@ -163,59 +189,69 @@ def _single_cuts(choices: _Choices, index: int) -> _Cuts:
 def _cheapest_tail(choices: _Choices, start: int) -> _Cuts:
     """Return the cheapest cuts of all texts from ``start`` on, by dynamic programming from the last text."""
     num_texts = choices.num_texts
-    if start == num_texts:
-        return []
-    open_to = [index for index, begin in enumerate(choices.begins) if begin < num_texts]
-    # (num_places, num_buckets): a row is what one place has to choose from.
-    stops = np.array([choices.stops(index, start) for index in open_to]).T
-    is_early = np.arange(start, num_texts)[:, None] < np.array([choices.begins[index] for index in open_to])
-    costs = np.where(is_early, _NEVER, np.array([choices.costs[index] for index in open_to]))
-    best = np.zeros(num_texts + 1, dtype=np.int64)
-    chosen = np.zeros(num_texts, dtype=np.int64)
-    for place in range(num_texts - 1, start - 1, -1):
-        totals = costs[place - start] + best[stops[place - start]]
-        row = totals.argmin()
-        best[place], chosen[place] = totals[row], open_to[row]
-    cuts = []
-    while start < num_texts:
-        index = int(chosen[start])
-        start = choices.stop(index, start)
-        cuts.append((index, start))
+    places = np.arange(start, num_texts)
+    indices = choices.fitting(num_texts - 1)
+    stops = choices.stops(indices, places)
+    costs = np.where(places[:, None] < choices.begins[indices], _NEVER, choices.costs[indices])
+    best = np.full(num_texts + 1, _NEVER)
+    best[-1] = 0
+    chosen = np.empty(len(places), dtype=np.int64)
+    for last in range(len(places), 0, -_BLOCK_TEXTS):
+        block = slice(max(0, last - _BLOCK_TEXTS), last)
+        known = best[start:-1][block]  # a view
+        while True:
+            totals = costs[block] + best[stops[block]]
+            found = totals.min(axis=1)
+            if (found == known).all():
+                break
+            known[:] = found
+        chosen[block] = totals.argmin(axis=1)
+    cuts, place = [], start
+    while place < num_texts:
+        column = chosen[place - start]
+        place = int(stops[place - start, column])
+        cuts.append((int(indices[column]), place))
     return cuts
 
 
-def _lone_buckets(
-    lengths: NDArray[np.int64], buckets: Sequence[Bucket], lone: Callable[[int], Bucket] | None
-) -> list[Bucket]:
+def _lone_buckets(lengths: _Numbers, table: _Table, lone: Callable[[int], Bucket] | None) -> list[Bucket]:
     """Return what texts beyond the longest bucket need: one more shape for each of their rounded lengths, rising."""
-    longest = max((bucket.max_length for bucket in buckets), default=0)
-    layout = buckets[0].layout if buckets else "padded"
+    longest = table.shapes[0].max(initial=0)
+    layout = table.buckets[0].layout if table.buckets else "padded"
     make = partial(lone_bucket, layout=layout) if lone is None else lone
     beyond = {round_length(length): length for length in sorted(lengths[lengths > longest].tolist())}
     return list(map(make, beyond.values()))
 
 
-def _take_padded(bounds: NDArray[np.int64], bucket: Bucket, places: NDArray[np.int64]) -> NDArray[np.int64]:
+def _take_padded(bounds: _Numbers, shapes: _Numbers, places: _Numbers) -> _Numbers:
     """Return where batches that begin at ``places`` end: after ``batch_size`` texts."""
-    return np.minimum(places + bucket.batch_size, len(bounds) - 1)
+    _, most, _ = shapes
+    stops: _Numbers = np.minimum(places + most, len(bounds) - 1)
+    return stops
 
 
-def _take_packed(bounds: NDArray[np.int64], bucket: Bucket, places: NDArray[np.int64]) -> NDArray[np.int64]:
+def _take_packed(bounds: _Numbers, shapes: _Numbers, places: _Numbers) -> _Numbers:
     """Return where batches that begin at ``places`` end: when tokens or slots are used up.
 
     The tokens that are left over stand in texts of at most ``max_length``, each in a slot. More texts never need fewer
     slots in all, so taking back as many as there are slots too few, again and again, ends at the most that fit.
     """
-    assert bucket.num_tokens is not None
-    stops = np.searchsorted(bounds, bounds[places] + bucket.num_tokens, side="right") - 1
-    while True:
-        left = bucket.num_tokens - (bounds[stops] - bounds[places])
-        excess = (stops - places) + -(-left // bucket.max_length) - bucket.batch_size
-        if not (excess > 0).any():
-            return stops
-        stops = stops - np.maximum(excess, 0)
+    lengths, slots, tokens = shapes
+    ends = bounds[places] + tokens
+    stops: _Numbers = np.searchsorted(bounds, ends, side="right") - 1
+    # The others have slots enough, were all their tokens left over.
+    rows, columns = np.nonzero(stops - places > slots - -(-tokens // lengths))
+    while len(rows):
+        taken = stops[rows, columns]
+        left = ends[rows, columns] - bounds[taken]
+        excess = (taken - places[rows, 0]) + -(-left // lengths[columns]) - slots[columns]
+        is_short = excess > 0
+        rows, columns = rows[is_short], columns[is_short]
+        stops[rows, columns] = (taken - excess)[is_short]
+    return stops
 
 
-_TAKE: Final[Mapping[str, Callable[[NDArray[np.int64], Bucket, NDArray[np.int64]], NDArray[np.int64]]]] = (
-    MappingProxyType({"padded": _take_padded, "packed": _take_packed})
+_TAKE: Final[Mapping[str, Callable[[_Numbers, _Numbers, _Numbers], _Numbers]]] = MappingProxyType(
+    {"padded": _take_padded, "packed": _take_packed}
 )
+"""By layout: takes ``bounds``, the buckets' ``max_length``, ``batch_size`` and tokens, and a column of places."""

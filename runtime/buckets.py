@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
+
+import msgspec
 
 from poolgraph.errors import InputError
 
@@ -21,9 +23,8 @@ MOST_TOKENS: Final = 2**31 - 1
 """What a bucket may have at most: kernels and the offsets of packed texts count in 32 bits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Bucket:
-    """One fixed shape.
+class Bucket(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """One fixed shape. A Struct, since buckets are compared and looked up for every batch.
 
     Attributes:
         max_length: The longest text that fits, in tokens.
@@ -153,10 +154,10 @@ def trim_bucket(bucket: Bucket, max_model_len: int) -> Bucket:
     A padded one may still be longer by what its length is rounded up by; rotary tables reach so far.
     """
     if bucket.num_tokens is None:
-        return replace(bucket, max_length=min(bucket.max_length, round_length(max_model_len)))
+        return msgspec.structs.replace(bucket, max_length=min(bucket.max_length, round_length(max_model_len)))
     length = min(bucket.max_length, max_model_len)
     more = count_slots(bucket.num_tokens, length) - count_slots(bucket.num_tokens, bucket.max_length)
-    return replace(bucket, max_length=length, batch_size=bucket.batch_size + more)
+    return msgspec.structs.replace(bucket, max_length=length, batch_size=bucket.batch_size + more)
 
 
 def packed_bucket(num_tokens: int, max_length: int, num_texts: int = 1) -> Bucket:

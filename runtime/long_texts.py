@@ -150,10 +150,9 @@ def chunk_ids(tokenizer: TextTokenizer, ids: Sequence[int], *, overlap: int = 0)
     if not cut.num_truncated_tokens:
         return whole_text(cut)
     everything = np.asarray(ids, dtype=np.int64)
-    types = None if cut.token_type_ids is None else np.zeros_like(everything)
     spans = _cut_spans(0, len(everything), tokenizer.max_model_len, overlap)
     return ChunkedText(
-        whole=replace(cut, input_ids=everything, token_type_ids=types, num_truncated_tokens=0),
+        whole=replace(cut, input_ids=everything, num_truncated_tokens=0),
         windows=tuple(tokenizer.encode_ids(ids[start:stop]) for start, stop in spans),
         weights=np.array([stop - start for start, stop in spans], dtype=np.float64),
     )

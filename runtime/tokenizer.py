@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer, normalizers
+from tokenizers import Encoding, Tokenizer
 
-from poolgraph.errors import ArtifactError, InputError
+from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.texts import check_texts
-
-TOKENIZER_FILE = "tokenizer.json"
+from poolgraph.runtime.tokenizer_file import TOKENIZER_FILE, load_tokenizer, types_texts
 
 _SIDES = ("left", "right")
 
@@ -26,7 +25,7 @@ class EncodedText:
 
     Attributes:
         input_ids: (num_tokens,) int64.
-        token_type_ids: (num_tokens,) int64, None for models without them.
+        token_type_ids: (num_tokens,) int64; None for zeros, and for models without them.
         num_truncated_tokens: Tokens cut off to fit.
         prompt_length: Leading tokens of the prompt, counted only when the pooler leaves the prompt out.
         attended: (num_tokens,) int64, 0 for tokens that no token attends to; None where all are attended to.
@@ -86,6 +85,7 @@ class TextTokenizer:
         self._vocab_size = manifest.limits.vocab_size
         self._with_types = manifest.tokenization.needs_token_type_ids
         self._with_prompt_length = not manifest.pooler.include_prompt
+        self._types_texts = self._with_types and types_texts(self._tokenizer)
         self._num_special_tokens = self._tokenizer.num_special_tokens_to_add(False)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
@@ -167,7 +167,7 @@ class TextTokenizer:
         self.check_length(len(kept), "")
         return EncodedText(
             input_ids=kept,
-            token_type_ids=np.zeros_like(kept) if self._with_types else None,
+            token_type_ids=None,
             num_truncated_tokens=len(whole) - len(kept),
         )
 
@@ -218,7 +218,7 @@ class TextTokenizer:
         kept = len(encoding)
         return EncodedText(
             input_ids=np.array(encoding.ids, dtype=np.int64),
-            token_type_ids=np.array(encoding.type_ids, dtype=np.int64) if self._with_types else None,
+            token_type_ids=np.array(encoding.type_ids, dtype=np.int64) if self._types_texts else None,
             num_truncated_tokens=num_tokens - kept,
             prompt_length=min(prompt_length, kept),
         )
@@ -235,7 +235,7 @@ class TextTokenizer:
         return [
             LocatedText(
                 input_ids=np.array(window.ids, dtype=np.int64),
-                token_type_ids=np.array(window.type_ids, dtype=np.int64) if self._with_types else None,
+                token_type_ids=np.array(window.type_ids, dtype=np.int64) if self._types_texts else None,
                 num_truncated_tokens=num_cut,
                 offsets=tuple(window.offsets),
                 is_special=tuple(bool(mark) for mark in window.special_tokens_mask),
@@ -347,24 +347,6 @@ class TextTokenizer:
         limit = self._max_model_len if cut.max_tokens is None else cut.max_tokens
         ids = (self._truncate(prompt, cut, limit) if len(encoding) > limit else encoding).ids
         return len(ids) - 1 if ids and ids[-1] in self._special_ids else len(ids)
-
-
-def load_tokenizer(path: Path, *, lower_case: bool = False) -> Tokenizer:
-    """Read a ``tokenizer.json``; ``lower_case`` puts a lowercasing step before its normalizer.
-
-    Raises:
-        ArtifactError: the file is missing or is no tokenizer.
-    """
-    if not path.is_file():
-        raise ArtifactError(f"{path.name} is missing from the artifact {path.parent}; export the checkpoint again")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise ArtifactError(f"{path} cannot be read as a tokenizer: {error}") from error
-    if lower_case:
-        steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
-        tokenizer.normalizer = normalizers.Sequence(steps)
-    return tokenizer
 
 
 def _slice_ids(ids: NDArray[np.int64], max_tokens: int, side: str) -> NDArray[np.int64]:

@@ -31,8 +31,9 @@ def graph(*inputs):
 
 def fill(bucket, names):
     arrays = {name: np.full(input_shape(Tensor(name=name, dtype="int64", shape=()), bucket), 77) for name in names}
-    BOUND_LAYOUTS[bucket.layout].fill(arrays, bucket, TEXTS, PAD)
-    return {name: array.tolist() for name, array in arrays.items()}
+    filled = BOUND_LAYOUTS[bucket.layout].fill(arrays, bucket, TEXTS, PAD)
+    assert set(filled.changed) == set(names) - {"total_sequence_length"}
+    return filled.first_row, {name: array.tolist() for name, array in arrays.items()}
 
 
 def test_padded():
@@ -46,7 +47,9 @@ def test_padded():
         "total_sequence_length",
     )
     unused = [1, 0, 0, 0]
-    assert fill(bucket, names) == {
+    first_row, arrays = fill(bucket, names)
+    assert first_row == 0
+    assert arrays == {
         "input_ids": [[1, 2, 3, PAD], [4, PAD, PAD, PAD], [5, 6, PAD, PAD], [PAD] * 4, [PAD] * 4],
         "attention_mask": [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], unused, unused],
         "token_type_ids": [[0, 0, 1, 0], [0] * 4, [0] * 4, [0] * 4, [0] * 4],
@@ -54,20 +57,31 @@ def test_padded():
         "prompt_length": [1, 0, 2, 0, 0],
         "total_sequence_length": 4,
     }
-    assert BOUND_LAYOUTS["padded"].first_row(bucket, TEXTS) == 0
 
 
 def test_packed():
     """Eight slots: two of no token, three texts, and two of the six tokens left over, of at most four each."""
     bucket = Bucket(max_length=4, batch_size=7, num_tokens=12)
-    assert fill(bucket, ("input_ids", "cu_seqlens", "token_type_ids", "attended_mask", "prompt_length")) == {
+    first_row, arrays = fill(bucket, ("input_ids", "cu_seqlens", "token_type_ids", "attended_mask", "prompt_length"))
+    assert first_row == 2
+    assert arrays == {
         "input_ids": [1, 2, 3, 4, 5, 6, *[PAD] * 6],
         "cu_seqlens": [0, 0, 0, 3, 4, 6, 10, 12],
         "token_type_ids": [0, 0, 1, *[0] * 9],
         "attended_mask": [1, 1, 1, 1, 1, 0, *[1] * 6],
         "prompt_length": [0, 0, 1, 0, 2, 0, 0],
     }
-    assert BOUND_LAYOUTS["packed"].first_row(bucket, TEXTS) == 2
+
+
+@pytest.mark.parametrize("bucket", [Bucket(max_length=4, batch_size=5), packed_bucket(12, 4, 4)], ids=str)
+def test_token_types_that_are_zeros_stay_and_others_do_not(bucket):
+    names = ("input_ids", "token_type_ids", *(("cu_seqlens",) if bucket.layout == "packed" else ()))
+    arrays = build_arrays(graph(*((name, "int64") for name in names)), bucket)
+    fill_layout, types = BOUND_LAYOUTS[bucket.layout].fill, arrays["token_type_ids"]
+    seen = []
+    for texts in (TEXTS[1:], TEXTS, TEXTS[1:], TEXTS[1:]):
+        seen.append(("token_type_ids" in fill_layout(arrays, bucket, texts, PAD).changed, int(types.sum())))
+    assert seen == [(False, 0), (True, 1), (True, 0), (False, 0)]
 
 
 def test_packed_padding_stands_in_texts_as_short_as_the_kernels_blocks():
@@ -77,8 +91,7 @@ def test_packed_padding_stands_in_texts_as_short_as_the_kernels_blocks():
     for num_texts in (1, 20, 500):
         bucket = packed_bucket(3000, 1000, num_texts)
         arrays = {"cu_seqlens": np.zeros(bucket.batch_size + 1, dtype=np.int64)}
-        BOUND_LAYOUTS["packed"].fill(arrays, bucket, texts, PAD)
-        first = BOUND_LAYOUTS["packed"].first_row(bucket, texts)
+        first = BOUND_LAYOUTS["packed"].fill(arrays, bucket, texts, PAD).first_row
         assert arrays["cu_seqlens"][first : first + 2].tolist() == [0, 100]
         assert arrays["cu_seqlens"][-1] == 3000
         bounds[num_texts] = np.diff(arrays["cu_seqlens"][first + 1 :]).max()
@@ -87,7 +100,7 @@ def test_packed_padding_stands_in_texts_as_short_as_the_kernels_blocks():
 
 def test_packed_without_padding():
     bucket = Bucket(max_length=3, batch_size=3, num_tokens=6)
-    assert fill(bucket, ("cu_seqlens",)) == {"cu_seqlens": [0, 3, 4, 6]}
+    assert fill(bucket, ("cu_seqlens",)) == (0, {"cu_seqlens": [0, 3, 4, 6]})
 
 
 def test_arrays_have_the_graphs_types():

@@ -233,9 +233,7 @@ def test_an_empty_matrix_is_refused(shape: tuple[int, int]) -> None:
         ({"activation": 2**32}, 4, "no such activation"),
     ],
 )
-def test_gates_and_activations_that_are_none_are_refused(
-    options: dict[str, int], columns: int, message: str
-) -> None:
+def test_gates_and_activations_that_are_none_are_refused(options: dict[str, int], columns: int, message: str) -> None:
     inputs = {"rows": rows_of(3, 4), "weights": rows_of(4, columns)}
     with pytest.raises((Fail, RuntimeException), match=message):
         native_session(FUSED.matmul, inputs, {"activation": 0, "gate": 0, **PLAIN, **options}, ("rows",))

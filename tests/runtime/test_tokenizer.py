@@ -3,11 +3,12 @@ import threading
 import msgspec
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 
 from poolgraph.errors import ArtifactError, InputError
 from poolgraph.graphs.manifest import Pooler, Tokenization, parse_manifest
-from poolgraph.runtime.tokenizer import TextTokenizer, load_tokenizer
+from poolgraph.runtime.tokenizer import TextTokenizer
+from poolgraph.runtime.tokenizer_file import load_tokenizer, types_texts
 
 CLS, SEP, UNK, FIRST_WORD, LIMIT = 2, 3, 1, 4, 16
 TOO_LONG = (
@@ -42,11 +43,27 @@ def test_baked_in_truncation_and_padding_are_off(tokenizer):
     assert encoded[0].token_type_ids is None
 
 
-def test_token_types_where_the_model_has_them(artifact, manifest):
+def test_token_types_where_texts_have_other_than_zeros(artifact, manifest, tmp_path):
+    """As XLNet's tokenizer, whose last token is of a type of its own; BERT's has zeros for a single text."""
     with_types = msgspec.structs.replace(manifest, tokenization=Tokenization(pad_token_id=0, needs_token_type_ids=True))
-    tokenizer = TextTokenizer(artifact, with_types)
-    np.testing.assert_array_equal(tokenizer.encode(["w0"])[0].token_type_ids, [0, 0, 0])
-    np.testing.assert_array_equal(tokenizer.encode_ids([5]).token_type_ids, [0])
+    plain = TextTokenizer(artifact, with_types)
+    assert plain.has_token_types
+    assert plain.encode(["w0"])[0].token_type_ids is plain.encode_ids([5]).token_type_ids is None
+    backend = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS]:2 $A:0 [SEP]:0", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    own = TextTokenizer(tmp_path, with_types)
+    (text,) = own.encode(["w0 w1"])
+    np.testing.assert_array_equal(text.token_type_ids, [2, 0, 0, 0])
+    ((window,),) = own.locate(["w0 w1"])
+    np.testing.assert_array_equal(window.token_type_ids, [2, 0, 0, 0])
+    assert TextTokenizer(tmp_path, manifest).encode(["w0"])[0].token_type_ids is None
+
+
+def test_a_vocabulary_without_the_words_that_are_tried_may_have_token_types():
+    assert types_texts(Tokenizer(models.WordLevel({"x": 0}, unk_token="[UNK]")))
 
 
 def test_without_special_tokens(tokenizer):
