@@ -170,6 +170,18 @@ def test_large_packed_buckets_are_for_many_short_texts_or_for_few_long_ones(max_
     assert most > 500, "what is short has slots enough"
 
 
+@pytest.mark.parametrize("max_model_len", [512, 8192])
+def test_texts_of_some_length_do_not_bring_back_the_rows_of_short_ones(max_model_len):
+    buckets = plan_buckets(BucketBudget(max_model_len=max_model_len), "packed")
+    rows = {}
+    for length in (16, 100, 512):
+        batches = assign_texts([length] * (16384 // length), buckets)
+        rows[length] = max(batch.bucket.batch_size for batch in batches)
+        assert count_padding(batches).waste < 0.01
+    assert rows[16] > 1024
+    assert rows[100] == rows[512] < 300
+
+
 def test_many_texts_are_cut_like_few():
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4, 0.8, 5000), 3, 512).astype(int).tolist()
