@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +21,9 @@ from poolgraph.runtime.attention_route import warn_of_slow_attention
 from poolgraph.runtime.bound_executor import BoundExecutor, WarmUp, build_bound_executor
 from poolgraph.runtime.buckets import Bucket, Padding
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
-from poolgraph.runtime.executor import BatchAnswer, Executor, Progress, Slots
+from poolgraph.runtime.executor import BatchAnswer, Executor, Progress, Slots, serialize_progress
 from poolgraph.runtime.loading import BucketWish, check_count, check_name, open_sessions, resolve_directory
-from poolgraph.runtime.pipeline import FIRST_BOUND_WINDOW, encode_windows
+from poolgraph.runtime.pipeline import BOUND_WINDOWS_AHEAD, FIRST_BOUND_WINDOW, encode_windows, run_ahead
 from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.providers import CPU_PROVIDER, Wish, check_verified
 from poolgraph.runtime.runner import build_runner
@@ -30,6 +32,8 @@ from poolgraph.runtime.texts import resolve_texts, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.runtime.tuning import Tuning, load_tuning
 from poolgraph.tasks import TASK_FAMILY
+
+RawAnswer = TypeVar("RawAnswer")
 
 
 class LoadedModel:
@@ -207,6 +211,40 @@ class LoadedModel:
             )
 
         yield from encode_windows(texts, encode, self.first_window)
+
+    @contextmanager
+    def _run_windows(
+        self,
+        windows: Generator[tuple[int, Sequence[EncodedText]], None, None],
+        run: Callable[..., RawAnswer],
+        *,
+        num_items: int,
+        first_index: int = 0,
+        on_progress: Progress | None,
+    ) -> Iterator[Iterator[tuple[int, Sequence[EncodedText], RawAnswer]]]:
+        """Hand out tokenized windows with their raw answers, in order.
+
+        Args:
+            windows: Of ``encode_windows``; closed at the end.
+            run: ``run_sequence`` or ``run_token`` of the executor.
+            num_items: Texts of all windows.
+            first_index: Index of the first text in the caller's own list, for messages.
+            on_progress: Called with the number of texts that each finished batch adds, never twice at a time.
+        """
+        is_one = self.first_window is None or num_items <= self.first_window
+        ahead = 0 if is_one else BOUND_WINDOWS_AHEAD
+        report = serialize_progress(on_progress)
+
+        def answer(window: tuple[int, Sequence[EncodedText]], stopped: threading.Event) -> RawAnswer:
+            def report_unless_stopped(num_texts: int) -> None:
+                if stopped.is_set():
+                    raise CancelledError  # between two batches: a window may take minutes
+                report(num_texts)
+
+            return run(window[1], on_progress=report_unless_stopped, first_index=first_index + window[0])
+
+        with closing(windows), closing(run_ahead(windows, answer, ahead=ahead)) as answers:
+            yield ((first, window, raw) for (first, window), raw in answers)
 
     def check_task(self, task: str) -> None:
         """Check that the artifact answers a pooling task and that the variant has the graph for it.

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
 WINDOW_TEXTS: Final = 4096
+"""Texts tokenized and planned together: bounds memory, and is enough for batches of equal length to fill."""
 
 FIRST_BOUND_WINDOW: Final = 512
 """A GPU answers a window in the time that the next one of twice as many texts is tokenized in, or sooner."""
-"""Texts tokenized and planned together: bounds memory, and is enough for batches of equal length to fill."""
+
+BOUND_WINDOWS_AHEAD: Final = 1
+"""Windows that run on a GPU beside the one whose answer the caller waits for."""
 
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 Encoded = TypeVar("Encoded")
 Item_contra = TypeVar("Item_contra", contravariant=True)
 Encoded_co = TypeVar("Encoded_co", covariant=True)
@@ -109,6 +114,39 @@ def encode_windows(
                 following, stop = bounds[place + 1]
                 pending = pool.submit(encode, items[following:stop], first_index=following)
             yield start, encoded
+
+
+def run_ahead(
+    windows: Iterable[Item], run: Callable[[Item, threading.Event], Answer], *, ahead: int
+) -> Generator[tuple[Item, Answer], None, None]:
+    """Yield each window with its answer, in order, while up to ``ahead`` further ones run in threads of their own.
+
+    A device that answers faster than its caller thinks would else wait at the end of each window: for the last batch,
+    for what the caller makes of the answer, for the plan of the next window.
+
+    Args:
+        windows: What is run.
+        run: Runs one; the event is set when nobody waits for its answer any more.
+        ahead: 0 runs each in the caller's thread.
+    """
+    stopped = threading.Event()
+    if ahead == 0:
+        for window in windows:
+            yield window, run(window, stopped)
+        return
+    with ThreadPoolExecutor(ahead + 1, thread_name_prefix="poolgraph-window") as pool:
+        under_way: deque[tuple[Item, Future[Answer]]] = deque()
+        try:
+            for window in windows:
+                under_way.append((window, pool.submit(run, window, stopped)))
+                if len(under_way) > ahead:
+                    first, answer = under_way.popleft()
+                    yield first, answer.result()
+            while under_way:
+                first, answer = under_way.popleft()
+                yield first, answer.result()
+        finally:
+            stopped.set()
 
 
 def plan_windows(num_items: int, first: int, most: int) -> list[tuple[int, int]]:

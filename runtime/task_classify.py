@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,9 +92,11 @@ class ClassifyTasks(LoadedModel):
         answers = np.empty((len(texts), self.manifest.pooler.embedding_size), dtype=np.float32)
         num_cut = 0
         windows = self._encode_first_and_second(texts, text_pairs, truncate=truncate, first_index=first_index)
-        with closing(windows):
-            for first, window in windows:
-                raw = self._executor.run_sequence(window, on_progress=on_progress, first_index=first_index + first)
+        run = self._executor.run_sequence
+        with self._run_windows(
+            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
+        ) as found:
+            for first, window, raw in found:
                 answers[first : first + len(window)] = finish_rows(raw, finish)
                 num_cut += count_cut(window)
         return answers, num_cut
@@ -185,9 +186,12 @@ class ClassifyTasks(LoadedModel):
         )
         answers: list[NDArray[np.float32]] = []
         num_cut = 0
-        with closing(self._encode_windows(texts, "", truncate=truncate, first_index=first_index)) as windows:
-            for first, window in windows:
-                raw = self._executor.run_token(window, on_progress=on_progress, first_index=first_index + first)
+        windows = self._encode_windows(texts, "", truncate=truncate, first_index=first_index)
+        run = self._executor.run_token
+        with self._run_windows(
+            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
+        ) as found:
+            for _, window, raw in found:
                 answers += [finish_tokens(rows, text, finish) for rows, text in zip(raw, window, strict=True)]
                 num_cut += count_cut(window)
         return answers, num_cut

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,9 +88,12 @@ class EmbedTasks(LoadedModel):
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         answers = np.empty((len(texts), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
         num_cut = 0
-        with closing(self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)) as windows:
-            for first, window in windows:
-                raw = self._executor.run_sequence(window, on_progress=on_progress, first_index=first_index + first)
+        windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
+        run = self._executor.run_sequence
+        with self._run_windows(
+            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
+        ) as found:
+            for first, window, raw in found:
                 answers[first : first + len(window)] = finish_embeddings(raw, normalize=unit, dimensions=dimensions)
                 num_cut += count_cut(window)
         return answers, num_cut
@@ -133,9 +135,12 @@ class EmbedTasks(LoadedModel):
         answers: list[NDArray[np.float32]] = []
         num_cut = 0
         windows = self._encode_windows(resolved, prefix, truncate=truncate)
-        with progress_bar(len(resolved), shown=progress) as on_progress, closing(windows):
-            for first, window in windows:
-                raw = self._executor.run_token(window, on_progress=on_progress, first_index=first)
+        run = self._executor.run_token
+        with (
+            progress_bar(len(resolved), shown=progress) as on_progress,
+            self._run_windows(windows, run, num_items=len(resolved), on_progress=on_progress) as found,
+        ):
+            for _, window, raw in found:
                 answers += [finish_embeddings(rows, normalize=unit, dimensions=dimensions) for rows in raw]
                 num_cut += count_cut(window)
         warn_of_cuts(num_cut, len(resolved), self.manifest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,9 +119,12 @@ class LateInteractionTasks(LoadedModel):
         unit = choose_norm(self.manifest, normalize)
         answers: list[NDArray[np.float32]] = []
         num_cut = 0
-        with closing(self._side_windows(rules, texts, truncate, first_index)) as windows:
-            for first, window in windows:
-                raw = self._executor.run_token(window, on_progress=on_progress, first_index=first_index + first)
+        windows = self._side_windows(rules, texts, truncate, first_index)
+        run = self._executor.run_token
+        with self._run_windows(
+            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
+        ) as found:
+            for _, window, raw in found:
                 answers += [
                     finish_embeddings(rows[scored_tokens(rules, text.input_ids)], normalize=unit, dimensions=dimensions)
                     for rows, text in zip(raw, window, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -265,6 +264,9 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             (num_pairs,), in order; a pair's bits do not depend on the other pairs.
         """
         raw = self._executor.run_sequence(encoded, on_progress=on_progress, first_index=first_index)
+        return self._finish_pairs(raw, use_activation)
+
+    def _finish_pairs(self, raw: NDArray[np.float32], use_activation: bool | None) -> NDArray[np.float32]:
         return finish_logits(raw, choose_activation(self.manifest.pooler, use_activation))[:, 0]
 
     def _score(
@@ -303,11 +305,11 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
 
         scores = np.empty(len(pairs), dtype=np.float32)
         num_cut = 0
-        with closing(encode_windows(pairs, encode, self.first_window)) as windows:
-            for first, window in windows:
-                scores[first : first + len(window)] = self.run_pairs(
-                    window, use_activation=use_activation, on_progress=on_progress, first_index=first
-                )
+        windows = encode_windows(pairs, encode, self.first_window)
+        run = self._executor.run_sequence
+        with self._run_windows(windows, run, num_items=len(pairs), on_progress=on_progress) as found:
+            for first, window, raw in found:
+                scores[first : first + len(window)] = self._finish_pairs(raw, use_activation)
                 num_cut += count_cut(window) if options.truncate_to is not None else 0
         limit = self.tokenizer.max_model_len
         return _Scores(scores, num_cut, f"{num_cut} of {len(pairs)} pairs were longer than {limit} tokens and were cut")

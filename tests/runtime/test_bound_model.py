@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 import time
 import warnings
 import weakref
@@ -14,8 +15,9 @@ from bound_graphs import add_to_artifact, reference, reference_rows
 
 from poolgraph.errors import ArtifactError, InputError, SessionError
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.runtime import bound_executor, loaded, loading, session
+from poolgraph.runtime import bound_executor, loaded, loading, session, task_embed
 from poolgraph.runtime.bound_executor import BoundExecutor
+from poolgraph.runtime.bound_slot import BoundSlot
 from poolgraph.runtime.bucket_file import encode_buckets
 from poolgraph.runtime.buckets import Bucket, packed_bucket
 from poolgraph.runtime.loading import BucketWish, resolve_settings, tensorrt_folder
@@ -222,3 +224,50 @@ def test_a_load_that_fails_keeps_no_session_though_its_traceback_is_kept(bound, 
     with pytest.raises(KeyboardInterrupt):
         load(bound, "padded")
     assert not any(one() for one in opened)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_window_runs_while_the_answer_of_the_one_before_is_finished(bound, layout, monkeypatch):
+    """On the code before, no batch of a window ran before the caller was through with the last one."""
+    ran, seen = [], threading.Event()
+    monkeypatch.setattr(loaded, "FIRST_BOUND_WINDOW", 7)
+    finish = task_embed.finish_embeddings
+
+    def finish_slowly(raw, **options):
+        if not ran:
+            ran.append(len(raw))
+            assert seen.wait(10), "the second window is under way"
+        return finish(raw, **options)
+
+    run_sequence = BoundExecutor.run_sequence
+
+    def watched(executor, encoded, **options):
+        if options["first_index"]:
+            seen.set()
+        return run_sequence(executor, encoded, **options)
+
+    monkeypatch.setattr(BoundExecutor, "run_sequence", watched)
+    monkeypatch.setattr(task_embed, "finish_embeddings", finish_slowly)
+    told = []
+    with load(bound, layout) as model:
+        expected = np.stack([reference(text) for text in model.tokenizer.encode(TEXTS)])
+        found, _ = model.embed_chunk(TEXTS, normalize=False, on_progress=told.append)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert sum(told) == len(TEXTS)
+
+
+def test_a_caller_that_stops_waits_for_no_more_than_the_batches_under_way(bound, monkeypatch):
+    monkeypatch.setattr(loaded, "FIRST_BOUND_WINDOW", 5)
+    runs = []
+    run = BoundSlot.run
+    monkeypatch.setattr(BoundSlot, "run", lambda slot: (runs.append(slot), time.sleep(0.02), run(slot)))
+
+    def stop(num_texts):
+        raise KeyboardInterrupt
+
+    with load(bound, "padded", buckets=[Bucket(max_length=16, batch_size=1)]) as model:
+        runs.clear()
+        with pytest.raises(KeyboardInterrupt):
+            model.embed_chunk(TEXTS * 20, on_progress=stop)
+        assert len(runs) < 12
+        assert len(model.embed(TEXTS)) == len(TEXTS)

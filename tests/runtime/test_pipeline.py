@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from poolgraph.runtime.pipeline import CallCounter, encode_windows, plan_windows, run_side_by_side
+from poolgraph.runtime.pipeline import CallCounter, encode_windows, plan_windows, run_ahead, run_side_by_side
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,73 @@ def test_calls_are_counted():
     assert (calls.enter(), calls.enter()) == (1, 2)
     calls.leave()
     assert calls.enter() == 2
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_answers_come_in_order_however_many_windows_run_ahead(ahead):
+    threads = set()
+
+    def run(window, _stopped):
+        threads.add(threading.current_thread())
+        time.sleep(0.003 * (window % 3))
+        return window * window
+
+    assert list(run_ahead(range(9), run, ahead=ahead)) == [(window, window * window) for window in range(9)]
+    assert (threading.current_thread() in threads) == (ahead == 0)
+
+
+def test_the_next_window_runs_while_the_caller_thinks():
+    started = threading.Event()
+
+    def run(window, _stopped):
+        if window == 1:
+            started.set()
+        return window
+
+    answers = run_ahead(range(3), run, ahead=1)
+    assert next(answers) == (0, 0)
+    assert started.wait(10)
+    answers.close()
+
+
+def test_no_more_windows_are_taken_than_run():
+    taken = []
+
+    def windows():
+        for window in range(9):
+            taken.append(window)
+            yield window
+
+    for window, _ in run_ahead(windows(), lambda window, _stopped: window, ahead=1):
+        assert len(taken) <= window + 2
+
+
+def test_an_error_of_a_window_that_runs_ahead_arrives_behind_the_answers_before_it():
+    def run(window, _stopped):
+        if window == 2:
+            raise ValueError("third")
+        return window
+
+    seen = []
+    with pytest.raises(ValueError, match="third"):
+        seen.extend(window for window, _ in run_ahead(range(9), run, ahead=1))
+    answers = run_ahead(range(9), run, ahead=1)
+    assert [next(answers)[0], next(answers)[0]] == [0, 1]
+    with pytest.raises(ValueError, match="third"):
+        next(answers)
+
+
+def test_windows_that_run_ahead_are_told_when_the_caller_stops_and_have_ended():
+    running = []
+
+    def run(window, stopped):
+        running.append(window)
+        if window:
+            assert stopped.wait(10)
+        running.remove(window)
+        return window
+
+    answers = run_ahead(range(9), run, ahead=1)
+    next(answers)
+    answers.close()
+    assert running == []
