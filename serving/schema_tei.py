@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
+from poolgraph.runtime.tokenization import TruncationSide
 from poolgraph.serving.schema_embeddings import Dimensions
 
 TeiInput = str | list[str | int | list[int]]
 """A text, the token ids of one, or a list of both."""
 
 Direction = Literal["Left", "Right", "left", "right"]
+
+TRUNCATION_SIDES: Final[dict[str, TruncationSide]] = {"left": "left", "right": "right"}
+"""By a direction in lower case."""
 
 
 class TeiEmbedRequest(msgspec.Struct, kw_only=True):
