@@ -57,3 +57,6 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     }
 )
 """Default pooling: vLLM's class defaults (CLS for the BERT and RoBERTa families, LAST for decoders)."""
+
+COUNTED_POSITIONS = frozenset({"CamembertModel", "Data2VecTextModel", "RobertaPreLayerNormModel", "XLMRobertaXLModel"})
+"""Classes without a row whose positions are counted as RoBERTa's."""

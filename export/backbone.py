@@ -13,7 +13,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from poolgraph.errors import PoolgraphError, UnsupportedArchitecture
-from poolgraph.export.architectures import ARCHITECTURES, Architecture
+from poolgraph.export.architectures import ARCHITECTURES, COUNTED_POSITIONS, Architecture, PositionRule
 from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.layout_table import LAYOUTS
 from poolgraph.export.layouts import Layout, Weights, convert_weights, find_layout
@@ -120,7 +120,7 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
         config=config,
         architecture=name if form == "embedding" else architecture,
         form=form,
-        row=ARCHITECTURES.get(name) or Architecture(family="interface", pooling=_default_pooling(config)),
+        row=ARCHITECTURES.get(name) or _unlisted(name, config),
         model_class=model_class,
         layout=layout,
     )
@@ -186,6 +186,11 @@ def class_for_task(config: PretrainedConfig, task: str) -> str | None:
     except KeyError:
         return None
     return str((found[0] if isinstance(found, tuple) else found).__name__)
+
+
+def _unlisted(name: str, config: PretrainedConfig) -> Architecture:
+    positions: PositionRule = "offset" if name in COUNTED_POSITIONS else "absolute"
+    return Architecture(family="interface", pooling=_default_pooling(config), positions=positions)
 
 
 def _default_pooling(config: PretrainedConfig) -> str:

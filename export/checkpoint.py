@@ -132,10 +132,24 @@ def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoin
     """
     folder = check_model_path(model)
     if folder.is_dir():
+        check_merged(folder)
         if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
             raise InputError(f"{folder} has neither config.json nor modules.json, so it is not a checkpoint")
         return Checkpoint(folder=folder, model=folder.resolve().name, revision=revision)
     return Checkpoint(folder=_download(str(model), revision), model=str(model), revision=revision)
+
+
+def check_merged(folder: Path) -> None:
+    """Check that a folder holds whole weights, not an adapter beside or in place of them.
+
+    Raises:
+        InputError: it has an adapter of peft's.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{folder} holds an adapter (adapter_config.json): merge it into the model, with merge_and_unload() of "
+            "peft, and export what save_pretrained() then writes"
+        )
 
 
 def _download(model: str, revision: str | None) -> Path:

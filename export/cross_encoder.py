@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
-from poolgraph.export.sentence_transformers import SentenceTransformer
+from poolgraph.export.sentence_transformers import SentenceTransformer, find_transformer_file, read_pair_transformer
 
 TASKS = ("sequence-classification", "text-generation")
 """What the Transformer module of a CrossEncoder runs."""
@@ -20,9 +21,7 @@ class _Module(msgspec.Struct, frozen=True):
     path: str
 
 
-class _Transformer(msgspec.Struct, frozen=True):
-    max_seq_length: int | None = None
-    do_lower_case: bool | None = None
+class _Task(msgspec.Struct, frozen=True):
     transformer_task: str = "sequence-classification"
 
 
@@ -38,10 +37,12 @@ class CrossEncoder:
     Attributes:
         sentence_transformer: Limits and prompts; no pooling and no head.
         token_ids: Rows of the language-model head: (false, true), or (true,) alone; empty for a classifier.
+        renders: Whether pairs go through the tokenizer's chat template.
     """
 
     sentence_transformer: SentenceTransformer
     token_ids: tuple[int, ...] = ()
+    renders: bool = False
 
 
 def parse_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder | None:
@@ -60,18 +61,33 @@ def parse_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder | None:
             f"modules.json of this CrossEncoder has the modules {kinds}; those that are compiled are a Transformer in "
             "the checkpoint's own folder, alone or with a LogitScore after it"
         )
-    file = "sentence_bert_config.json"
-    transformer = _convert(checkpoint.read_json(file) or {}, _Transformer, file)
-    if transformer.transformer_task not in TASKS:
-        raise ExportError(f"{file} has transformer_task {transformer.transformer_task!r}; compiled are {list(TASKS)}")
+    file = find_transformer_file(checkpoint, "")
+    task = _convert(checkpoint.read_json(file) or {} if file else {}, _Task, str(file)).transformer_task
+    if task not in TASKS:
+        raise ExportError(f"{file} has transformer_task {task!r}; compiled are {list(TASKS)}")
+    transformer = read_pair_transformer(checkpoint)
+    prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
+    _check_prompt(settings.get("default_prompt_name"), prompts)
     return CrossEncoder(
         sentence_transformer=SentenceTransformer(
-            max_seq_length=transformer.max_seq_length,
+            max_seq_length=transformer.limit,
             do_lower_case=bool(transformer.do_lower_case),
-            prompts={name: text for name, text in (settings.get("prompts") or {}).items() if text},
+            prompts=prompts,
+            config_options=transformer.config_options,
+            tokenizer_options=transformer.tokenizer_options,
         ),
         token_ids=_read_logit_score(checkpoint, modules[1].path) if len(modules) > 1 else (),
+        renders="message" in (transformer.modality_config or {}),
     )
+
+
+def _check_prompt(name: Any, prompts: Mapping[str, str]) -> None:
+    """Refuse a prompt that every pair would begin with: pairs have no prompts here."""
+    if name in prompts:
+        raise ExportError(
+            f"config_sentence_transformers.json names the default prompt {name!r}, which this CrossEncoder puts before "
+            "every pair; prompts of pairs are not compiled. Write it into a score template, or remove it"
+        )
 
 
 def _read_logit_score(checkpoint: Checkpoint, path: str) -> tuple[int, ...]:

@@ -200,11 +200,15 @@ def _build(step: HeadStep) -> nn.Module:
 
 
 def _build_dense(config: Mapping[str, Any]) -> Dense:
+    name, width = config.get("activation_function", DEFAULT_ACTIVATION), int(config["out_features"])
+    activation = build_activation(name)
+    if isinstance(activation, nn.GLU):
+        raise ExportError(f"the activation {name} of a Dense module halves its width, which is not compiled")
     return Dense(
         int(config["in_features"]),
-        int(config["out_features"]),
+        width,
         bias=bool(config.get("bias", True)),
-        activation=build_activation(config.get("activation_function", DEFAULT_ACTIVATION)),
+        activation=activation,
         use_residual=bool(config.get("use_residual", False)),
     )
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from poolgraph.errors import ExportError, InputError, TaskNotSupported
 from poolgraph.export.backbone import Backbone, find_backbone
-from poolgraph.export.checkpoint import Checkpoint
+from poolgraph.export.checkpoint import Checkpoint, check_merged
 from poolgraph.export.cross_encoder import CrossEncoder, parse_cross_encoder
 from poolgraph.export.head import HeadPlan
 from poolgraph.export.late_interaction import parse_late_interaction
@@ -90,7 +90,8 @@ class ExportPlan:
     @property
     def has_token_types(self) -> bool:
         """Whether texts of a pair are told apart by token types."""
-        return getattr(self.config, "type_vocab_size", 0) > 1
+        has_types = getattr(self.config, "type_vocab_size", 0) > 1
+        return has_types and "token_type_ids" in self.tokenizer.model_input_names
 
     @property
     def sequence_size(self) -> int | None:
@@ -163,6 +164,7 @@ def resolve_plan(
     late = _late_interaction(checkpoint, options)
     sentence = late.sentence_transformer if late is not None else _sentence_files(checkpoint, cross)
     folder = checkpoint.folder / sentence.transformer_path
+    check_merged(folder)
     overrides = {**sentence.config_options, **options.hf_overrides}
     backbone = find_backbone(folder, overrides, trust_remote_code=trust_remote_code)
     if late is None and cross is None:
@@ -191,7 +193,7 @@ def resolve_plan(
         options=options,
         targets=chosen,
         limits=Limits(max_model_len=1, vocab_size=int(backbone.config.vocab_size)),
-        template=choose_template(options, head, backbone.config, checkpoint, tokenizer),
+        template=choose_template(options, head, backbone.config, checkpoint, tokenizer, cross),
         late=late,
     )
     plan = replace(plan, limits=resolve_limits(plan))

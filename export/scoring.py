@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from poolgraph.errors import TaskNotSupported
 from poolgraph.export.checkpoint import Checkpoint
+from poolgraph.export.cross_encoder import CrossEncoder
 from poolgraph.export.head import HeadPlan
 from poolgraph.export.language_model_head import find_reranker
 from poolgraph.export.options import ExportOptions
@@ -28,11 +29,14 @@ def choose_template(
     config: PretrainedConfig,
     checkpoint: Checkpoint,
     tokenizer: PreTrainedTokenizerBase,
+    cross: CrossEncoder | None = None,
 ) -> str | None:
     """Return the text of the score template: the caller's, the checkpoint's own, or the published one of its kind.
 
+    Files of a CrossEncoder say that pairs go through the tokenizer's chat template: then none is guessed.
+
     Raises:
-        TaskNotSupported: a causal model that is to score, and no template is known.
+        TaskNotSupported: a model that scores through a template, and none is known.
     """
     if head.kind != "logits" or head.pooling is None:
         return None
@@ -41,13 +45,16 @@ def choose_template(
     own = _checkpoint_template(checkpoint, tokenizer)
     if own is not None:
         return own
-    name = _published_name(config, head)
+    name = _published_name(config, head) if cross is None else None
     if name is not None:
         return resolve_template(name).source
-    if is_causal(head) and (head.converted or options.task == "score"):
+    renders = cross is not None and cross.renders
+    if renders or (is_causal(head) and (head.converted or options.task == "score")):
+        who = "this CrossEncoder renders pairs" if renders else "a causal model scores a query and a document"
         raise TaskNotSupported(
-            "a causal model scores a query and a document through a score template, and none is known for this "
-            f"checkpoint: give --score-template with a file or one of {', '.join(sorted(TEMPLATES))}"
+            f"{who} through a score template, and none is known for this checkpoint, whose chat template is not for "
+            "the roles query and document: give --score-template with a file or one of "
+            f"{', '.join(sorted(TEMPLATES))}"
         )
     return None
 

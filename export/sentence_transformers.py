@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -30,8 +31,28 @@ MULTI_VECTOR_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "MultiVe
 
 HIDDEN_STATE = "last_hidden_state"
 
-IGNORED_OPTIONS = frozenset({"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "device_map"})
-"""Arguments that say how torch runs the model, not what it computes; code is trusted by the caller alone."""
+IGNORED_OPTIONS = frozenset(
+    {
+        "trust_remote_code",
+        "torch_dtype",
+        "dtype",
+        "attn_implementation",
+        "device_map",
+        "low_cpu_mem_usage",
+        "use_safetensors",
+        "add_pooling_layer",
+    }
+)
+"""Arguments that say how torch loads and runs the model, not what it computes; code is trusted by the caller alone."""
+
+SIMILARITY_FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
+
+ALWAYS_PROMPTS = ("query", "document")
+"""Prompts that sentence-transformers has of every model, empty where the files do not say."""
+
+SIDE_OPTIONS = ("query_length", "document_length", "query_expansion")
+"""What a MultiVectorEncoder does to queries and documents; sentence-transformers 6 does it in encode_query and
+encode_document of every model, which have nothing of the kind here."""
 
 PUBLISHED_CODE = frozenset({"custom_st.Transformer"})
 """Modules of a checkpoint's own that do what sentence-transformers' of that name does (jina-embeddings-v3: it chooses
@@ -79,6 +100,26 @@ class _Transformer(msgspec.Struct, frozen=True):
     tokenizer_args: dict[str, Any] = {}
     processor_kwargs: dict[str, Any] = {}
     processing_kwargs: dict[str, Any] | None = None
+    tokenizer_name_or_path: str | None = None
+    query_length: int | None = None
+    document_length: int | None = None
+    query_expansion: Any = None
+
+    @property
+    def tokenizer_options(self) -> dict[str, Any]:
+        """Arguments of the tokenizer."""
+        return _without_ignored({**self.tokenizer_args, **self.processor_kwargs})
+
+    @property
+    def config_options(self) -> dict[str, Any]:
+        """Fields of config.json that are changed."""
+        return _without_ignored({**self.config_args, **self.config_kwargs})
+
+    @property
+    def limit(self) -> int | None:
+        """The longest text in tokens: the tokenizer's own argument goes before max_seq_length."""
+        declared = self.tokenizer_options.get("model_max_length")
+        return declared if isinstance(declared, int) and declared > 0 else self.max_seq_length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +185,7 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
     _check_order(kinds)
     pooling_path = modules[kinds.index("Pooling")].path if "Pooling" in kinds else None
     pooling = (read_form(checkpoint, f"{pooling_path}/config.json", dict[str, Any]) or {}) if pooling_path else {}
-    transformer = _read_transformer(checkpoint, modules[0].path)
+    transformer = _read_transformer(checkpoint, modules[0].path, multi_vector=multi_vector)
     settings = read_form(checkpoint, "config_sentence_transformers.json", _Settings) or _Settings()
     if multi_vector:
         # MultiVectorEncoder always has these two prompts, and knows no truncate_dim.
@@ -163,13 +204,13 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
             ),
             *_truncation(settings),
         ),
-        max_seq_length=transformer.max_seq_length,
+        max_seq_length=transformer.limit,
         do_lower_case=bool(transformer.do_lower_case),
-        prompts={name: prompt or "" for name, prompt in (settings.prompts or {}).items()},
+        prompts=_name_prompts(settings),
         default_prompt_name=settings.default_prompt_name,
-        similarity_fn_name=settings.similarity_fn_name or "cosine",
-        config_options=_without_ignored({**transformer.config_args, **transformer.config_kwargs}),
-        tokenizer_options=_without_ignored({**transformer.tokenizer_args, **transformer.processor_kwargs}),
+        similarity_fn_name=settings.similarity_fn_name or "cosine" if multi_vector else _choose_similarity(settings),
+        config_options=transformer.config_options,
+        tokenizer_options=transformer.tokenizer_options,
     )
 
 
@@ -218,11 +259,31 @@ def read_form(checkpoint: Checkpoint, name: str, form: type[_Form]) -> _Form | N
 
 def _check_default_prompt(settings: _Settings) -> None:
     name = settings.default_prompt_name
-    if name is not None and name not in (settings.prompts or {}):
+    if name is not None and name not in (*ALWAYS_PROMPTS, *(settings.prompts or ())):
         raise ExportError(
             f"config_sentence_transformers.json names the default prompt {name!r}, but has only the prompts "
             f"{sorted(settings.prompts or {})}"
         )
+
+
+def _name_prompts(settings: _Settings) -> dict[str, str]:
+    default = settings.default_prompt_name
+    always = {name: None for name in ALWAYS_PROMPTS if name == default}
+    return {name: prompt or "" for name, prompt in {**always, **(settings.prompts or {})}.items()}
+
+
+def _choose_similarity(settings: _Settings) -> str:
+    """Return the name of the similarity; of one that it does not know sentence-transformers takes the cosine."""
+    name = settings.similarity_fn_name
+    if name is None or name in SIMILARITY_FUNCTIONS:
+        return name or SIMILARITY_FUNCTIONS[0]
+    warnings.warn(
+        f"similarity_fn_name {name!r} is none of {list(SIMILARITY_FUNCTIONS)}; "
+        "cosine is taken, as by sentence-transformers",
+        UserWarning,
+        stacklevel=2,
+    )
+    return SIMILARITY_FUNCTIONS[0]
 
 
 def _module_kind(module: _Module, compiled: tuple[str, ...]) -> str:
@@ -274,12 +335,27 @@ def find_transformer_file(checkpoint: Checkpoint, path: str) -> str | None:
     return next((name for name in names if (checkpoint.folder / name).is_file()), None)
 
 
-def _read_transformer(checkpoint: Checkpoint, path: str) -> _Transformer:
+def _read_transformer(checkpoint: Checkpoint, path: str, *, multi_vector: bool) -> _Transformer:
     name = find_transformer_file(checkpoint, path)
     found = read_form(checkpoint, name, _Transformer) if name else None
     if found is None or name is None:
         return _Transformer()
     _check_transformer(found, name)
+    check_options(found, name, sides=multi_vector)
+    return found
+
+
+def read_pair_transformer(checkpoint: Checkpoint) -> _Transformer:
+    """Read the options of a CrossEncoder's Transformer module.
+
+    Raises:
+        ExportError: one that would change the answers.
+    """
+    name = find_transformer_file(checkpoint, "")
+    found = read_form(checkpoint, name, _Transformer) if name else None
+    if found is None or name is None:
+        return _Transformer()
+    check_options(found, name)
     return found
 
 
@@ -295,12 +371,37 @@ def _check_transformer(transformer: _Transformer, file: str) -> None:
     for key, (value, compiled) in asked.items():
         if value != compiled:
             raise ExportError(f"{file} has {key} {value!r}; only {compiled!r} can be compiled")
+    if "message" in (transformer.modality_config or {}):
+        raise ExportError(
+            f"{file} has the modality 'message': sentence-transformers renders every text through the tokenizer's chat "
+            "template, which is not compiled. Without 'message' in modality_config, texts are embedded as they are"
+        )
+
+
+def check_options(transformer: _Transformer, file: str, *, sides: bool = False) -> None:
+    """Check that the file asks for nothing that would change the answers.
+
+    Args:
+        transformer: The options.
+        file: Their file, for messages.
+        sides: Whether what it says of queries and documents is read.
+
+    Raises:
+        ExportError: it does.
+    """
     used = sorted(key for key, value in (transformer.processing_kwargs or {}).items() if value)
     if used:
         raise ExportError(f"{file} has processing_kwargs for {used}, which change how texts are tokenized; remove them")
     options = _without_ignored({**transformer.model_args, **transformer.model_kwargs})
     if options:
         raise ExportError(f"{file} gives the model the arguments {sorted(options)}, which cannot be compiled")
+    if transformer.tokenizer_name_or_path is not None:
+        raise ExportError(
+            f"{file} names another tokenizer, {transformer.tokenizer_name_or_path!r}; put its files into the checkpoint"
+        )
+    named = [] if sides else [name for name in SIDE_OPTIONS if getattr(transformer, name)]
+    if named:
+        raise ExportError(f"{file} has {named}, which are compiled for a MultiVectorEncoder alone; remove them")
 
 
 def _without_ignored(options: Mapping[str, Any]) -> dict[str, Any]:

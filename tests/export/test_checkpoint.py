@@ -198,3 +198,12 @@ def test_content_hash_covers_names_and_contents_and_nothing_else(tmp_path: Path)
     assert content_hash(tmp_path / "two") != first
     (tmp_path / "one" / "config.json").rename(tmp_path / "one" / "renamed.json")
     assert content_hash(tmp_path / "one") != first
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_an_adapter_is_no_checkpoint(tmp_path, config):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    if config:
+        (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an adapter"):
+        open_checkpoint(tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_heads import change_json, pair_tokenizer, plan_of, save_cross_encoder, save_logit_score, save_model
 
-from poolgraph.errors import ExportError
+from poolgraph.errors import ExportError, TaskNotSupported
 from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.cross_encoder import CrossEncoder, parse_cross_encoder
 
@@ -132,7 +132,7 @@ def test_tasks_of_the_transformer_that_are_not_compiled(copy: Path, task: str) -
 )
 def test_files_that_are_not_what_they_should_be(copy: Path, file: str, content: str) -> None:
     (copy / file).write_text(content)
-    with pytest.raises(ExportError, match=f"{file} is not what sentence-transformers writes"):
+    with pytest.raises(ExportError, match=rf"{file} (of checkpoint .m. )?is not what"):
         parse(copy)
 
 
@@ -171,3 +171,57 @@ def test_plan_of_a_language_model_that_scores(
     assert made.scoring is not None
     assert made.scoring.kind == "cross_encoder"
     assert made.template == pair_tokenizer().chat_template
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"processing_kwargs": {"text": {"max_length": 16}}}, r"processing_kwargs for \['text'\]"),
+        ({"model_kwargs": {"attention_type": "other"}}, r"the arguments \['attention_type'\]"),
+        ({"tokenizer_name_or_path": "other"}, "names another tokenizer"),
+    ],
+)
+def test_options_that_change_the_answers_are_refused(copy: Path, options: dict[str, Any], message: str) -> None:
+    change_json(copy / "sentence_bert_config.json", **options)
+    with pytest.raises(ExportError, match=message):
+        parse(copy)
+
+
+def test_options_of_tokenizer_and_model_are_read(copy: Path) -> None:
+    options = {"processor_kwargs": {"model_max_length": 16, "truncation_side": "left"}}
+    change_json(copy / "sentence_bert_config.json", **options, config_kwargs={"hidden_act": "relu"})
+    made = plan_of(copy)
+    assert (made.limits.max_model_len, made.tokenizer.truncation_side, made.config.hidden_act) == (16, "left", "relu")
+
+
+def test_options_in_the_file_of_another_name(copy: Path) -> None:
+    (copy / "sentence_bert_config.json").rename(copy / "sentence_roberta_config.json")
+    change_json(copy / "sentence_roberta_config.json", max_seq_length=24)
+    assert plan_of(copy).limits.max_model_len == 24
+
+
+@pytest.mark.parametrize(("name", "prompt", "refused"), [("rerank", "quick ", True), ("rerank", "", False)])
+def test_a_prompt_before_every_pair_is_refused(copy: Path, name: str, prompt: str, refused: bool) -> None:
+    change_json(copy / "config_sentence_transformers.json", prompts={name: prompt}, default_prompt_name=name)
+    if refused:
+        with pytest.raises(ExportError, match="the default prompt 'rerank'"):
+            parse(copy)
+    else:
+        assert parse(copy) is not None
+
+
+ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def test_no_template_is_guessed_where_the_files_say_that_pairs_are_rendered(tmp_path: Path) -> None:
+    """The published one of Qwen3 rerankers would be another."""
+    source = save_model(tmp_path / "source", "Qwen3Model", "Qwen3ForCausalLM", tokenizer=pair_tokenizer(ROLES))
+    saved = save_logit_score(tmp_path / "saved", source, true_token_id=70, false_token_id=71)
+    with pytest.raises(TaskNotSupported, match="CrossEncoder renders pairs through a score template"):
+        plan_of(saved)
+    assert plan_of(saved, score_template="qwen3_reranker").template is not None
+
+
+def test_a_tokenizer_that_gives_no_token_types(copy: Path) -> None:
+    change_json(copy / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
+    assert not plan_of(copy).has_token_types

@@ -266,3 +266,50 @@ def test_default_prompt_that_there_is_not(tmp_path: Path) -> None:
     settings = {"prompts": {"query": "query: "}, "default_prompt_name": "passage"}
     with pytest.raises(ExportError, match="passage"):
         parse(tmp_path, ["Transformer", "Pooling"], {"config_sentence_transformers.json": settings})
+
+
+# --- what would change the answers
+
+BERT_FILE = "sentence_bert_config.json"
+FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modality_config": {"text": FORWARD, "message": {**FORWARD, "format": "flat"}}}, "the modality 'message'"),
+        ({"query_length": 8, "document_length": 12}, r"has \['query_length', 'document_length'\]"),
+        ({"query_expansion": {"strategy": "fixed", "length": 12}}, r"has \['query_expansion'\]"),
+        ({"tokenizer_name_or_path": "other"}, "names another tokenizer, 'other'"),
+        ({"model_kwargs": {"attention_type": "other"}}, r"the model the arguments \['attention_type'\]"),
+    ],
+)
+def test_options_that_change_the_answers_are_refused_by_name(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        parse(tmp_path, ["Transformer", "Pooling"], {BERT_FILE: options})
+
+
+def test_options_that_change_nothing_are_passed_over(tmp_path: Path) -> None:
+    options = {"add_pooling_layer": False, "low_cpu_mem_usage": True, "use_safetensors": True}
+    files = {BERT_FILE: {"model_kwargs": options, "query_length": None, "query_expansion": None}}
+    assert parse(tmp_path, ["Transformer", "Pooling"], files).config_options == {}
+
+
+@pytest.mark.parametrize("name", ["processor_kwargs", "tokenizer_args"])
+def test_the_tokenizers_own_limit_goes_before_max_seq_length(tmp_path: Path, name: str) -> None:
+    files = {BERT_FILE: {"max_seq_length": 60, name: {"model_max_length": 20}}}
+    assert parse(tmp_path, ["Transformer", "Pooling"], files).max_seq_length == 20
+
+
+def test_a_similarity_that_is_not_known_is_the_cosine(tmp_path: Path) -> None:
+    settings = {"config_sentence_transformers.json": {"similarity_fn_name": "dot_product"}}
+    with pytest.warns(UserWarning, match="'dot_product' is none of"):
+        assert parse(tmp_path, ["Transformer", "Pooling"], settings).similarity_fn_name == "cosine"
+
+
+def test_a_default_prompt_that_every_model_has(tmp_path: Path) -> None:
+    settings = {"config_sentence_transformers.json": {"default_prompt_name": "document", "prompts": {"other": "x: "}}}
+    parsed = parse(tmp_path, ["Transformer", "Pooling"], settings)
+    assert (parsed.default_prompt_name, parsed.prompts) == ("document", {"document": "", "other": "x: "})

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parity_table import TOLERANCE, WORDS, largest_difference, record
-from tiny_heads import PAIR_TEMPLATE, pair_tokenizer, save_cross_encoder, save_logit_score, save_model
+from tiny_heads import PAIR_TEMPLATE, change_json, pair_tokenizer, save_cross_encoder, save_logit_score, save_model
 from torch import nn
 
 from poolgraph import PoolingModel, export_model
@@ -31,11 +31,23 @@ def save_pair_classifier(folder: Path, backbone: str, cls: str) -> Path:
     return save_model(folder, backbone, cls, num_labels=1)
 
 
+def save_without_types(folder: Path, source: Path) -> Path:
+    """CrossEncoder passes what the tokenizer's ``model_input_names`` name: here no token types of the pair."""
+    saved = save_cross_encoder(folder, source)
+    change_json(saved / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
+    return saved
+
+
 PAIR_ROWS = (
     PairRow(
         name="bert CrossEncoder",
         source=lambda folder: save_pair_classifier(folder, "BertModel", "BertForSequenceClassification"),
         save=save_cross_encoder,
+    ),
+    PairRow(
+        name="bert CrossEncoder without token types",
+        source=lambda folder: save_pair_classifier(folder, "BertModel", "BertForSequenceClassification"),
+        save=save_without_types,
     ),
     PairRow(
         name="roberta CrossEncoder",

@@ -36,6 +36,9 @@ def decoder_tokenizer() -> PreTrainedTokenizerBase:
 Tokenizer = Callable[[], PreTrainedTokenizerBase]
 UNKNOWN: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer]] = {
     "Albert": ("ForMaskedLM", {**ENCODER, "embedding_size": 24}, bert_tokenizer),
+    "Camembert": ("Model", {**ENCODER, "max_position_embeddings": LONGEST + 2}, bert_tokenizer),
+    "Data2VecText": ("Model", {**ENCODER, "max_position_embeddings": LONGEST + 2}, bert_tokenizer),
+    "RobertaPreLayerNorm": ("Model", {**ENCODER, "max_position_embeddings": LONGEST + 2}, bert_tokenizer),
     "Phi3": ("ForCausalLM", {**SIZES, "sliding_window": 48}, decoder_tokenizer),
     "Olmo2": ("ForCausalLM", SIZES, decoder_tokenizer),
     "EuroBert": ("ForMaskedLM", SIZES, decoder_tokenizer),

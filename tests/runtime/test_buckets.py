@@ -173,11 +173,9 @@ def test_large_packed_buckets_are_for_many_short_texts_or_for_few_long_ones(max_
 @pytest.mark.parametrize("max_model_len", [512, 8192])
 def test_texts_of_some_length_do_not_bring_back_the_rows_of_short_ones(max_model_len):
     buckets = plan_buckets(BucketBudget(max_model_len=max_model_len), "packed")
-    rows = {}
-    for length in (16, 100, 512):
-        batches = assign_texts([length] * (16384 // length), buckets)
-        rows[length] = max(batch.bucket.batch_size for batch in batches)
-        assert count_padding(batches).waste < 0.01
+    plans = {length: assign_texts([length] * (16384 // length), buckets) for length in (16, 100, 512)}
+    assert all(count_padding(batches).waste < 0.01 for batches in plans.values())
+    rows = {length: max(batch.bucket.batch_size for batch in batches) for length, batches in plans.items()}
     assert rows[16] > 1024
     assert rows[100] == rows[512] < 300
 
@@ -284,8 +282,7 @@ def test_halves_are_smaller_and_hold_the_longest_text(length, more, texts, is_pa
 
 def test_buckets_without_one():
     large, small, single = (Bucket(max_length=8, batch_size=size) for size in (4, 2, 1))
-    assert leave_out((large, small), large) == (small,)
-    assert leave_out((large,), large) == (small,)
+    assert leave_out((large, small), large) == leave_out((large,), large) == (small,)
     assert leave_out((single,), single) == leave_out((), single) == ()
 
 
