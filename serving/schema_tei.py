@@ -12,6 +12,7 @@ TeiInput = str | list[str | int | list[int]]
 """A text, the token ids of one, or a list of both."""
 
 Direction = Literal["Left", "Right", "left", "right"]
+"""The document has the first two, which are those of text-embeddings-inference."""
 
 
 class TeiEmbedRequest(msgspec.Struct, kw_only=True):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema_rs
 import pytest
+import schemathesis
 
 from poolgraph import __version__
 from poolgraph.serving.engine_errors import NotReady
@@ -169,3 +174,33 @@ def test_the_document_describes_what_is_decoded(make_site):
     assert references <= set(schemas)
     embeddings = document["paths"]["/v1/embeddings"]["post"]
     assert set(embeddings["responses"]) == {"200", "400", "404", "413", "415", "429", "500", "501", "503", "504"}
+
+
+def find_schemas(node: Any) -> Iterator[dict[str, Any]]:
+    """The parts of a document that describe a value's type."""
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from find_schemas(part)
+    if isinstance(node, dict) and isinstance(node.get("type", ""), str):
+        yield node
+
+
+def test_generators_of_clients_understand_the_document(make_site):
+    """What openapi-python-client 0.29 fails on: arrays of nothing, ``items: false``, values that differ in case."""
+    site = make_site("embedder", "classifier", "reranker")
+    document = site.get("/openapi.json").json()
+    schemathesis.openapi.from_asgi("/openapi.json", site.app).validate()
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate(schema | {"$schema": "https://json-schema.org/draft/2020-12/schema"})
+    found = list(find_schemas(document))
+    arrays = [schema for schema in found if schema.get("type") == "array"]
+    assert len(arrays) > 20
+    assert all(isinstance(schema.get("items", {}), dict) for schema in found)
+    assert all("items" in schema or "prefixItems" in schema for schema in arrays)
+    for schema in found:
+        values = [str(value).lower() for value in schema.get("enum", [])]
+        assert len(values) == len(set(values)), schema
+    schemas = document["components"]["schemas"]
+    assert schemas["TeiEmbedRequest"]["properties"]["truncation_direction"]["enum"] == ["Left", "Right"]
+    assert schemas["ChunkRange"]["properties"]["token_range"]["maxItems"] == 2
+    metrics = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    assert metrics == {"text/plain": {"schema": {"type": "string"}}}
