@@ -26,6 +26,7 @@ _PHRASES: Final[Mapping[int, str]] = {
 }
 _REF: Final = "#/components/schemas/{name}"
 _NO_WORD: Final = re.compile(r"\W+")
+_VARIABLE: Final = re.compile(r"{(\w+)}")
 _ATTRIBUTE: Final = re.compile(r"^(\w+): (.*)$")
 
 
@@ -66,13 +67,16 @@ def _describe(endpoint: Endpoint, body: Any, answer: Any) -> dict[str, Any]:
     content |= {kind: {"schema": _describe_body(kind)} for kind in endpoint.content_types}
     responses = {"200": {"description": "The answer", **({"content": content} if content else {})}}
     responses |= {str(status): _describe_error(status) for status in endpoint.statuses}
-    described = {
-        "operationId": endpoint.method.lower() + _NO_WORD.sub("_", endpoint.path),
+    described: dict[str, Any] = {
+        "operationId": endpoint.method.lower() + _NO_WORD.sub("_", endpoint.path).rstrip("_"),
         "summary": endpoint.summary,
         "description": inspect.getdoc(endpoint.function) or "",
         "tags": [endpoint.tag],
         "responses": responses,
     }
+    if names := _VARIABLE.findall(endpoint.path):
+        schema = {"type": "string"}
+        described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
     if body is not None:
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return described

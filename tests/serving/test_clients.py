@@ -77,13 +77,17 @@ def test_openai(server):
         assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
         floats = client.embeddings.create(input=TEXTS, model="plain", encoding_format="float")
         assert np.array([item.embedding for item in floats.data], dtype=np.float32).tobytes() == got.tobytes()
-        assert [model.id for model in client.models.list()] == ["plain", "reranker"]
+        listed = list(client.models.list())
+        assert [model.id for model in listed] == ["plain", "reranker"]
+        assert client.models.retrieve("reranker") == listed[1]
 
 
 def test_errors_reach_the_openai_client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.NotFoundError, match="The model `gpt` does not exist"):
             client.embeddings.create(input="w1", model="gpt")
+        with pytest.raises(openai.NotFoundError, match="The model `org/gpt` does not exist"):
+            client.models.retrieve("org/gpt")
         with pytest.raises(openai.BadRequestError, match="maximum context length is 40 tokens"):
             client.embeddings.create(input="w1 " * 60, model="plain")
 

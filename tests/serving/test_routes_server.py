@@ -15,7 +15,7 @@ from poolgraph.serving.metrics import PrometheusObserver
 
 ALWAYS = {
     *("/pooling", "/tokenize", "/detokenize", "/info", "/v1/models", "/version", "/health", "/ready", "/metrics"),
-    *("/openapi.json", "/docs", "/ping"),
+    *("/openapi.json", "/docs", "/ping", "/v1/models/{id}"),
 }
 SCORES = {"/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
 EMBEDS = {"/v1/embeddings", "/v2/embed", "/embed", "/similarity"}
@@ -66,6 +66,39 @@ def test_models_by_all_of_their_names_but_paths(make_site):
         assert site.post("/v1/embeddings", {"input": "w1"}).json()["model"] == "embedder"
     finally:
         site.model.names = ("embedder",)
+
+
+def test_a_model_by_its_name(make_site):
+    site = make_site("embedder", "classifier")
+    site.model.names = ("/srv/models/embedder", "embedder", "org/small model")
+    try:
+        cards = site.get("/v1/models").json()["data"]
+        assert [card["id"] for card in cards] == ["embedder", "org/small model", "classifier"]
+        assert site.get("/v1/models/embedder").json() == cards[0]
+        assert site.get("/v1/models/org/small%20model").json() == cards[1]
+        assert site.get("/v1/models/org%2Fsmall%20model").json() == cards[1]
+        for name in ("gpt-4", "{id}", "embedder/", "/srv/models/embedder", "%2Fsrv/models/embedder"):
+            assert site.get(f"/v1/models/{name}").status_code == 404
+    finally:
+        site.model.names = ("embedder",)
+
+
+def test_a_model_that_is_not_there(make_site):
+    site = make_site()
+    answer = site.get("/v1/models/gpt-4")
+    assert answer.status_code == 404
+    assert answer.json()["error"] == {
+        "message": "The model `gpt-4` does not exist.",
+        "type": "NotFoundError",
+        "param": "model",
+        "code": 404,
+    }
+    assert site.get("/v1/models/").json() == {"detail": "Not Found"}
+    refused = site.post("/v1/models/embedder", {})
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
+    operation = site.get("/openapi.json").json()["paths"]["/v1/models/{id}"]["get"]
+    assert operation["parameters"] == [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    assert set(operation["responses"]) == {"200", "404"}
 
 
 def test_models_are_chosen_by_name(make_site):
