@@ -12,6 +12,7 @@ import msgspec
 
 from poolgraph.graphs.manifest import UNREADABLE
 from poolgraph.serving.asgi_types import ENDS_WITH_CLIENT, Message, Receive, Scope, Send, find_header
+from poolgraph.serving.bodies import build_decoder
 from poolgraph.serving.endpoint import Answer, Call, Context, Endpoint
 from poolgraph.serving.http_errors import InvalidBody, UnsupportedContent, answer_detail, answer_error
 from poolgraph.serving.routing import list_paths
@@ -138,7 +139,7 @@ class _Watch:
 
 
 def _build_decoder(endpoint: Endpoint) -> Any:
-    return None if endpoint.body_type is None else msgspec.json.Decoder(endpoint.body_type).decode
+    return None if endpoint.body_type is None else build_decoder(endpoint.body_type)
 
 
 async def _read_json(scope: Scope, receive: Receive) -> bytes:
