@@ -14,7 +14,7 @@ from poolgraph.serving.dispatcher import Dispatcher
 from poolgraph.serving.docs_page import build_page
 from poolgraph.serving.endpoint import JSON, Answer, Call, Context, Endpoint
 from poolgraph.serving.openapi import build_document
-from poolgraph.serving.routes_cohere import COHERE_EMBED
+from poolgraph.serving.routes_cohere import COHERE_EMBED, OLD_COHERE_EMBED
 from poolgraph.serving.routes_embeddings import CLASSIFY, EMBEDDINGS, POOLING
 from poolgraph.serving.routes_scores import SCORE_ROUTES
 from poolgraph.serving.routes_server import SERVER_ROUTES
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from poolgraph.serving.settings import ServeSettings
 
 _BY_TASK: Final[dict[str, tuple[Endpoint, ...]]] = {
-    "embed": (EMBEDDINGS, COHERE_EMBED, EMBED, SIMILARITY),
+    "embed": (EMBEDDINGS, COHERE_EMBED, OLD_COHERE_EMBED, EMBED, SIMILARITY),
     "token_embed": (EMBEDDINGS, EMBED_ALL),
     "classify": (CLASSIFY, PREDICT),
     "token_classify": (),

@@ -34,6 +34,7 @@ OTHER_ROUTE: Final = "other"
 ROUTES: Final = frozenset(
     {
         "/v1/embeddings",
+        "/v1/embed",
         "/v2/embed",
         "/score",
         "/v1/score",

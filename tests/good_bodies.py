@@ -6,6 +6,7 @@ from typing import Any
 
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "w1"},
+    "/v1/embed": {"texts": ["w1"]},
     "/v2/embed": {"texts": ["w1"]},
     "/pooling": {"input": "w1"},
     "/classify": {"input": "w1"},

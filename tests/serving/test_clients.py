@@ -107,6 +107,22 @@ def test_cohere(server):
     assert [(row.index, row.relevance_score) for row in ranked.results] == [(index, scores[index]) for index in best]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own code
+def test_cohere_of_old(server):
+    texts = [f"w{number % 60}" for number in range(100)]  # the client sends 96 a request
+    with httpx.Client() as connections:
+        client = cohere.Client(api_key="x", base_url=server.url, httpx_client=connections)
+        floats = client.embed(texts=texts, model="plain", input_type="search_document")
+        by_type = client.embed(texts=texts, model="plain", input_type="search_query", embedding_types=["float"])
+    expected = server.embed(texts)
+    assert (floats.response_type, by_type.response_type) == ("embeddings_floats", "embeddings_by_type")
+    assert np.array(floats.embeddings, dtype=np.float32).tobytes() == expected.tobytes()
+    assert np.array(by_type.embeddings.float_, dtype=np.float32).tobytes() == expected.tobytes()
+    assert floats.texts == by_type.texts == texts
+    assert floats.meta.api_version.version == "1"
+    assert floats.meta.billed_units.input_tokens == 300
+
+
 def test_langchain(server):
     with httpx.Client() as connections:
         embeddings = langchain_openai.OpenAIEmbeddings(

@@ -18,7 +18,7 @@ ALWAYS = {
     *("/openapi.json", "/docs", "/ping", "/v1/models/{id}"),
 }
 SCORES = {"/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
-EMBEDS = {"/v1/embeddings", "/v2/embed", "/embed", "/similarity"}
+EMBEDS = {"/v1/embeddings", "/v1/embed", "/v2/embed", "/embed", "/similarity"}
 
 
 @pytest.mark.parametrize(
