@@ -18,7 +18,7 @@ from poolgraph.serving.routes_cohere import COHERE_EMBED, OLD_COHERE_EMBED
 from poolgraph.serving.routes_embeddings import CLASSIFY, EMBEDDINGS, POOLING
 from poolgraph.serving.routes_scores import SCORE_ROUTES
 from poolgraph.serving.routes_server import SERVER_ROUTES
-from poolgraph.serving.routes_tei import EMBED, EMBED_ALL, INFO, PREDICT, SIMILARITY
+from poolgraph.serving.routes_tei import EMBED, EMBED_ALL, INFO, PREDICT, SIMILARITY, find_root
 from poolgraph.serving.routes_tokens import DETOKENIZE, TOKENIZE
 from poolgraph.serving.routing import can, can_score
 
@@ -60,7 +60,7 @@ def choose_endpoints(registry: ModelRegistry) -> tuple[Endpoint, ...]:
         for endpoint in endpoints
     )
     scores = SCORE_ROUTES if any(can_score(model) for model in registry.models) else ()
-    return (*found, *scores, *_ALWAYS)
+    return (*found, *scores, *find_root(registry.models[0]), *_ALWAYS)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ ROUTES: Final = frozenset(
         "/detokenize",
         "/v1/models",
         "/v1/models/{id}",
+        "/",
         "/embed",
         "/embed_all",
         "/predict",

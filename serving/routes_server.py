@@ -66,6 +66,7 @@ _HEALTH: Final = Endpoint(
     statuses=(503,),
     tag="Server",
 )
+_ROOT: Final = replace(_HEALTH, path="/", summary="Whether the server is alive (text-embeddings-inference)")
 _PING: Final = replace(_HEALTH, path="/ping", summary="Whether the server is alive (SageMaker, vLLM)")
 
 SERVER_ROUTES: Final = (
@@ -95,6 +96,7 @@ SERVER_ROUTES: Final = (
         tag="Server",
     ),
     _HEALTH,
+    _ROOT,
     _PING,
     replace(_PING, method="POST"),
     Endpoint(

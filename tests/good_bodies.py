@@ -14,6 +14,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/rerank": {"query": "w1", "documents": ["w2"]},
     "/tokenize": {"prompt": "w1"},
     "/detokenize": {"tokens": [5]},
+    "/": {"inputs": "w1"},
     "/embed": {"inputs": "w1"},
     "/embed_all": {"inputs": "w1"},
     "/predict": {"inputs": "w1"},

@@ -22,6 +22,7 @@ from poolgraph.serving.observer import NullObserver
 from poolgraph.serving.registry import open_registry
 
 cohere = pytest.importorskip("cohere")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 openai = pytest.importorskip("openai")
 langchain_openai = pytest.importorskip("langchain_openai")
 
@@ -121,6 +122,13 @@ def test_cohere_of_old(server):
     assert floats.texts == by_type.texts == texts
     assert floats.meta.api_version.version == "1"
     assert floats.meta.billed_units.input_tokens == 300
+
+
+def test_hugging_face(server, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    client = huggingface_hub.InferenceClient(server.url, token="none")
+    got = client.feature_extraction(TEXTS, normalize=True, truncate=True)
+    assert got.astype(np.float32).tobytes() == server.embed(TEXTS).tobytes()
 
 
 def test_langchain(server):

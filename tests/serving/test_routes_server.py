@@ -15,7 +15,7 @@ from poolgraph.serving.metrics import PrometheusObserver
 
 ALWAYS = {
     *("/pooling", "/tokenize", "/detokenize", "/info", "/v1/models", "/version", "/health", "/ready", "/metrics"),
-    *("/openapi.json", "/docs", "/ping", "/v1/models/{id}"),
+    *("/openapi.json", "/docs", "/ping", "/v1/models/{id}", "/"),
 }
 SCORES = {"/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
 EMBEDS = {"/v1/embeddings", "/v1/embed", "/v2/embed", "/embed", "/similarity"}
@@ -113,7 +113,7 @@ def test_models_are_chosen_by_name(make_site):
     assert unclear.json()["error"]["message"].startswith("model is required where several are served")
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/ping"), ("POST", "/ping")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/"), ("GET", "/ping"), ("POST", "/ping")])
 def test_health(make_site, method, path):
     site = make_site()
     answer = site.ask(method, path)
