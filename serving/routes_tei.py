@@ -274,7 +274,9 @@ def find_root(model: ServedModel) -> tuple[Endpoint, ...]:
         model: The one that is served first, which answers unless a request names another.
     """
     found = [endpoint for task, endpoint in _ROOTS if can(model, task)][:1]
-    return tuple(replace(one, path="/", function=_ask_first(one), summary=f"{one.summary}, at the root") for one in found)
+    return tuple(
+        replace(one, path="/", function=_ask_first(one), summary=f"{one.summary}, at the root") for one in found
+    )
 
 
 def _ask_first(endpoint: Endpoint) -> Function:
