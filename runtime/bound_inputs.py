@@ -114,7 +114,7 @@ def fill_padded(arrays: Arrays, bucket: Bucket, texts: Sequence[EncodedText], pa
         used = array[: len(texts)]
         array.fill(pad_token_id if name == "input_ids" else 0)
         if isinstance(numbers, int):
-            np.multiply(is_token, numbers, out=used)
+            np.multiply(is_token, numbers, out=used, casting="unsafe")
         else:
             used[is_token] = numbers
         if name in _MASKS:

@@ -155,7 +155,9 @@ def _cut(choices: _Choices) -> _Cuts:
     for index in choices.full().tolist():
         return [(index, choices.num_texts)]
     place, front = 0, []
-    while choices.num_texts - place > EXACT_TEXTS:
+    # Texts with buckets of their own make as many choices as there are of them.
+    exact = EXACT_TEXTS if len(choices.table.buckets) == choices.table.num_given else min(EXACT_TEXTS, _BLOCK_TEXTS)
+    while choices.num_texts - place > exact:
         bucket, place = _cheapest_next(choices, place)
         front.append((bucket, place))
     best = [*front, *_cheapest_tail(choices, place)]

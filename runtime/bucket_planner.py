@@ -48,8 +48,11 @@ _FEW_TOKENS: Final = 64
 """Large packed buckets have a second form, with a slot for so many tokens: all rows of the answer come back from the
 device, of 16,384 tokens of BERT-base 3 MB with a slot for 16, which is a tenth of a run's time in Python."""
 
-_LARGE_TOKENS, _RICH_GRAPHS = 2048, 16
-"""From so many tokens, and of a budget of so many graphs."""
+_LARGE_TOKENS: Final = 2048
+"""Buckets of fewer tokens bring little back."""
+
+_FEW_SHARE: Final = 8
+"""One graph in so many is for these."""
 
 _FINEST: Final = 256
 
@@ -199,34 +202,32 @@ def _plan_padded(budget: BucketBudget, histogram: NDArray[np.int64]) -> list[Buc
 
 
 def _plan_packed(budget: BucketBudget, histogram: NDArray[np.int64]) -> list[Bucket]:
+    num_few = budget.max_graphs // _FEW_SHARE
+    max_graphs = budget.max_graphs - num_few
     last = round_length(budget.max_model_len)
     largest = max(last, budget.max_batch_tokens)
+    num_forms = len(_packed_forms(last, budget))
+    above = _doubled(last, largest)[: max(0, max_graphs // num_forms - 1)]
     lengths, weights = _gather_candidates(histogram, last)
     graphs = [len(_packed_forms(int(length), budget)) for length in lengths]
-    above, num_graphs = [], 0
-    for size in _doubled(last, largest):
-        num_forms = len(_packed_forms(size, budget))
-        if num_graphs + num_forms + graphs[-1] <= budget.max_graphs:
-            above.append(size)
-            num_graphs += num_forms
-    edges = choose_edges(lengths, weights, graphs, budget.max_graphs - num_graphs)
-    sizes = [*(int(lengths[edge]) for edge in edges), *above]
-    return [bucket for size in sizes for bucket in _packed_forms(size, budget)]
+    edges = choose_edges(lengths, weights, graphs, max_graphs - num_forms * len(above))
+    sizes = [*above, *(int(lengths[edge]) for edge in reversed(edges))]
+    few = [_few_rows(size, budget) for size in sizes[:num_few] if size >= _LARGE_TOKENS]
+    return [*few, *(bucket for size in sizes for bucket in _packed_forms(size, budget))]
+
+
+def _few_rows(size: int, budget: BucketBudget) -> Bucket:
+    return packed_bucket(size, min(size, budget.max_model_len, _LONG_TOKENS), size // _FEW_TOKENS)
 
 
 def _packed_forms(size: int, budget: BucketBudget) -> list[Bucket]:
-    """Return the buckets of so many tokens: for very short texts, for others, and for long ones."""
+    """Return the buckets of so many tokens: one, or one for short texts and one for long ones."""
     # Not rounded: what fills a bucket up stands in texts of at most the length that the model has positions for.
     longest = min(size, budget.max_model_len)
-    if budget.max_graphs < 2:
+    if longest <= _LONG_TOKENS or budget.max_graphs < 2:
         return [packed_bucket(size, longest, max(1, size // _SLOT_TOKENS))]
-    length = min(longest, _LONG_TOKENS)
-    forms = [packed_bucket(size, length, max(1, size // _SLOT_TOKENS))]
-    if size >= _LARGE_TOKENS and budget.max_graphs >= _RICH_GRAPHS:
-        forms.append(packed_bucket(size, length, size // _FEW_TOKENS))
-    if longest > _LONG_TOKENS:
-        forms.append(packed_bucket(size, longest, size // _LONG_TOKENS))
-    return forms
+    few, many = size // _LONG_TOKENS, size // _SLOT_TOKENS
+    return [packed_bucket(size, _LONG_TOKENS, many), packed_bucket(size, longest, few)]
 
 
 def _doubled(last: int, largest: int) -> list[int]:

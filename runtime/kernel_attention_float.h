@@ -119,16 +119,17 @@ struct FloatAttention {
       }
   }
 
-  // Finite numbers, such as the lowest that masks are made of, stay finite in units of log2.
+  // A bias stays finite in units of log2, be it of the lowest numbers that masks are made of: a row of nothing else is
+  // weighed evenly. What is infinite or NaN of the scores stays so.
   static void add_bias(const ScoreBias& bias, const ScoreTile& tile, int num_keys, float* scores) {
-    constexpr float most = std::numeric_limits<float>::max();
+    constexpr float most = std::numeric_limits<float>::max() / kLog2E;
     const int first = tile.computed.first;
     for (int r = 0; r < tile.count; ++r) {
       float* row = scores + r * tile.stride + first;
       const float* added = bias.first + r * bias.row_stride + first;
       for_vectors(std::min(tile.computed.last, num_keys) - first, [&](int key, auto lanes) {
-        const Floats sum = fmadd(lanes.load(added + key), splat(kLog2E), lanes.load(row + key));
-        lanes.store(row + key, minimum(splat(most), maximum(splat(-most), sum)));
+        const Floats kept = minimum(splat(most), maximum(splat(-most), lanes.load(added + key)));
+        lanes.store(row + key, fmadd(kept, splat(kLog2E), lanes.load(row + key)));
       });
     }
   }

@@ -33,6 +33,7 @@ def load_tokenizer(path: Path, *, lower_case: bool = False) -> Tokenizer:
 def types_texts(tokenizer: Tokenizer) -> bool:
     """Whether a single text has token types other than 0: reading them takes as long as reading the ids."""
     try:
-        return any(tokenizer.encode("a b").type_ids)
+        encoding = tokenizer.encode("a b")
     except Exception:  # a vocabulary without these words
         return True
+    return any(encoding.type_ids) or all(encoding.special_tokens_mask)

@@ -16,6 +16,7 @@ from poolgraph.serving.endpoint import JSON, Answer, Call, Context, Endpoint
 from poolgraph.serving.openapi import build_document
 from poolgraph.serving.routes_cohere import COHERE_EMBED, OLD_COHERE_EMBED
 from poolgraph.serving.routes_embeddings import CLASSIFY, EMBEDDINGS, POOLING
+from poolgraph.serving.routes_rerank import RERANK_ROUTES
 from poolgraph.serving.routes_scores import SCORE_ROUTES
 from poolgraph.serving.routes_server import SERVER_ROUTES
 from poolgraph.serving.routes_tei import EMBED, EMBED_ALL, INFO, PREDICT, SIMILARITY, find_root
@@ -59,7 +60,7 @@ def choose_endpoints(registry: ModelRegistry) -> tuple[Endpoint, ...]:
         if any(can(model, task) for model in registry.models)
         for endpoint in endpoints
     )
-    scores = SCORE_ROUTES if any(can_score(model) for model in registry.models) else ()
+    scores = (*SCORE_ROUTES, *RERANK_ROUTES) if any(can_score(model) for model in registry.models) else ()
     return (*found, *scores, *find_root(registry.models[0]), *_ALWAYS)
 
 

@@ -23,6 +23,7 @@ from poolgraph.serving.engine_errors import ModelNotFound
 from poolgraph.serving.engine_settings import EngineSettings
 from poolgraph.serving.observer import Observer
 from poolgraph.serving.probe import choose_probe
+from poolgraph.serving.routing import list_names
 from poolgraph.serving.scheduler import Rules
 from poolgraph.serving.served_model import ServedModel
 from poolgraph.serving.warm_up import warm_up
@@ -56,7 +57,7 @@ class ModelRegistry:
         for model in self.models:
             if name in model.names:
                 return model
-        raise ModelNotFound(name, tuple(known for model in self.models for known in model.names))
+        raise ModelNotFound(name, tuple(name for model in self.models for name in list_names(model)))
 
     async def close(self, grace: float) -> None:
         """Close every model, all of them within ``grace`` seconds, then the cache."""

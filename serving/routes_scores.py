@@ -1,4 +1,4 @@
-"""``/score`` and ``/rerank`` with their versions: pairs of texts to scores."""
+"""``/score`` with its versions: pairs of texts to scores."""
 
 from __future__ import annotations
 
@@ -19,18 +19,7 @@ from poolgraph.serving.encodings import check_finite
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import check_common, check_number, check_size, plan_tokenization, plan_urgency
 from poolgraph.serving.routing import choose_runner, find_model, show_name
-from poolgraph.serving.schema_scores import (
-    RankedText,
-    RerankItem,
-    RerankRequest,
-    RerankResponse,
-    RerankUsage,
-    ScoreAnswerItem,
-    ScoreBody,
-    ScoreContent,
-    ScoreResponse,
-    ScoringFields,
-)
+from poolgraph.serving.schema_scores import ScoreAnswerItem, ScoreBody, ScoreContent, ScoreResponse, ScoringFields
 
 if TYPE_CHECKING:
     from poolgraph.serving.served_model import ServedModel
@@ -53,7 +42,7 @@ async def create_scores(call: Call, body: ScoreBody) -> Answer:
     """Score pairs, in the order of the documents."""
     model = find_model(call.context.registry, body.model, "score", "Scoring")
     pairs = read_pairs(*_choose_sides(body), model, call)
-    outputs = await _score(call, body, model, pairs)
+    outputs = await score_pairs(call, body, model, pairs)
 
     def build() -> Answer:
         check_finite([output.outputs.score for output in outputs])
@@ -74,38 +63,6 @@ async def create_scores(call: Call, body: ScoreBody) -> Answer:
     return await call.encode(model, build, len(outputs))
 
 
-async def create_ranking(call: Call, body: RerankRequest) -> Answer:
-    """Put documents into the order of their scores; equal ones stay in their order."""
-    model = find_model(call.context.registry, body.model, "score", "Rerank")
-    pairs = read_pairs(body.query, body.documents, model, call)
-    outputs = await _score(call, body, model, pairs)
-    scores = [output.outputs.score for output in outputs]
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n or None]
-
-    def build() -> Answer:
-        check_finite(scores)
-        total = count_usage(outputs).total_tokens
-        items = [
-            RerankItem(
-                index=index,
-                document=RankedText(text=_show(pairs.documents[index], model)),
-                relevance_score=scores[index],
-                **describe_use(outputs[index]),
-            )
-            for index in order
-        ]
-        return answer_json(
-            RerankResponse(
-                id=call.name("score", body.request_id),
-                model=body.model or show_name(model),
-                usage=RerankUsage(prompt_tokens=total, total_tokens=total),
-                results=items,
-            )
-        )
-
-    return await call.encode(model, build, len(pairs.documents))
-
-
 def read_pairs(queries: Any, documents: Any, model: ServedModel, call: Call) -> Pairs:
     """Read both sides of a request.
 
@@ -122,8 +79,14 @@ def read_pairs(queries: Any, documents: Any, model: ServedModel, call: Call) -> 
 
 def _read_side(data: Any, architecture: str) -> list[ParsedPrompt]:
     items = data if isinstance(data, list) else [data]
-    plain = [join_parts(item.content, architecture) if isinstance(item, ScoreContent) else item for item in items]
+    plain = [_read_content(item, architecture) if isinstance(item, ScoreContent) else item for item in items]
     return parse_score_data(plain, architecture=architecture)
+
+
+def _read_content(item: ScoreContent, architecture: str) -> str:
+    if (item.text is None) == (item.content is None):
+        raise InputError("a text in an object is its `text`, or its `content` in parts", parameter="documents")
+    return join_parts(item.content or (), architecture) if item.text is None else item.text
 
 
 def _choose_sides(body: ScoreBody) -> tuple[Any, Any]:
@@ -135,7 +98,12 @@ def _choose_sides(body: ScoreBody) -> tuple[Any, Any]:
     raise InputError(f"a pair of fields must be given: one of {shown}", parameter="queries")
 
 
-async def _score(call: Call, body: ScoringFields, model: ServedModel, pairs: Pairs) -> list[ScoringRequestOutput]:
+async def score_pairs(call: Call, body: ScoringFields, model: ServedModel, pairs: Pairs) -> list[ScoringRequestOutput]:
+    """Score the pairs of a request, by its fields.
+
+    Raises:
+        PoolgraphError: an option or a text is not acceptable, or the model could not answer.
+    """
     check_common(body, model)
     settings = call.context.settings
     if body.chat_template is not None and not settings.trust_request_chat_template:
@@ -200,10 +168,6 @@ async def answer_pairs(
     return await model.answer(lambda: answer_scores(runner, request, count()), urgency, num_chars=pairs.num_chars)
 
 
-def _show(prompt: ParsedPrompt, model: ServedModel) -> str:
-    return prompt if isinstance(prompt, str) else model.runner.tokenizer.decode(prompt)
-
-
 SCORE: Final = Endpoint(
     method="POST",
     path="/score",
@@ -215,21 +179,4 @@ SCORE: Final = Endpoint(
     tag="vLLM",
 )
 
-RERANK: Final = Endpoint(
-    method="POST",
-    path="/rerank",
-    function=create_ranking,
-    summary="Put documents into the order of their scores (Jina, Cohere)",
-    body_type=RerankRequest,
-    answer_type=RerankResponse,
-    statuses=_ERRORS,
-    tag="Jina and Cohere",
-)
-
-SCORE_ROUTES: Final = (
-    SCORE,
-    replace(SCORE, path="/v1/score"),
-    RERANK,
-    replace(RERANK, path="/v1/rerank"),
-    replace(RERANK, path="/v2/rerank"),
-)
+SCORE_ROUTES: Final = (SCORE, replace(SCORE, path="/v1/score"))

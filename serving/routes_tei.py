@@ -20,7 +20,6 @@ from poolgraph.runtime.score_options import ScoreOptions
 from poolgraph.runtime.score_pairs import plan_pairs
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
-from poolgraph.runtime.tokenization import TruncationSide
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.encodings import check_finite, encode_floats
@@ -36,6 +35,7 @@ from poolgraph.serving.request_fields import (
 from poolgraph.serving.routes_scores import Pairs, answer_pairs
 from poolgraph.serving.routing import can, choose_runner, find_model, show_name
 from poolgraph.serving.schema_tei import (
+    TRUNCATION_SIDES,
     TeiEmbedAllRequest,
     TeiEmbedRequest,
     TeiInfo,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from poolgraph.serving.served_model import ServedModel
 
 _ERRORS: Final = (400, 404, 413, 415, 429, 500, 501, 503, 504)
-_SIDES: Final[dict[str, TruncationSide]] = {"left": "left", "right": "right"}
 
 _Scores = tuple[list[list[float]], tuple[Header, ...]]
 """The scores of each row, and the headers that tell its tokens."""
@@ -103,7 +102,9 @@ def _options(body: Any, model: ServedModel, params: PoolingParams, prefix: str =
         pooling_params=params,
         use_tqdm=False,
         prefix=prefix,
-        tokenization=plan_tokenization(-1 if body.truncate else None, _SIDES[body.truncation_direction.lower()], model),
+        tokenization=plan_tokenization(
+            -1 if body.truncate else None, TRUNCATION_SIDES[body.truncation_direction.lower()], model
+        ),
     )
 
 

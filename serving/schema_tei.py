@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
+from poolgraph.runtime.tokenization import TruncationSide
 from poolgraph.serving.schema_embeddings import Dimensions
 
 TeiInput = str | list[str | int | list[int]]
@@ -13,6 +14,9 @@ TeiInput = str | list[str | int | list[int]]
 
 Direction = Literal["Left", "Right", "left", "right"]
 """The document has the first two, which are those of text-embeddings-inference."""
+
+TRUNCATION_SIDES: Final[dict[str, TruncationSide]] = {"left": "left", "right": "right"}
+"""By a direction in lower case."""
 
 
 class TeiEmbedRequest(msgspec.Struct, kw_only=True):

@@ -84,6 +84,13 @@ def test_token_types_that_are_zeros_stay_and_others_do_not(bucket):
     assert seen == [(False, 0), (True, 1), (True, 0), (False, 0)]
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "int64"])
+def test_masks_of_every_type(dtype):
+    arrays = {"attention_mask": np.ones((3, 4), dtype=dtype)}
+    BOUND_LAYOUTS["padded"].fill(arrays, Bucket(max_length=4, batch_size=3), TEXTS[:2], PAD)
+    assert arrays["attention_mask"].astype(int).tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+
+
 def test_packed_padding_stands_in_texts_as_short_as_the_kernels_blocks():
     """Attention to them costs the square of their length."""
     texts = [EncodedText(input_ids=np.ones(100, dtype=np.int64), token_type_ids=None)]

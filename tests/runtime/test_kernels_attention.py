@@ -266,6 +266,17 @@ def test_windows_beyond_any_text_are_none(operator: str, window: int) -> None:
         np.testing.assert_array_equal(run_attention(operator, parts, attributes), whole)
 
 
+def test_a_bias_hides_no_infinite_score() -> None:
+    attributes = attention_attributes(1, 1, 16)
+    for place, part in ((3, 1), (0, 0)):
+        parts = [rows_of(1, 8, 16, seed=seed) for seed in range(3)]
+        parts[part][0, place, 5] = np.inf
+        without = run_attention(FLOAT_ATTENTION, parts, attributes)
+        assert np.isnan(without).any()
+        bias = np.zeros((1, 1, 8, 8), dtype=np.float32)
+        np.testing.assert_array_equal(run_attention(FLOAT_ATTENTION, parts, attributes, bias=bias), without)
+
+
 @pytest.mark.parametrize("low", [np.finfo(np.float32).min, -2.4e38, -1e30])
 def test_the_lowest_numbers_of_a_bias_hide_keys_and_leave_no_row_without_an_answer(low: float) -> None:
     attributes = attention_attributes(1, 1, 16)

@@ -64,6 +64,11 @@ def test_token_types_where_texts_have_other_than_zeros(artifact, manifest, tmp_p
 
 def test_a_vocabulary_without_the_words_that_are_tried_may_have_token_types():
     assert types_texts(Tokenizer(models.WordLevel({"x": 0}, unk_token="[UNK]")))
+    digits = Tokenizer(models.BPE({"[CLS]": 0, "1": 1}, []))
+    digits.add_special_tokens(["[CLS]"])
+    digits.post_processor = processors.TemplateProcessing(single="[CLS]:0 $A:1", special_tokens=[("[CLS]", 0)])
+    assert digits.encode("a b").type_ids == [0]
+    assert types_texts(digits)
 
 
 def test_without_special_tokens(tokenizer):

@@ -108,3 +108,100 @@ def test_no_request_names_a_file_as_template(make_site, tmp_path):
         assert answer.json()["error"]["message"] == "chat_template must be the template itself"
     source = {"chat_template": "{{ query }} w9 {{ document }}"}
     assert site.post("/score", {"text_1": "w1", "text_2": "w2", **source}).status_code == 200
+
+
+def test_null_means_the_default(make_site):
+    """As clients of Cohere, Jina and LangChain send it."""
+    site = make_site("reranker")
+    plain = site.post("/rerank", {"query": QUERY, "documents": DOCUMENTS}).json()["results"]
+    nulls = {"top_n": None, "max_tokens_per_doc": None, "max_tokens_per_query": None, "return_documents": None}
+    assert site.post("/rerank", {"query": QUERY, "documents": DOCUMENTS, **nulls}).json()["results"] == plain
+
+
+def test_documents_are_left_out_where_nobody_wants_them(make_site):
+    site = make_site("reranker")
+    request = {"query": QUERY, "documents": DOCUMENTS}
+    whole = site.post("/rerank", request | {"return_documents": True}).json()["results"]
+    bare = site.post("/rerank", request | {"return_documents": False}).json()["results"]
+    assert all(item.pop("document")["text"] in DOCUMENTS for item in whole)
+    assert bare == whole
+
+
+@pytest.mark.parametrize("path", ["/score", "/rerank"])
+def test_texts_in_objects(make_site, path):
+    """As Cohere's and Jina's first versions write them."""
+    site = make_site("reranker")
+    sides = {"query": QUERY, "documents": DOCUMENTS} if path == "/rerank" else {"text_1": QUERY, "text_2": DOCUMENTS}
+    first, second = sides
+    objects = {first: {"text": QUERY}, second: [{"text": text} for text in DOCUMENTS]}
+    key = "results" if path == "/rerank" else "data"
+    assert site.post(path, objects).json()[key] == site.post(path, sides).json()[key]
+    refused = site.post(path, {first: {}, second: DOCUMENTS})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].startswith("a text in an object is its `text`, or its `content` in parts")
+
+
+def test_a_cap_beyond_the_limit_caps_nothing(make_site):
+    """Cohere's own default is 4,096 tokens of a document."""
+    site = make_site("reranker")
+    request = {"query": QUERY, "documents": DOCUMENTS}
+    plain = site.post("/rerank", request).json()["results"]
+    capped = site.post("/rerank", request | {"max_tokens_per_doc": 4096, "max_tokens_per_query": 4096})
+    assert capped.json()["results"] == plain
+    long = site.post("/rerank", {"query": QUERY, "documents": [" ".join(["w1"] * 300)], "max_tokens_per_doc": 4096})
+    assert long.status_code == 400
+    assert "maximum context length" in long.json()["error"]["message"]
+
+
+def test_only_coheres_second_version_tells_of_units(make_site):
+    site = make_site("reranker")
+    request = {"query": QUERY, "documents": DOCUMENTS}
+    meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
+    assert site.post("/v2/rerank", request).json()["meta"] == meta
+    assert site.post("/v2/rerank", request | {"documents": ["w1"] * 101}).json()["meta"]["billed_units"] == {
+        "search_units": 2
+    }
+    assert "meta" not in site.post("/rerank", request).json()
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank"])
+def test_rerank_of_text_embeddings_inference(make_site, path):
+    """Its bodies have ``texts``; the answer is the bare list."""
+    site = make_site("reranker")
+    scores = score(site, QUERY, DOCUMENTS)
+    order = sorted(range(3), key=lambda index: -scores[index])
+    request = {"query": QUERY, "texts": DOCUMENTS}
+    answer = site.post(path, request)
+    assert answer.json() == [{"index": index, "score": scores[index]} for index in order]
+    assert int(answer.headers["x-tokens-used"]) > 0
+    told = site.post(path, request | {"return_text": True}).json()
+    assert [item["text"] for item in told] == [DOCUMENTS[index] for index in order]
+    logits = score(site, QUERY, DOCUMENTS, use_activation=False)
+    raw = site.post(path, request | {"raw_scores": True}).json()
+    assert [item["score"] for item in raw] == sorted(logits, reverse=True)
+
+
+def test_truncation_of_text_embeddings_inference(make_site):
+    site = make_site("reranker")
+    request = {"query": QUERY, "texts": [" ".join(["w1"] * 20 + ["w2"] * 300)]}
+    assert site.post("/rerank", request | {"truncate": False}).status_code == 400
+    sides = [
+        site.post("/rerank", request | {"truncate": True, "truncation_direction": side}) for side in ("Right", "Left")
+    ]
+    assert [answer.status_code for answer in sides] == [200, 200]
+    assert int(sides[0].headers["x-tokens-dropped"]) == int(sides[1].headers["x-tokens-dropped"]) > 0
+    assert sides[0].json() != sides[1].json()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"query": "w1"}, "Object missing required field `documents`"),
+        ({"query": "w1", "documents": ["w1"], "texts": ["w1"]}, "give documents or texts, not both"),
+        ({"query": "w1", "texts": []}, "At least one text_pair element must be given"),
+    ],
+)
+def test_what_rerank_refuses(make_site, body, message):
+    answer = make_site("reranker").post("/rerank", body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
