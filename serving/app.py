@@ -14,12 +14,12 @@ from poolgraph.serving.dispatcher import Dispatcher
 from poolgraph.serving.docs_page import build_page
 from poolgraph.serving.endpoint import JSON, Answer, Call, Context, Endpoint
 from poolgraph.serving.openapi import build_document
-from poolgraph.serving.routes_cohere import COHERE_EMBED
+from poolgraph.serving.routes_cohere import COHERE_EMBED, OLD_COHERE_EMBED
 from poolgraph.serving.routes_embeddings import CLASSIFY, EMBEDDINGS, POOLING
 from poolgraph.serving.routes_rerank import RERANK_ROUTES
 from poolgraph.serving.routes_scores import SCORE_ROUTES
 from poolgraph.serving.routes_server import SERVER_ROUTES
-from poolgraph.serving.routes_tei import EMBED, EMBED_ALL, INFO, PREDICT, SIMILARITY
+from poolgraph.serving.routes_tei import EMBED, EMBED_ALL, INFO, PREDICT, SIMILARITY, find_root
 from poolgraph.serving.routes_tokens import DETOKENIZE, TOKENIZE
 from poolgraph.serving.routing import can, can_score
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from poolgraph.serving.settings import ServeSettings
 
 _BY_TASK: Final[dict[str, tuple[Endpoint, ...]]] = {
-    "embed": (EMBEDDINGS, COHERE_EMBED, EMBED, SIMILARITY),
+    "embed": (EMBEDDINGS, COHERE_EMBED, OLD_COHERE_EMBED, EMBED, SIMILARITY),
     "token_embed": (EMBEDDINGS, EMBED_ALL),
     "classify": (CLASSIFY, PREDICT),
     "token_classify": (),
@@ -61,7 +61,7 @@ def choose_endpoints(registry: ModelRegistry) -> tuple[Endpoint, ...]:
         for endpoint in endpoints
     )
     scores = (*SCORE_ROUTES, *RERANK_ROUTES) if any(can_score(model) for model in registry.models) else ()
-    return (*found, *scores, *_ALWAYS)
+    return (*found, *scores, *find_root(registry.models[0]), *_ALWAYS)
 
 
 @dataclass(frozen=True)

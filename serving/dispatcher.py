@@ -12,6 +12,7 @@ import msgspec
 
 from poolgraph.graphs.manifest import UNREADABLE
 from poolgraph.serving.asgi_types import ENDS_WITH_CLIENT, Message, Receive, Scope, Send, find_header
+from poolgraph.serving.bodies import build_decoder
 from poolgraph.serving.endpoint import Answer, Call, Context, Endpoint
 from poolgraph.serving.http_errors import InvalidBody, UnsupportedContent, answer_detail, answer_error
 from poolgraph.serving.routing import list_paths
@@ -47,6 +48,7 @@ class Dispatcher:
         self._methods: dict[str, list[str]] = {}
         for one in endpoints:
             self._methods.setdefault(one.path, []).append(one.method)
+        self._open = {one.path.partition("{")[0]: one.path for one in endpoints if "{" in one.path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or the server's lifespan messages."""
@@ -66,15 +68,16 @@ class Dispatcher:
             watch.task.uncancel()
 
     async def _answer_route(self, scope: Scope, receive: Receive, watch: _Watch | None) -> Answer:
-        route = self._routes.get(("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]))
+        path, rest = self._find_path(scope["path"])
+        route = self._routes.get(("GET" if scope["method"] == "HEAD" else scope["method"], path))
         if route is None:
-            return self._answer_no_route(scope["path"])
+            return self._answer_no_route(path)
         endpoint, decode = route
         try:
             body = None if decode is None else _decode(decode, await _read_json(scope, receive))
             if watch is not None:
                 watch.start()
-            return await endpoint.function(_make_call(self._context, scope), body)
+            return await endpoint.function(_make_call(self._context, scope, rest), body)
         except ClientGone:
             raise
         except Exception as error:
@@ -82,6 +85,13 @@ class Dispatcher:
         finally:
             if watch is not None:
                 watch.stop()
+
+    def _find_path(self, path: str) -> tuple[str, str]:
+        """Return the path of the route that a request's path meets, and what stands in its variable's place."""
+        for start, route in self._open.items():
+            if path.startswith(start) and path != start:
+                return route, path[len(start) :]
+        return path, ""
 
     def _answer_no_route(self, path: str) -> Answer:
         methods = self._methods.get(path)
@@ -129,7 +139,7 @@ class _Watch:
 
 
 def _build_decoder(endpoint: Endpoint) -> Any:
-    return None if endpoint.body_type is None else msgspec.json.Decoder(endpoint.body_type).decode
+    return None if endpoint.body_type is None else build_decoder(endpoint.body_type)
 
 
 async def _read_json(scope: Scope, receive: Receive) -> bytes:
@@ -178,11 +188,12 @@ def _decode(decode: Callable[[bytes], Any], data: bytes) -> Any:
             gc.enable()
 
 
-def _make_call(context: Context, scope: Scope) -> Call:
+def _make_call(context: Context, scope: Scope, rest: str) -> Call:
     state: Mapping[str, Any] = scope.get("state") or {}
     named = state.get("request_id")
     is_given = named is not None and find_header(scope, b"x-request-id") == named.encode()
-    return Call(context=context, request_id=named if is_given else None, fallback_id=named or uuid4().hex)
+    request_id = named if is_given else None
+    return Call(context=context, request_id=request_id, fallback_id=named or uuid4().hex, rest=rest)
 
 
 def _describe_invalid(error: Exception) -> str:

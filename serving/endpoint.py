@@ -52,11 +52,13 @@ class Call:
         context: What all requests share.
         request_id: The id that the client gave in a header, else None.
         fallback_id: The id that the server gave.
+        rest: What stands in the place of the route's variable.
     """
 
     context: Context
     request_id: str | None
     fallback_id: str
+    rest: str = ""
 
     def name(self, prefix: str, given: str | None = None) -> str:
         """Return the answer's id: the header's, else the body's, else the server's own."""
@@ -92,7 +94,7 @@ class Endpoint:
 
     Attributes:
         method: ``GET`` or ``POST``.
-        path: Its path, without variables.
+        path: Its path; a variable in braces, at its end alone, stands for all that follows, slashes too.
         function: Answers a request; raises for what it refuses.
         summary: What it does, in one line.
         body_type: What a POST's body is decoded to; None for a GET.

@@ -34,6 +34,7 @@ OTHER_ROUTE: Final = "other"
 ROUTES: Final = frozenset(
     {
         "/v1/embeddings",
+        "/v1/embed",
         "/v2/embed",
         "/score",
         "/v1/score",
@@ -45,6 +46,8 @@ ROUTES: Final = frozenset(
         "/tokenize",
         "/detokenize",
         "/v1/models",
+        "/v1/models/{id}",
+        "/",
         "/embed",
         "/embed_all",
         "/predict",
@@ -60,10 +63,19 @@ ROUTES: Final = frozenset(
     }
 )
 
+_MODELS: Final = "/v1/models/"
+
 _PHASE_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 _REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 _BATCH_TEXTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _BATCH_TOKENS: Final = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+def find_route(path: str) -> str | None:
+    """Return the route that a request's path is of; None where there is none."""
+    if path in ROUTES:
+        return path
+    return "/v1/models/{id}" if path.startswith(_MODELS) and path != _MODELS else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +157,7 @@ class PrometheusObserver:
 
     def requested(self, path: str, status: int, seconds: float) -> None:
         """Count a request that has ended; a path of no route counts as ``other``."""
-        route = path if path in ROUTES else OTHER_ROUTE
+        route = find_route(path) or OTHER_ROUTE
         counter = self._routes.counters.get((route, status))
         if counter is None:
             counter = self._routes.counters[route, status] = self._metrics["requests_total"].labels(route, status)

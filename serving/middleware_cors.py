@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
@@ -9,13 +10,20 @@ from poolgraph.serving.asgi_types import ANSWER_HEADERS, ASGIApp, Header, Receiv
 
 ANY_ORIGIN: Final = "*"
 _METHODS: Final = (b"access-control-allow-methods", b"GET, POST")
-_HEADERS: Final = (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id")
+_ALLOW_HEADERS: Final = b"access-control-allow-headers"
+_OWN_HEADERS: Final = b"authorization, content-type, x-api-key, x-request-id"
+_ASKED: Final = b"access-control-request-headers"
+_MAX_ASKED: Final = 1024
+"""Bytes of the names of headers that a preflight is given back; clients of OpenAI and Cohere ask for some 200."""
+
+_NAMES: Final = re.compile(rb"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*")
 _MAX_AGE: Final = (b"access-control-max-age", b"600")
 _EXPOSED: Final = (
     b"access-control-expose-headers",
     b"metadata, retry-after, x-request-id, x-tokens-dropped, x-tokens-used",
 )
 _VARY: Final = (b"vary", b"origin")
+_VARY_ASKED: Final = (b"vary", b"origin, " + _ASKED)
 
 
 def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
@@ -34,7 +42,7 @@ def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
             return app(scope, receive, send)
         headers = _allow(origin, allowed)
         if scope["method"] == "OPTIONS" and find_header(scope, b"access-control-request-method") is not None:
-            return _answer_preflight(send, headers)
+            return _answer_preflight(send, headers, find_header(scope, _ASKED) or b"")
         scope["state"][ANSWER_HEADERS] += [*headers, _EXPOSED, _VARY]
         return app(scope, receive, send)
 
@@ -47,8 +55,17 @@ def _allow(origin: bytes, allowed: frozenset[bytes]) -> list[Header]:
     return [(b"access-control-allow-origin", origin)] if origin in allowed else []
 
 
-async def _answer_preflight(send: Send, headers: list[Header]) -> None:
-    permissions = [_METHODS, _HEADERS, _MAX_AGE] if headers else []
-    all_headers = [*headers, *permissions, _VARY, (b"content-length", b"0")]
+def _permit(asked: bytes) -> list[Header]:
+    """Return what an allowed origin may send: the headers that it asks for, where they are such, else the usual ones.
+
+    Clients put headers of their own into every request, and a browser sends none that is not allowed by name.
+    """
+    if len(asked) <= _MAX_ASKED and _NAMES.fullmatch(asked):
+        return [_METHODS, (_ALLOW_HEADERS, asked), _MAX_AGE, _VARY_ASKED]
+    return [_METHODS, (_ALLOW_HEADERS, _OWN_HEADERS), _MAX_AGE, _VARY]
+
+
+async def _answer_preflight(send: Send, headers: list[Header], asked: bytes) -> None:
+    all_headers = [*headers, *(_permit(asked) if headers else [_VARY]), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": 200 if headers else 400, "headers": all_headers})
     await send({"type": "http.response.body", "body": b""})

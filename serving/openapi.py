@@ -26,6 +26,7 @@ _PHRASES: Final[Mapping[int, str]] = {
 }
 _REF: Final = "#/components/schemas/{name}"
 _NO_WORD: Final = re.compile(r"\W+")
+_VARIABLE: Final = re.compile(r"{(\w+)}")
 _ATTRIBUTE: Final = re.compile(r"^(\w+): (.*)$")
 
 
@@ -44,6 +45,7 @@ def build_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _describe(endpoint, body, answer)
     for kind in _find_structs(types):
         _describe_fields(components.get(kind.__name__), kind)
+    _simplify([paths, components])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -62,24 +64,48 @@ def build_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 def _describe(endpoint: Endpoint, body: Any, answer: Any) -> dict[str, Any]:
     content = {} if answer is None else {"application/json": {"schema": answer}}
-    content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in endpoint.content_types}
+    content |= {kind: {"schema": _describe_body(kind)} for kind in endpoint.content_types}
     responses = {"200": {"description": "The answer", **({"content": content} if content else {})}}
     responses |= {str(status): _describe_error(status) for status in endpoint.statuses}
-    described = {
-        "operationId": endpoint.method.lower() + _NO_WORD.sub("_", endpoint.path),
+    described: dict[str, Any] = {
+        "operationId": endpoint.method.lower() + _NO_WORD.sub("_", endpoint.path).rstrip("_"),
         "summary": endpoint.summary,
         "description": inspect.getdoc(endpoint.function) or "",
         "tags": [endpoint.tag],
         "responses": responses,
     }
+    if names := _VARIABLE.findall(endpoint.path):
+        schema = {"type": "string"}
+        described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
     if body is not None:
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return described
 
 
+def _describe_body(content_type: str) -> dict[str, Any]:
+    return {"type": "string"} if content_type.startswith("text/") else {"type": "string", "format": "binary"}
+
+
 def _describe_error(status: int) -> dict[str, Any]:
     schema = {"$ref": _REF.format(name=ErrorBody.__name__)}
     return {"description": _PHRASES[status], "content": {"application/json": {"schema": schema}}}
+
+
+def _simplify(node: Any) -> None:
+    """Put what msgspec says, in a document's parts, into words that generators of clients understand.
+
+    An array has ``items``, or ``prefixItems`` and ``maxItems``; spellings of a value that differ in case are told once.
+    """
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _simplify(part)
+    if not isinstance(node, dict):
+        return
+    if node.get("items") is False:
+        del node["items"]
+    if node.get("type") == "array" and "prefixItems" not in node:
+        node.setdefault("items", {})
+    if isinstance(values := node.get("enum"), list):
+        node["enum"] = list({str(value).lower(): value for value in reversed(values)}.values())[::-1]
 
 
 def _find_structs(types: Sequence[Any]) -> list[type[msgspec.Struct]]:

@@ -1,8 +1,9 @@
-"""``POST /v2/embed``: Cohere's embeddings."""
+"""``POST /v2/embed`` and ``/v1/embed``: Cohere's embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ from poolgraph.serving.schema_cohere import (
     BilledUnits,
     CohereEmbedRequest,
     CohereEmbedResponse,
+    CohereFloatsResponse,
     CohereMeta,
     EmbeddingsByType,
 )
@@ -55,6 +57,15 @@ _SIDES: Final = MappingProxyType({"END": "right", "START": "left", "NONE": None}
 
 async def create_cohere_embeddings(call: Call, body: CohereEmbedRequest) -> Answer:
     """Embed texts."""
+    return await _embed(call, body, "2")
+
+
+async def create_old_embeddings(call: Call, body: CohereEmbedRequest) -> Answer:
+    """Embed texts; without ``embedding_types`` the embeddings are a plain list."""
+    return await _embed(call, body, "1")
+
+
+async def _embed(call: Call, body: CohereEmbedRequest, version: str) -> Answer:
     model = find_model(call.context.registry, body.model, "embed", "Embeddings")
     for given in (body.texts, body.inputs):
         check_number(given, call.context.settings, "texts")
@@ -65,7 +76,7 @@ async def create_cohere_embeddings(call: Call, body: CohereEmbedRequest) -> Answ
         pooling_params=build_params(None, body.output_dimension),
         use_tqdm=False,
         prefix=choose_prompt(body.input_type, model.manifest.prompts),
-        tokenization=plan_tokenization(_plan_limit(body), _SIDES[body.truncate], model),
+        tokenization=plan_tokenization(_plan_limit(body, model), _SIDES[body.truncate], model),
     )
     runner = choose_runner(model, refuses_long=body.truncate == "NONE")
     outputs = await model.answer(
@@ -73,7 +84,7 @@ async def create_cohere_embeddings(call: Call, body: CohereEmbedRequest) -> Answ
         plan_urgency(body, call.context.settings),
         num_chars=num_chars,
     )
-    return await call.encode(model, lambda: _build(call, body, texts, outputs), count_values(outputs))
+    return await call.encode(model, lambda: _build(call, body, texts, outputs, version), count_values(outputs))
 
 
 def _read_texts(body: CohereEmbedRequest, model: ServedModel) -> list[str]:
@@ -117,11 +128,11 @@ def choose_prompt(input_type: str | None, prompts: Mapping[str, str]) -> str:
     )
 
 
-def _plan_limit(body: CohereEmbedRequest) -> int | None:
+def _plan_limit(body: CohereEmbedRequest, model: ServedModel) -> int | None:
     """Return how many tokens of a longer text are kept; None where it is an error."""
     if body.truncate == "NONE":
         return None
-    return -1 if body.max_tokens is None else body.max_tokens
+    return -1 if body.max_tokens is None else min(body.max_tokens, model.manifest.limits.max_model_len)
 
 
 def _limit(work: Work[Outputs], body: CohereEmbedRequest) -> Work[Outputs]:
@@ -145,13 +156,21 @@ def _limit(work: Work[Outputs], body: CohereEmbedRequest) -> Work[Outputs]:
     raise AssertionError("a request of prompts runs once")
 
 
-def _build(call: Call, body: CohereEmbedRequest, texts: list[str], outputs: Outputs) -> Answer:
+def _build(call: Call, body: CohereEmbedRequest, texts: list[str], outputs: Outputs, version: str) -> Answer:
     rows = [output.outputs.data for output in outputs]
+    name = call.name("embd")
+    meta = CohereMeta(
+        api_version=ApiVersion(version=version),
+        billed_units=BilledUnits(input_tokens=count_usage(outputs).prompt_tokens),
+        token_use=list_use(outputs),
+    )
+    if version == "1" and not body.embedding_types:
+        return answer_json(CohereFloatsResponse(id=name, embeddings=_encode("float", rows), texts=texts, meta=meta))
     kinds = dict.fromkeys(body.embedding_types or ("float",))
     forms = {kind: _encode(kind, rows) for kind in kinds}
     return answer_json(
         CohereEmbedResponse(
-            id=call.name("embd"),
+            id=name,
             embeddings=EmbeddingsByType(
                 float_=forms.get("float"),
                 binary=forms.get("binary"),
@@ -159,11 +178,7 @@ def _build(call: Call, body: CohereEmbedRequest, texts: list[str], outputs: Outp
                 base64=forms.get("base64"),
             ),
             texts=texts,
-            meta=CohereMeta(
-                api_version=ApiVersion(),
-                billed_units=BilledUnits(input_tokens=count_usage(outputs).prompt_tokens),
-                token_use=list_use(outputs),
-            ),
+            meta=meta,
         )
     )
 
@@ -181,4 +196,12 @@ COHERE_EMBED: Final = Endpoint(
     answer_type=CohereEmbedResponse,
     statuses=(400, 404, 413, 415, 429, 500, 501, 503, 504),
     tag="Jina and Cohere",
+)
+
+OLD_COHERE_EMBED: Final = replace(
+    COHERE_EMBED,
+    path="/v1/embed",
+    function=create_old_embeddings,
+    summary="Embed texts (Cohere's first version)",
+    answer_type=CohereFloatsResponse | CohereEmbedResponse,
 )

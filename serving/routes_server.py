@@ -7,6 +7,7 @@ from typing import Final
 
 from poolgraph import __version__
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
+from poolgraph.serving.engine_errors import ModelNotFound
 from poolgraph.serving.health import check_ready, is_healthy
 from poolgraph.serving.metrics import CONTENT_TYPE, metrics_text
 from poolgraph.serving.routing import list_names, show_name
@@ -15,14 +16,25 @@ from poolgraph.serving.schema_models import ModelCard, ModelList, ReadyResponse,
 
 async def list_models(call: Call, body: None) -> Answer:
     """List the models, each under all of its names."""
-    cards = [
+    return answer_json(ModelList(data=_list_cards(call)))
+
+
+async def show_model(call: Call, body: None) -> Answer:
+    """Return what the list of models says of one name, which may have slashes."""
+    cards = {card.id: card for card in _list_cards(call)}
+    if call.rest not in cards:
+        raise ModelNotFound(call.rest, tuple(cards))
+    return answer_json(cards[call.rest])
+
+
+def _list_cards(call: Call) -> list[ModelCard]:
+    return [
         ModelCard(
             id=name, created=model.created, root=show_name(model), max_model_len=model.manifest.limits.max_model_len
         )
         for model in call.context.registry.models
         for name in list_names(model)
     ]
-    return answer_json(ModelList(data=cards))
 
 
 async def show_version(call: Call, body: None) -> Answer:
@@ -54,6 +66,7 @@ _HEALTH: Final = Endpoint(
     statuses=(503,),
     tag="Server",
 )
+_ROOT: Final = replace(_HEALTH, path="/", summary="Whether the server is alive (text-embeddings-inference)")
 _PING: Final = replace(_HEALTH, path="/ping", summary="Whether the server is alive (SageMaker, vLLM)")
 
 SERVER_ROUTES: Final = (
@@ -67,6 +80,15 @@ SERVER_ROUTES: Final = (
     ),
     Endpoint(
         method="GET",
+        path="/v1/models/{id}",
+        function=show_model,
+        summary="One model (OpenAI)",
+        answer_type=ModelCard,
+        statuses=(404,),
+        tag="OpenAI",
+    ),
+    Endpoint(
+        method="GET",
         path="/version",
         function=show_version,
         summary="The version",
@@ -74,6 +96,7 @@ SERVER_ROUTES: Final = (
         tag="Server",
     ),
     _HEALTH,
+    _ROOT,
     _PING,
     replace(_PING, method="POST"),
     Endpoint(

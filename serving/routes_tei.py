@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import wraps
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +23,7 @@ from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.encodings import check_finite, encode_floats
-from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
+from poolgraph.serving.endpoint import Answer, Call, Endpoint, Function, answer_json
 from poolgraph.serving.request_fields import (
     TextRequest,
     build_params,
@@ -31,7 +33,7 @@ from poolgraph.serving.request_fields import (
     read_prompts,
 )
 from poolgraph.serving.routes_scores import Pairs, answer_pairs
-from poolgraph.serving.routing import choose_runner, find_model, show_name
+from poolgraph.serving.routing import can, choose_runner, find_model, show_name
 from poolgraph.serving.schema_tei import (
     TRUNCATION_SIDES,
     TeiEmbedAllRequest,
@@ -262,6 +264,31 @@ PREDICT: Final = _post(
     "/predict", predict, "Classify texts or pairs", TeiPredictRequest, list[TeiPrediction | list[TeiPrediction]]
 )
 SIMILARITY: Final = _post("/similarity", similarity, "Compare sentences", TeiSimilarityRequest, list[float])
+_ROOTS: Final = (("classify", PREDICT), ("embed", EMBED))
+"""By a model's tasks, what ``POST /`` is."""
+
+
+def find_root(model: ServedModel) -> tuple[Endpoint, ...]:
+    """Return ``POST /``, to which clients turn that know no more than a server's address; none for other tasks.
+
+    Args:
+        model: The one that is served first, which answers unless a request names another.
+    """
+    found = [endpoint for task, endpoint in _ROOTS if can(model, task)][:1]
+    return tuple(
+        replace(one, path="/", function=_ask_first(one), summary=f"{one.summary}, at the root") for one in found
+    )
+
+
+def _ask_first(endpoint: Endpoint) -> Function:
+    @wraps(endpoint.function)
+    async def ask(call: Call, body: Any) -> Answer:
+        body.model = body.model or show_name(call.context.registry.models[0])
+        return await endpoint.function(call, body)
+
+    return ask
+
+
 INFO: Final = Endpoint(
     method="GET",
     path="/info",

@@ -1,4 +1,4 @@
-"""``POST /v2/embed``: Cohere's request and answer."""
+"""``POST /v2/embed`` and ``/v1/embed``: Cohere's request and answers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class CohereEmbedRequest(msgspec.Struct, kw_only=True):
         images: Refused: no model here takes images.
         inputs: Texts in parts.
         output_dimension: Width of a shortened embedding, of models trained for it.
-        embedding_types: Forms in which each embedding is returned; default ``float``.
+        embedding_types: Forms in which each embedding is returned; default ``float``, of ``/v1/embed`` a plain list.
         truncate: Where a longer text is cut; with ``NONE`` it is an error.
-        max_tokens: Tokens of a text; null is the model's limit.
+        max_tokens: Tokens of a text; null, and more than the model takes, is the model's limit.
         priority: Lower comes first.
         timeout: Seconds in which the answer is wanted.
     """
@@ -58,9 +58,9 @@ class EmbeddingsByType(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ApiVersion(msgspec.Struct, kw_only=True):
-    """Cohere's version of this route."""
+    """Cohere's version of the route."""
 
-    version: str = "2"
+    version: str
 
 
 class BilledUnits(msgspec.Struct, kw_only=True):
@@ -78,11 +78,19 @@ class CohereMeta(msgspec.Struct, kw_only=True):
     token_use: list[TokenUse]
 
 
-class CohereEmbedResponse(msgspec.Struct, kw_only=True):
-    """Embeddings in the order of the texts."""
+class CohereEmbedResponse(msgspec.Struct, kw_only=True, tag_field="response_type", tag="embeddings_by_type"):
+    """Embeddings in the order of the texts, in each form."""
 
     id: str
     embeddings: EmbeddingsByType
     texts: list[str]
     meta: CohereMeta
-    response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
+
+
+class CohereFloatsResponse(msgspec.Struct, kw_only=True, tag_field="response_type", tag="embeddings_floats"):
+    """Embeddings in the order of the texts, as ``/v1/embed`` has them where no forms are asked for."""
+
+    id: str
+    embeddings: list[list[float]]
+    texts: list[str]
+    meta: CohereMeta

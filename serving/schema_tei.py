@@ -13,6 +13,7 @@ TeiInput = str | list[str | int | list[int]]
 """A text, the token ids of one, or a list of both."""
 
 Direction = Literal["Left", "Right", "left", "right"]
+"""The document has the first two, which are those of text-embeddings-inference."""
 
 TRUNCATION_SIDES: Final[dict[str, TruncationSide]] = {"left": "left", "right": "right"}
 """By a direction in lower case."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from poolgraph import __version__
 from poolgraph.errors import InputError
 from poolgraph.serving.asgi_types import ASGIApp, Message, Receive, Scope, Send
-from poolgraph.serving.metrics import ROUTES
+from poolgraph.serving.metrics import find_route
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -87,7 +87,8 @@ def trace_requests(app: ASGIApp, tracer: Tracer) -> ASGIApp:
 
 def name_span(method: str, path: str) -> str:
     """Return a request's span's name: method and route, or the method alone where there is no such route."""
-    return f"{method} {path}" if path in ROUTES else method
+    route = find_route(path)
+    return method if route is None else f"{method} {route}"
 
 
 def _describe(scope: Scope) -> dict[str, Any]:

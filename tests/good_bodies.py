@@ -6,6 +6,7 @@ from typing import Any
 
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "w1"},
+    "/v1/embed": {"texts": ["w1"]},
     "/v2/embed": {"texts": ["w1"]},
     "/pooling": {"input": "w1"},
     "/classify": {"input": "w1"},
@@ -13,6 +14,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/rerank": {"query": "w1", "documents": ["w2"]},
     "/tokenize": {"prompt": "w1"},
     "/detokenize": {"tokens": [5]},
+    "/": {"inputs": "w1"},
     "/embed": {"inputs": "w1"},
     "/embed_all": {"inputs": "w1"},
     "/predict": {"inputs": "w1"},

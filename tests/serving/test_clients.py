@@ -22,6 +22,7 @@ from poolgraph.serving.observer import NullObserver
 from poolgraph.serving.registry import open_registry
 
 cohere = pytest.importorskip("cohere")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 openai = pytest.importorskip("openai")
 langchain_openai = pytest.importorskip("langchain_openai")
 
@@ -77,13 +78,17 @@ def test_openai(server):
         assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
         floats = client.embeddings.create(input=TEXTS, model="plain", encoding_format="float")
         assert np.array([item.embedding for item in floats.data], dtype=np.float32).tobytes() == got.tobytes()
-        assert [model.id for model in client.models.list()] == ["plain", "reranker"]
+        listed = list(client.models.list())
+        assert [model.id for model in listed] == ["plain", "reranker"]
+        assert client.models.retrieve("reranker") == listed[1]
 
 
 def test_errors_reach_the_openai_client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.NotFoundError, match="The model `gpt` does not exist"):
             client.embeddings.create(input="w1", model="gpt")
+        with pytest.raises(openai.NotFoundError, match="The model `org/gpt` does not exist"):
+            client.models.retrieve("org/gpt")
         with pytest.raises(openai.BadRequestError, match="maximum context length is 40 tokens"):
             client.embeddings.create(input="w1 " * 60, model="plain")
 
@@ -101,6 +106,29 @@ def test_cohere(server):
     scores = [output.outputs.score for output in server.reranker.score("w1 w2", TEXTS[:3], use_tqdm=False)]
     best = sorted(range(3), key=lambda index: -scores[index])[:2]
     assert [(row.index, row.relevance_score) for row in ranked.results] == [(index, scores[index]) for index in best]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own code
+def test_cohere_of_old(server):
+    texts = [f"w{number % 60}" for number in range(100)]  # the client sends 96 a request
+    with httpx.Client() as connections:
+        client = cohere.Client(api_key="x", base_url=server.url, httpx_client=connections)
+        floats = client.embed(texts=texts, model="plain", input_type="search_document")
+        by_type = client.embed(texts=texts, model="plain", input_type="search_query", embedding_types=["float"])
+    expected = server.embed(texts)
+    assert (floats.response_type, by_type.response_type) == ("embeddings_floats", "embeddings_by_type")
+    assert np.array(floats.embeddings, dtype=np.float32).tobytes() == expected.tobytes()
+    assert np.array(by_type.embeddings.float_, dtype=np.float32).tobytes() == expected.tobytes()
+    assert floats.texts == by_type.texts == texts
+    assert floats.meta.api_version.version == "1"
+    assert floats.meta.billed_units.input_tokens == 300
+
+
+def test_hugging_face(server, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    client = huggingface_hub.InferenceClient(server.url, token="none")
+    got = client.feature_extraction(TEXTS, normalize=True, truncate=True)
+    assert got.astype(np.float32).tobytes() == server.embed(TEXTS).tobytes()
 
 
 def test_langchain(server):

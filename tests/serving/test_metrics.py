@@ -120,6 +120,21 @@ def test_names_follow_the_conventions(metric):
     assert {"/health", "/ping"} <= ROUTES
 
 
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/v1/models", "/v1/models"),
+        ("/v1/models/org/small", "/v1/models/{id}"),
+        ("/v1/models/", "other"),
+        ("/v1/modelsx", "other"),
+    ],
+)
+def test_every_model_counts_as_one_route(path, route):
+    observer = PrometheusObserver()
+    observer.requested(path, 200, 0.1)
+    assert samples(observer)["poolgraph_requests_total", route, "200"] == 1
+
+
 def test_a_request_costs_microseconds_to_count():
     """Some 10 us in quiet; the bound is what a thousand requests a second can afford on a busy machine."""
     observer = PrometheusObserver()

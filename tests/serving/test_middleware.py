@@ -167,6 +167,45 @@ def test_an_allowed_origin_may_read():
     assert "authorization" in preflight.headers["access-control-allow-headers"]
 
 
+def preflight(asked=None, origin="https://a.example"):
+    named = [] if asked is None else [("Access-Control-Request-Headers", asked)]
+    app = watch(allow_origins(FakeApp(), ["https://a.example"]))
+    return run(call(app, method="OPTIONS", headers=[("Origin", origin), *PREFLIGHT, *named]))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "x-stainless-os",
+        "authorization,content-type,x-stainless-arch,x-stainless-retry-count",
+        "authorization, content-type ,\tx-fern-language, x-fern-sdk-name",
+        "X-Odd!#$%&'*+-.^_`|~9",
+        ",".join(["x-fern-sdk-name"] * 64),
+    ],
+)
+def test_the_headers_that_a_client_asks_for_are_allowed(asked):
+    found = preflight(asked)
+    assert found.status == 200
+    assert found.headers["access-control-allow-headers"] == asked
+    assert found.headers["vary"] == "origin, access-control-request-headers"
+
+
+@pytest.mark.parametrize(
+    "asked", [None, "", "x-a,", ",", "x a", "x-a;q=1", "x-\u00e9", "x-a\r\nset-cookie: b", "x" * 1025, "a " * 500 + ";"]
+)
+def test_what_is_no_list_of_headers_is_not_given_back(asked):
+    found = preflight(asked)
+    assert found.status == 200
+    assert found.headers["access-control-allow-headers"] == "authorization, content-type, x-api-key, x-request-id"
+    assert found.headers["vary"] == "origin"
+
+
+def test_another_origin_learns_nothing_of_the_headers_that_it_asks_for():
+    found = preflight("x-stainless-os", "https://b.example")
+    assert found.status == 400
+    assert "access-control-allow-headers" not in found.headers
+
+
 @pytest.mark.parametrize("origin", ["https://b.example", "https://a.example.evil", "null", "https://A.example"])
 def test_another_origin_may_not(origin):
     app = watch(allow_origins(FakeApp(), ["https://a.example"]))

@@ -1,4 +1,4 @@
-"""``/v2/embed``."""
+"""``/v2/embed`` and ``/v1/embed``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,36 @@ def test_coheres_answer(make_site):
 def test_only_what_was_asked_for_is_there(make_site):
     forms = make_site().post("/v2/embed", {"texts": TEXTS}).json()["embeddings"]
     assert list(forms) == ["float"]
+
+
+def test_the_older_answer_is_a_list(make_site):
+    site = make_site()
+    for more in ({}, {"embedding_types": None}, {"embedding_types": []}):
+        body = site.post("/v1/embed", {"texts": TEXTS} | more).json()
+        assert body["response_type"] == "embeddings_floats"
+        assert np.array_equal(np.array(body["embeddings"], dtype=np.float32), embed(site, TEXTS))
+        assert body["texts"] == TEXTS
+        assert body["id"].startswith("embd-")
+        assert body["meta"]["api_version"] == {"version": "1"}
+        assert body["meta"]["billed_units"] == {"input_tokens": 8, "image_tokens": 0}
+
+
+def test_the_older_answer_by_type_is_that_of_today(make_site):
+    site = make_site()
+    request = {"texts": TEXTS, "embedding_types": ["float", "ubinary"], "input_type": "search_query"}
+    old, new = (site.post(path, request).json() for path in ("/v1/embed", "/v2/embed"))
+    assert old["response_type"] == new["response_type"] == "embeddings_by_type"
+    assert old["embeddings"] == new["embeddings"]
+    assert (old["meta"].pop("api_version"), new["meta"].pop("api_version")) == ({"version": "1"}, {"version": "2"})
+    assert old["meta"] == new["meta"]
+
+
+def test_the_document_has_both_answers(make_site):
+    document = make_site().get("/openapi.json").json()
+    answer = document["paths"]["/v1/embed"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    names = {"embeddings_floats": "CohereFloatsResponse", "embeddings_by_type": "CohereEmbedResponse"}
+    places = {kind: f"#/components/schemas/{name}" for kind, name in names.items()}
+    assert answer["discriminator"] == {"propertyName": "response_type", "mapping": places}
 
 
 def test_input_types_are_prompts(make_site):
@@ -99,6 +129,31 @@ def test_truncation(make_site):
         "Input of 6 tokens exceeds max_tokens=5 with truncate=NONE. Set truncate to END or START to allow truncation."
     )
     assert site.post("/v2/embed", {"texts": ["w1 w2 w3"], "truncate": "NONE", "max_tokens": 5}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/embed", "/v2/embed"])
+def test_truncate_that_is_null_is_the_default(make_site, path):
+    site = make_site()
+    long = " ".join(["w1"] * 50)
+    null, left_out = (site.post(path, {"texts": [long]} | more) for more in ({"truncate": None}, {}))
+    assert (null.status_code, null.json()["embeddings"]) == (200, left_out.json()["embeddings"])
+
+
+@pytest.mark.parametrize("max_tokens", [40, 41, 512, 2**40])
+def test_a_cap_above_the_models_limit_caps_nothing(make_site, max_tokens):
+    site = make_site()
+    long = " ".join(f"w{number}" for number in range(50))
+    for truncate in ("END", "START"):
+        request = {"texts": [long], "truncate": truncate}
+        capped = site.post("/v2/embed", request | {"max_tokens": max_tokens})
+        assert capped.status_code == 200
+        assert capped.json()["embeddings"] == site.post("/v2/embed", request).json()["embeddings"]
+        assert capped.json()["meta"]["token_use"][0]["tokens_used"] == 40
+    request = {"truncate": "NONE", "max_tokens": max_tokens}
+    assert site.post("/v2/embed", request | {"texts": ["w1"]}).status_code == 200
+    refused = site.post("/v2/embed", request | {"texts": [long]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].startswith("This model's maximum context length is 40 tokens.")
 
 
 def test_output_dimension(make_site):

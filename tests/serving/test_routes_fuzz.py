@@ -27,7 +27,7 @@ def read_fields(site, path):
 @pytest.mark.parametrize("kind", ["chatty", "reranker", "tokens"])
 def test_odd_values(make_site, kind):
     site = make_site(kind, trust_request_chat_template=True, max_texts=50, max_text_chars=400)
-    paths = set(site.get("/openapi.json").json()["paths"])
+    paths = {path for path, methods in site.get("/openapi.json").json()["paths"].items() if "post" in methods}
     random.seed(5)
     statuses = set()
     for path, good in GOOD.items():

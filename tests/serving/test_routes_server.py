@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema_rs
 import pytest
+import schemathesis
 
 from poolgraph import __version__
 from poolgraph.serving.engine_errors import NotReady
@@ -10,10 +15,10 @@ from poolgraph.serving.metrics import PrometheusObserver
 
 ALWAYS = {
     *("/pooling", "/tokenize", "/detokenize", "/info", "/v1/models", "/version", "/health", "/ready", "/metrics"),
-    *("/openapi.json", "/docs", "/ping"),
+    *("/openapi.json", "/docs", "/ping", "/v1/models/{id}", "/"),
 }
 SCORES = {"/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
-EMBEDS = {"/v1/embeddings", "/v2/embed", "/embed", "/similarity"}
+EMBEDS = {"/v1/embeddings", "/v1/embed", "/v2/embed", "/embed", "/similarity"}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,39 @@ def test_models_by_all_of_their_names_but_paths(make_site):
         site.model.names = ("embedder",)
 
 
+def test_a_model_by_its_name(make_site):
+    site = make_site("embedder", "classifier")
+    site.model.names = ("/srv/models/embedder", "embedder", "org/small model")
+    try:
+        cards = site.get("/v1/models").json()["data"]
+        assert [card["id"] for card in cards] == ["embedder", "org/small model", "classifier"]
+        assert site.get("/v1/models/embedder").json() == cards[0]
+        assert site.get("/v1/models/org/small%20model").json() == cards[1]
+        assert site.get("/v1/models/org%2Fsmall%20model").json() == cards[1]
+        for name in ("gpt-4", "{id}", "embedder/", "/srv/models/embedder", "%2Fsrv/models/embedder"):
+            assert site.get(f"/v1/models/{name}").status_code == 404
+    finally:
+        site.model.names = ("embedder",)
+
+
+def test_a_model_that_is_not_there(make_site):
+    site = make_site()
+    answer = site.get("/v1/models/gpt-4")
+    assert answer.status_code == 404
+    assert answer.json()["error"] == {
+        "message": "The model `gpt-4` does not exist.",
+        "type": "NotFoundError",
+        "param": "model",
+        "code": 404,
+    }
+    assert site.get("/v1/models/").json() == {"detail": "Not Found"}
+    refused = site.post("/v1/models/embedder", {})
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
+    operation = site.get("/openapi.json").json()["paths"]["/v1/models/{id}"]["get"]
+    assert operation["parameters"] == [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    assert set(operation["responses"]) == {"200", "404"}
+
+
 def test_models_are_chosen_by_name(make_site):
     site = make_site("embedder", "chatty", "classifier")
     for name in ("embedder", "chatty"):
@@ -75,7 +113,7 @@ def test_models_are_chosen_by_name(make_site):
     assert unclear.json()["error"]["message"].startswith("model is required where several are served")
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/ping"), ("POST", "/ping")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/"), ("GET", "/ping"), ("POST", "/ping")])
 def test_health(make_site, method, path):
     site = make_site()
     answer = site.ask(method, path)
@@ -164,8 +202,38 @@ def test_the_document_describes_what_is_decoded(make_site):
     assert fields["encoding_format"]["enum"] == ["base64", "bytes", "bytes_only", "float"]
     assert fields["dimensions"]["description"].startswith("Width of a shortened embedding")
     assert fields["truncate_prompt_tokens"]["description"].startswith("Tokens kept of a longer text")
-    assert schemas["RerankRequest"]["required"] == ["query", "documents"]
+    assert schemas["RerankRequest"]["required"] == ["query"]
     references = {part.split('"')[0] for part in str(document).replace("'", '"').split("#/components/schemas/")[1:]}
     assert references <= set(schemas)
     embeddings = document["paths"]["/v1/embeddings"]["post"]
     assert set(embeddings["responses"]) == {"200", "400", "404", "413", "415", "429", "500", "501", "503", "504"}
+
+
+def find_schemas(node: Any) -> Iterator[dict[str, Any]]:
+    """The parts of a document that describe a value's type."""
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from find_schemas(part)
+    if isinstance(node, dict) and isinstance(node.get("type", ""), str):
+        yield node
+
+
+def test_generators_of_clients_understand_the_document(make_site):
+    """What openapi-python-client 0.29 fails on: arrays of nothing, ``items: false``, values that differ in case."""
+    site = make_site("embedder", "classifier", "reranker")
+    document = site.get("/openapi.json").json()
+    schemathesis.openapi.from_asgi("/openapi.json", site.app).validate()
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate(schema | {"$schema": "https://json-schema.org/draft/2020-12/schema"})
+    found = list(find_schemas(document))
+    arrays = [schema for schema in found if schema.get("type") == "array"]
+    assert len(arrays) > 20
+    assert all(isinstance(schema.get("items", {}), dict) for schema in found)
+    assert all("items" in schema or "prefixItems" in schema for schema in arrays)
+    for schema in found:
+        values = [str(value).lower() for value in schema.get("enum", [])]
+        assert len(values) == len(set(values)), schema
+    schemas = document["components"]["schemas"]
+    assert schemas["TeiEmbedRequest"]["properties"]["truncation_direction"]["enum"] == ["Left", "Right"]
+    assert schemas["ChunkRange"]["properties"]["token_range"]["maxItems"] == 2
+    metrics = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    assert metrics == {"text/plain": {"schema": {"type": "string"}}}

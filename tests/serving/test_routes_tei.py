@@ -96,6 +96,39 @@ def test_predict_pairs(make_site):
         assert site.post("/predict", {"inputs": wrong}).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("kinds", "body", "path"),
+    [
+        (("embedder",), {"inputs": TEXTS, "normalize": False}, "/embed"),
+        (("embedder", "chatty", "classifier"), {"inputs": TEXTS}, "/embed"),
+        (("classifier", "embedder"), {"inputs": "w1", "raw_scores": True}, "/predict"),
+        (("reranker",), {"inputs": [["w1", "w2"]]}, "/predict"),
+    ],
+)
+def test_the_root_is_the_first_models(make_site, kinds, body, path):
+    site = make_site(*kinds)
+    answer = site.post("/", body)
+    assert answer.status_code == 200
+    assert [model.num_calls for model in site.models] == [1] + [0] * (len(kinds) - 1)
+    expected = site.post(path, body | {"model": kinds[0]})
+    assert (answer.json(), answer.headers["x-tokens-used"]) == (expected.json(), expected.headers["x-tokens-used"])
+
+
+def test_the_root_takes_another_models_name_too(make_site):
+    site = make_site("embedder", "chatty", "classifier")
+    assert site.post("/", {"inputs": "w1", "model": "chatty"}).status_code == 200
+    assert [model.num_calls for model in site.models] == [0, 1, 0]
+    assert site.post("/", {"inputs": "w1", "model": "classifier"}).status_code == 501
+    assert site.post("/", {"inputs": "w1", "model": "gpt"}).status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["tokens", "tagger"])
+def test_a_model_without_such_a_task_has_no_root(make_site, kind):
+    site = make_site(kind)
+    assert site.post("/", {"inputs": "w1"}).status_code == 405
+    assert set(site.get("/openapi.json").json()["paths"]["/"]) == {"get"}
+
+
 def test_similarity(make_site):
     site = make_site()
     llm = LLM(str(site.model.runner.model.path))
