@@ -10,7 +10,8 @@ import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
-from poolgraph.export.sentence_transformers import SentenceTransformer, find_transformer_file, read_pair_transformer
+from poolgraph.export.sentence_transformers import SentenceTransformer
+from poolgraph.export.transformer_options import find_transformer_file, read_pair_transformer
 
 TASKS = ("sequence-classification", "text-generation")
 """What the Transformer module of a CrossEncoder runs."""

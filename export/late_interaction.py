@@ -31,10 +31,9 @@ from poolgraph.export.late_interaction_plan import LateInteractionPlan
 from poolgraph.export.sentence_transformers import (
     HeadModule,
     SentenceTransformer,
-    find_transformer_file,
     parse_sentence_transformers,
-    read_form,
 )
+from poolgraph.export.transformer_options import find_transformer_file, read_form
 from poolgraph.tasks import SIDES
 
 Layout = Literal["native", "pylate", "converted", "stanford", "projection"]

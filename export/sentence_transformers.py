@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
+from poolgraph.export.transformer_options import read_form, read_transformer
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -29,43 +30,14 @@ COMPILED_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize",
 MULTI_VECTOR_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "MultiVectorMask")
 """What is compiled of a MultiVectorEncoder, whose modules work on token embeddings; its Pooling has no effect there."""
 
-HIDDEN_STATE = "last_hidden_state"
-
-IGNORED_OPTIONS = frozenset(
-    {
-        "trust_remote_code",
-        "torch_dtype",
-        "dtype",
-        "attn_implementation",
-        "device_map",
-        "low_cpu_mem_usage",
-        "use_safetensors",
-        "add_pooling_layer",
-    }
-)
-"""Arguments that say how torch loads and runs the model, not what it computes; code is trusted by the caller alone."""
-
 SIMILARITY_FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
 
 ALWAYS_PROMPTS = ("query", "document")
 """Prompts that sentence-transformers has of every model, empty where the files do not say."""
 
-SIDE_OPTIONS = ("query_length", "document_length", "query_expansion")
-"""What a MultiVectorEncoder does to queries and documents; sentence-transformers 6 does it in encode_query and
-encode_document of every model, which have nothing of the kind here."""
-
 PUBLISHED_CODE = frozenset({"custom_st.Transformer"})
 """Modules of a checkpoint's own that do what sentence-transformers' of that name does (jina-embeddings-v3: it chooses
 the adapter, which is chosen at export here)."""
-
-LIMIT_FILES = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-"""Where sentence-transformers looks for max_seq_length and do_lower_case, in its order."""
-
-
-_Form = TypeVar("_Form")
 
 
 class _Module(msgspec.Struct, frozen=True):
@@ -83,43 +55,6 @@ class _Settings(msgspec.Struct, frozen=True):
     prompts: dict[str, str | None] | None = None
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None
-
-
-class _Transformer(msgspec.Struct, frozen=True):
-    """What is read of sentence_bert_config.json; options have an older and a current name."""
-
-    max_seq_length: Annotated[int, msgspec.Meta(gt=0)] | None = None
-    do_lower_case: bool | None = None
-    transformer_task: str = "feature-extraction"
-    module_output_name: str = "token_embeddings"
-    modality_config: dict[str, Any] | None = None
-    model_args: dict[str, Any] = {}
-    model_kwargs: dict[str, Any] = {}
-    config_args: dict[str, Any] = {}
-    config_kwargs: dict[str, Any] = {}
-    tokenizer_args: dict[str, Any] = {}
-    processor_kwargs: dict[str, Any] = {}
-    processing_kwargs: dict[str, Any] | None = None
-    tokenizer_name_or_path: str | None = None
-    query_length: int | None = None
-    document_length: int | None = None
-    query_expansion: Any = None
-
-    @property
-    def tokenizer_options(self) -> dict[str, Any]:
-        """Arguments of the tokenizer."""
-        return _without_ignored({**self.tokenizer_args, **self.processor_kwargs})
-
-    @property
-    def config_options(self) -> dict[str, Any]:
-        """Fields of config.json that are changed."""
-        return _without_ignored({**self.config_args, **self.config_kwargs})
-
-    @property
-    def limit(self) -> int | None:
-        """The longest text in tokens: the tokenizer's own argument goes before max_seq_length."""
-        declared = self.tokenizer_options.get("model_max_length")
-        return declared if isinstance(declared, int) and declared > 0 else self.max_seq_length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +120,7 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
     _check_order(kinds)
     pooling_path = modules[kinds.index("Pooling")].path if "Pooling" in kinds else None
     pooling = (read_form(checkpoint, f"{pooling_path}/config.json", dict[str, Any]) or {}) if pooling_path else {}
-    transformer = _read_transformer(checkpoint, modules[0].path, multi_vector=multi_vector)
+    transformer = read_transformer(checkpoint, modules[0].path, multi_vector=multi_vector)
     settings = read_form(checkpoint, "config_sentence_transformers.json", _Settings) or _Settings()
     if multi_vector:
         # MultiVectorEncoder always has these two prompts, and knows no truncate_dim.
@@ -244,17 +179,6 @@ def parse_pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
             f"pooling modes {unknown} cannot be compiled; the known ones are {list(POOLING_FLAGS.values())}"
         )
     return modes
-
-
-def read_form(checkpoint: Checkpoint, name: str, form: type[_Form]) -> _Form | None:
-    """Read a JSON file of the checkpoint in the form that sentence-transformers writes; None where there is none."""
-    content = checkpoint.read_json(name)
-    if content is None:
-        return None
-    try:
-        return msgspec.convert(content, form)
-    except msgspec.ValidationError as error:
-        raise ExportError(f"{name} of checkpoint {checkpoint.model!r} is not what it should be: {error}") from error
 
 
 def _check_default_prompt(settings: _Settings) -> None:
@@ -327,85 +251,6 @@ def _check_features(module: HeadModule) -> None:
             f"module {module.kind} at {module.path!r} reads {source!r} and writes {target!r}; only sentence_embedding "
             "can be compiled"
         )
-
-
-def find_transformer_file(checkpoint: Checkpoint, path: str) -> str | None:
-    """Return the name of the file that holds the Transformer module's options, None where there is none."""
-    names = [f"{path}/{name}" if path else name for name in LIMIT_FILES]
-    return next((name for name in names if (checkpoint.folder / name).is_file()), None)
-
-
-def _read_transformer(checkpoint: Checkpoint, path: str, *, multi_vector: bool) -> _Transformer:
-    name = find_transformer_file(checkpoint, path)
-    found = read_form(checkpoint, name, _Transformer) if name else None
-    if found is None or name is None:
-        return _Transformer()
-    _check_transformer(found, name)
-    check_options(found, name, sides=multi_vector)
-    return found
-
-
-def read_pair_transformer(checkpoint: Checkpoint) -> _Transformer:
-    """Read the options of a CrossEncoder's Transformer module.
-
-    Raises:
-        ExportError: one that would change the answers.
-    """
-    name = find_transformer_file(checkpoint, "")
-    found = read_form(checkpoint, name, _Transformer) if name else None
-    if found is None or name is None:
-        return _Transformer()
-    check_options(found, name)
-    return found
-
-
-def _check_transformer(transformer: _Transformer, file: str) -> None:
-    """Check that the backbone is read as token embeddings; what else the file asks for would change the answers."""
-    text = (transformer.modality_config or {}).get("text") or {}
-    asked = {
-        "transformer_task": (transformer.transformer_task, "feature-extraction"),
-        "module_output_name": (transformer.module_output_name, "token_embeddings"),
-        "modality_config.text.method": (text.get("method", "forward"), "forward"),
-        "modality_config.text.method_output_name": (text.get("method_output_name", HIDDEN_STATE), HIDDEN_STATE),
-    }
-    for key, (value, compiled) in asked.items():
-        if value != compiled:
-            raise ExportError(f"{file} has {key} {value!r}; only {compiled!r} can be compiled")
-    if "message" in (transformer.modality_config or {}):
-        raise ExportError(
-            f"{file} has the modality 'message': sentence-transformers renders every text through the tokenizer's chat "
-            "template, which is not compiled. Without 'message' in modality_config, texts are embedded as they are"
-        )
-
-
-def check_options(transformer: _Transformer, file: str, *, sides: bool = False) -> None:
-    """Check that the file asks for nothing that would change the answers.
-
-    Args:
-        transformer: The options.
-        file: Their file, for messages.
-        sides: Whether what it says of queries and documents is read.
-
-    Raises:
-        ExportError: it does.
-    """
-    used = sorted(key for key, value in (transformer.processing_kwargs or {}).items() if value)
-    if used:
-        raise ExportError(f"{file} has processing_kwargs for {used}, which change how texts are tokenized; remove them")
-    options = _without_ignored({**transformer.model_args, **transformer.model_kwargs})
-    if options:
-        raise ExportError(f"{file} gives the model the arguments {sorted(options)}, which cannot be compiled")
-    if transformer.tokenizer_name_or_path is not None:
-        raise ExportError(
-            f"{file} names another tokenizer, {transformer.tokenizer_name_or_path!r}; put its files into the checkpoint"
-        )
-    named = [] if sides else [name for name in SIDE_OPTIONS if getattr(transformer, name)]
-    if named:
-        raise ExportError(f"{file} has {named}, which are compiled for a MultiVectorEncoder alone; remove them")
-
-
-def _without_ignored(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in IGNORED_OPTIONS}
 
 
 def _truncation(settings: _Settings) -> tuple[HeadModule, ...]:
