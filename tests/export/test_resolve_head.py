@@ -19,7 +19,7 @@ from tiny_models import HeadSpec, dense, save_checkpoint
 
 from poolgraph.errors import ExportError, InputError, TaskNotSupported
 from poolgraph.export.describe import build_manifest
-from poolgraph.export.head import HeadPlan
+from poolgraph.export.head import BUILDERS, HeadPlan
 from poolgraph.export.resolve_head import STEP_TAGS
 from poolgraph.graphs.manifest import Pooler
 
@@ -322,3 +322,9 @@ def test_embedding_drops_the_head(folders: Mapping[str, Path], name: str) -> Non
     for options in ({"task": "embed"}, {"convert": "embed"}):
         found: HeadPlan = plan_of(folders[name], **options).head
         assert (found.kind, found.pooled, found.tensors(), found.normalize) == ("embedding", (), {}, True)
+
+
+def test_a_dense_module_whose_activation_halves_its_width_is_refused() -> None:
+    config = {"in_features": 4, "out_features": 4, "activation_function": "torch.nn.modules.activation.GLU"}
+    with pytest.raises(ExportError, match="GLU of a Dense module halves its width"):
+        BUILDERS["Dense"](config)
