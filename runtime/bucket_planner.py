@@ -46,7 +46,7 @@ up to 8,192, in 16 heads, it would start a million a layer, of which some ten th
 
 _FEW_TOKENS: Final = 64
 """Large packed buckets have a second form, with a slot for so many tokens: all rows of the answer come back from the
-device, of 16,384 tokens of BERT-base 3 MB with a slot for 16, which is a tenth of a run's time in Python."""
+device, of 16,384 tokens of BERT-base 3 MB with a slot for 16."""
 
 _LARGE_TOKENS: Final = 2048
 """Buckets of fewer tokens bring little back."""

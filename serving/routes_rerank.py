@@ -65,9 +65,7 @@ async def create_ranking(call: Call, body: RerankRequest, *, version: str | None
 def _cap(body: RerankRequest, model: ServedModel) -> RerankRequest:
     """Return the request without caps that cap nothing: Cohere's clients send its own model's, 4,096 tokens."""
     limit = model.manifest.limits.max_model_len
-    query, document = (
-        None if most is None or most >= limit else most for most in (body.max_tokens_per_query, body.max_tokens_per_doc)
-    )
+    query, document = (0 if most >= limit else most for most in (body.max_tokens_per_query, body.max_tokens_per_doc))
     return msgspec.structs.replace(body, max_tokens_per_query=query, max_tokens_per_doc=document)
 
 
@@ -125,7 +123,7 @@ async def _rank_texts(call: Call, body: RerankRequest, texts: list[str], model: 
     if body.documents is not None:
         raise InputError("give documents or texts, not both", parameter="texts")
     pairs = read_pairs(body.query, list(texts), model, call)
-    side = TRUNCATION_SIDES[(body.truncation_direction or "Right").lower()]
+    side = TRUNCATION_SIDES[body.truncation_direction.lower()]
     options = RequestOptions(
         pooling_params=PoolingParams(use_activation=False if body.raw_scores else None),
         use_tqdm=False,

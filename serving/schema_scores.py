@@ -28,16 +28,16 @@ class ScoringFields(CommonFields, kw_only=True):
 
     Attributes:
         use_activation: False gives a cross-encoder's logit.
-        max_tokens_per_query: Tokens kept of a query; 0 and null keep all.
-        max_tokens_per_doc: Tokens kept of a document; 0 and null keep all.
+        max_tokens_per_query: Tokens kept of a query; 0 keeps all.
+        max_tokens_per_doc: Tokens kept of a document; 0 keeps all.
         instruction: What is asked of a model with a score template.
         chat_template_kwargs: Further variables of the score template.
         chat_template: Refused unless the server runs with --trust-request-chat-template.
     """
 
     use_activation: bool | None = None
-    max_tokens_per_query: Count | None = 0
-    max_tokens_per_doc: Count | None = 0
+    max_tokens_per_query: Count = 0
+    max_tokens_per_doc: Count = 0
     instruction: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     chat_template: str | None = None
@@ -80,7 +80,7 @@ class RerankRequest(ScoringFields, kw_only=True):
     Attributes:
         query: The query.
         documents: The documents; required but in the body of text-embeddings-inference, which has ``texts``.
-        top_n: How many are returned; 0 and null return all.
+        top_n: How many are returned; 0 returns all.
         return_documents: False leaves their texts out of the answer.
         texts: The documents of a request of text-embeddings-inference, which the next four belong to: its answer is the
             bare list of places and scores.
@@ -92,13 +92,13 @@ class RerankRequest(ScoringFields, kw_only=True):
 
     query: ScoreItem
     documents: ScoreInput | None = None
-    top_n: Count | None = 0
+    top_n: Count = 0
     return_documents: bool | None = None
     texts: list[str] | None = None
-    raw_scores: bool | None = False
-    return_text: bool | None = False
+    raw_scores: bool = False
+    return_text: bool = False
     truncate: bool | None = None
-    truncation_direction: Direction | None = "Right"
+    truncation_direction: Direction = "Right"
 
 
 class RankedText(msgspec.Struct, kw_only=True):
