@@ -18,7 +18,9 @@ from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.layout_table import LAYOUTS
 from poolgraph.export.layouts import Layout, Weights, convert_weights, find_layout
 
-Form = Literal["embedding", "sequence_logits", "token_logits", "token_reward", "language_model", "late_interaction"]
+Form = Literal[
+    "embedding", "sequence_logits", "token_logits", "token_reward", "language_model", "late_interaction", "sparse"
+]
 """What a checkpoint's class answers."""
 
 FORMS: tuple[tuple[str, Form], ...] = (
@@ -32,6 +34,7 @@ FORMS: tuple[tuple[str, Form], ...] = (
     ("ForMaskedLM", "embedding"),
     ("ForPreTraining", "embedding"),
     ("ForTextEncoding", "embedding"),
+    ("SpladeSparseEmbeddingModel", "sparse"),
     ("EmbeddingModel", "embedding"),
     ("Model", "embedding"),
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from torch import nn
 
 from poolgraph.export.bind import bind_weights
-from poolgraph.export.head import build_head
+from poolgraph.export.head import build_head, build_steps
 from poolgraph.export.pooling_module import PoolingModule
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.trace import TraceInputs, fake_parameters, trace_module
@@ -34,10 +35,12 @@ def build_module(plan: ExportPlan) -> PoolingModule:
     with fake_parameters():
         backbone = plan.family.build_backbone(plan.model_class, plan.config)
         head = build_head(plan.head)
+        row_head = nn.Sequential(*build_steps(plan.head.rows))
     module = PoolingModule(
         backbone,
         None if plan.head.pooling is None else Pooling(plan.head.pooling),
         head,
+        row_head=row_head,
         kind=plan.head.kind,
         position_offset=plan.position_offset,
         has_token_types=getattr(plan.config, "type_vocab_size", 0) > 0,

@@ -17,6 +17,9 @@ TANH = "torch.nn.modules.activation.Tanh"
 RELU = "torch.nn.modules.activation.ReLU"
 GELU = "torch.nn.modules.activation.GELU"
 
+BERT_EPS = 1e-12
+"""Of normalizations whose configuration has no such field (DistilBERT)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -140,8 +143,8 @@ def plan_layout(
     return HeadPlan(
         kind="logits",
         pooling=None if pooling is None else (pooling,),
-        pooled=_plan_layers(layout.pooled, weights, config, base_prefix),
-        shared=_plan_layers(layout.shared, weights, config, base_prefix),
+        pooled=plan_layers(layout.pooled, weights, config, base_prefix),
+        shared=plan_layers(layout.shared, weights, config, base_prefix),
         **more,
     )
 
@@ -167,9 +170,10 @@ def _fits(layer: Layer, weights: Weights, base_prefix: str) -> bool:
     return f"{layer.tensor.format(base=base_prefix)}.weight" in weights.names
 
 
-def _plan_layers(
+def plan_layers(
     layers: Sequence[Layer], weights: Weights, config: PretrainedConfig, base_prefix: str
 ) -> tuple[HeadStep, ...]:
+    """Describe layers that a checkpoint has, with its own widths."""
     return tuple(_plan_layer(layer, layer.tensor.format(base=base_prefix), weights, config) for layer in layers)
 
 
@@ -182,7 +186,7 @@ def _plan_layer(layer: Layer, name: str, weights: Weights, config: PretrainedCon
         for part in parts
     }
     if layer.is_norm:
-        eps = next(float(getattr(config, n)) for n in ("norm_eps", "layer_norm_eps") if hasattr(config, n))
+        eps = next((float(getattr(config, n)) for n in ("norm_eps", "layer_norm_eps") if hasattr(config, n)), BERT_EPS)
         return HeadStep(
             kind="LayerNorm", config={"dimension": shape[0], "eps": eps, "bias": "bias" in parts}, tensors=tensors
         )

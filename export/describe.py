@@ -52,6 +52,8 @@ def _describe_pooler(plan: ExportPlan) -> Pooler:
         token_embedding_size=plan.token_size,
         is_matryoshka=bool(dimensions) or bool(getattr(plan.config, "is_matryoshka", False)),
         matryoshka_dimensions=dimensions,
+        sparse=head.is_sparse,
+        max_active_dims=plan.sentence_transformer.max_active_dims,
         activation=head.activation,
         use_activation=head.use_activation,
         logit_mean=config.logit_mean,

@@ -16,7 +16,7 @@ from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.layouts import Weights
 from poolgraph.export.sentence_transformers import HeadModule
 from poolgraph.graphs.families import AnswerKind
-from poolgraph.poolers.head import Dense, Head, LayerNorm, Normalize, Standardize, Truncate
+from poolgraph.poolers.head import Dense, Head, LayerNorm, LogSaturation, Normalize, Standardize, Truncate
 
 DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"
 """Sentence-transformers' default for a Dense whose configuration names none."""
@@ -84,6 +84,8 @@ class HeadPlan:
     Attributes:
         kind: What the answers are.
         pooling: Pooling modes of the sequence family; None where there is only the token family.
+        rows: Steps of the backbone's rows before they are pooled, which make scores of words of them: a masked language
+            model's head, of the backbone's precision. There is no token family then.
         pooled: Steps of pooled vectors alone.
         shared: Steps of pooled vectors and of token rows.
         activation: For logits, a key of ``runtime.activations.ACTIVATIONS``.
@@ -94,6 +96,7 @@ class HeadPlan:
 
     kind: AnswerKind
     pooling: tuple[str, ...] | None
+    rows: tuple[HeadStep, ...] = ()
     pooled: tuple[HeadStep, ...] = ()
     shared: tuple[HeadStep, ...] = ()
     activation: str | None = None
@@ -106,26 +109,44 @@ class HeadPlan:
         """Whether the finished value is the raw one divided by its norm."""
         return bool(self.shared) and self.shared[-1].kind == "Normalize"
 
-    def output_size(self, input_size: int) -> int:
-        """Return the width of a finished vector whose pooled one, or row, has ``input_size`` values."""
-        for step in (*self.pooled, *self.shared):
-            input_size = step.output_size(input_size)
-        return input_size
+    @property
+    def is_sparse(self) -> bool:
+        """Whether answers are weights of words, most of them 0."""
+        return any(step.kind == "LogSaturation" for step in (*self.rows, *self.shared))
+
+    def sequence_size(self, hidden_size: int) -> int | None:
+        """Return the width of a text's finished vector, None without the sequence family."""
+        if self.pooling is None:
+            return None
+        pooled_size = len(self.pooling) * _width_after(self.rows, hidden_size)
+        return _width_after((*self.pooled, *self.shared), pooled_size)
+
+    def token_size(self, hidden_size: int) -> int | None:
+        """Return the width of a token's finished vector, None where the shared steps do not fit the backbone's rows."""
+        return _width_after(self.shared, hidden_size) if self.takes_rows(hidden_size) else None
 
     def takes_rows(self, hidden_size: int) -> bool:
         """Whether the shared steps fit the backbone's own rows."""
+        if self.rows:
+            return False
         width = next((step.input_size for step in self.shared if step.input_size is not None), None)
         return width in (None, hidden_size)
 
     def tensors(self) -> dict[str, StoredTensor]:
         """Return where each parameter of the built head is stored, by its name in the pooling module."""
-        parts = (("head.pooled", self.pooled), ("head.chain", self.shared))
+        parts = (("backbone.row_head", self.rows), ("head.pooled", self.pooled), ("head.chain", self.shared))
         return {
             f"{prefix}.{index}.{name}": stored
             for prefix, steps in parts
             for index, step in enumerate(steps)
             for name, stored in step.tensors.items()
         }
+
+
+def _width_after(steps: Iterable[HeadStep], width: int) -> int:
+    for step in steps:
+        width = step.output_size(width)
+    return width
 
 
 def build_head(plan: HeadPlan) -> Head:
@@ -224,6 +245,7 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = MappingProxyT
         "Normalize": lambda config: Normalize(),
         "Dropout": lambda config: nn.Identity(),
         "Truncate": lambda config: Truncate(int(config["size"])),
+        "LogSaturation": lambda config: LogSaturation(int(config["times"])),
         "Standardize": lambda config: Standardize(config["mean"], config["sigma"]),
     }
 )

@@ -25,6 +25,8 @@ class PoolingModule(nn.Module):
         backbone: A transformers model that returns ``last_hidden_state``.
         pooling: Token rows to one vector a text; None where there is only the token family.
         head: What follows the pooling.
+        row_head: What the backbone's rows pass before they are pooled, None for nothing. Its parameters count as the
+            backbone's.
         kind: What the answers are.
         position_offset: pad_token_id where positions are counted from pad_token_id + 1, else None.
         has_token_types: Whether the backbone takes token types.
@@ -37,6 +39,7 @@ class PoolingModule(nn.Module):
         pooling: Pooling | None,
         head: Head,
         *,
+        row_head: nn.Module | None = None,
         kind: AnswerKind,
         position_offset: int | None,
         has_token_types: bool,
@@ -44,6 +47,7 @@ class PoolingModule(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.pooling, self.head, self.kind = backbone, pooling, head, kind
+        self.backbone.add_module("row_head", row_head or nn.Identity())
         self.position_offset = position_offset
         self.has_token_types = has_token_types
         self.head_takes_rows = head_takes_rows
@@ -70,7 +74,8 @@ class PoolingModule(nn.Module):
             tokens["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         seen = attention_mask if attended_mask is None else layout.as_batch(attended_mask)
         batch = {name: layout.as_batch(value) for name, value in tokens.items()}
-        rows = layout.of_batch(self.backbone(attention_mask=seen, **batch).last_hidden_state)
+        rows = self.backbone(attention_mask=seen, **batch).last_hidden_state
+        rows = layout.of_batch(self.backbone.get_submodule("row_head")(rows))
         results = []
         if self.pooling is not None:
             results.append(self.head.forward_pooled(self.pooling(layout, rows)))

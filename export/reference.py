@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from poolgraph.errors import ExportError
-from poolgraph.export.backbone import Backbone
+from poolgraph.export.backbone import Backbone, class_for_task, find_class
 from poolgraph.export.head import load_steps
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.rotary import forget_lengths
@@ -33,6 +33,7 @@ REFERENCE_POOLING: Mapping[str, Callable[[Rows, int], Rows]] = MappingProxyType(
     {
         "cls": lambda rows, prompt: rows[prompt if len(rows) > prompt else 0],
         "max": lambda rows, prompt: rows[prompt:].max(0),
+        "sum": lambda rows, prompt: rows[prompt:].sum(0),
         "mean": lambda rows, prompt: rows[prompt:].mean(0),
         "mean_sqrt_len_tokens": lambda rows, prompt: rows[prompt:].sum(0) / np.sqrt(len(rows) - prompt),
         "weightedmean": lambda rows, prompt: np.average(rows, axis=0, weights=_weights(len(rows), prompt)),
@@ -109,6 +110,8 @@ class ReferenceModel:
         with torch.no_grad():
             for text in encoded:
                 rows, logits = _run(self._model, text)
+                if plan.head.rows and logits is not None:
+                    rows, logits = head.saturate(logits), None
                 if plan.head.pooling is not None:
                     sequence.append(head.pool(rows, text.prompt_length) if logits is None else head.standardize(logits))
                 if plan.token_size is not None:
@@ -124,6 +127,7 @@ class ReferenceHead:
 
     def __init__(self, plan: ExportPlan) -> None:
         self._modes = plan.head.pooling or ()
+        self._saturation = load_steps(step for step in plan.head.rows if step.kind == "LogSaturation")
         self._pooled = load_steps(plan.head.pooled)
         self._shared = load_steps(plan.head.shared)
 
@@ -136,13 +140,19 @@ class ReferenceHead:
         """Apply the steps that pooled vectors and token rows share."""
         return _apply(self._shared, rows)
 
+    def saturate(self, logits: Rows) -> Rows:
+        """Apply what a masked language model of transformers does not have of the steps before the pooling."""
+        return _apply(self._saturation, logits)
+
     def standardize(self, logits: Rows) -> Rows:
         """Apply what the checkpoint's own class does not have: the caller's mean and sigma."""
         return _apply([module for module in self._shared if isinstance(module, Standardize)], logits)
 
 
 def full_class(plan: ExportPlan) -> type[PreTrainedModel] | None:
-    """Return transformers' class of the whole checkpoint if its answers are the plan's."""
+    """Return transformers' class of the whole checkpoint if its answers, or its scores of words, are the plan's."""
+    if plan.head.rows:
+        return find_class(class_for_task(plan.config, "fill-mask") or "")
     if plan.head.kind != "logits" or plan.head.converted or plan.options.pooler_config.seq_pooling_type is not None:
         return None
     return plan.backbone.full_class if plan.backbone.form in ("sequence_logits", "token_logits") else None

@@ -96,14 +96,12 @@ class ExportPlan:
     @property
     def sequence_size(self) -> int | None:
         """Width of the sequence family's answer, None without that family."""
-        return None if self.head.pooling is None else self.head.output_size(len(self.head.pooling) * self.hidden_size)
+        return self.head.sequence_size(self.hidden_size)
 
     @property
     def token_size(self) -> int | None:
         """Width of the token family's answer, None where the head does not fit the rows."""
-        if not self.head.takes_rows(self.hidden_size):
-            return None
-        return replace(self.head, pooled=()).output_size(self.hidden_size)
+        return self.head.token_size(self.hidden_size)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -24,8 +24,9 @@ from poolgraph.export.language_model_head import (
     token_ids_of,
 )
 from poolgraph.export.layouts import Weights
+from poolgraph.export.masked_language_head import plan_splade
 from poolgraph.export.options import ExportOptions
-from poolgraph.export.sentence_transformers import SentenceTransformer
+from poolgraph.export.sentence_transformers import SentenceTransformer, Splade
 from poolgraph.tasks import POOLING_MODES
 
 Wish = Literal["embed", "classify"] | None
@@ -104,6 +105,8 @@ def plan_head(source: HeadSource) -> HeadPlan:
 
 def _choose(source: HeadSource) -> HeadPlan:
     form, wish = source.backbone.form, source.wish
+    if form == "sparse" or source.sentence_transformer.splade is not None:
+        return _plan_sparse(source)
     if wish == "embed" or (wish is None and source.sentence_transformer.pooling):
         return _plan_embedding(source)
     if form == "language_model" or _names_tokens(source):
@@ -184,6 +187,14 @@ def _plan_embedding(source: HeadSource) -> HeadPlan:
     return HeadPlan(kind="embedding", pooling=pooling, shared=steps)
 
 
+def _plan_sparse(source: HeadSource) -> HeadPlan:
+    if source.wish == "classify":
+        raise TaskNotSupported(f"{source.backbone.architecture} weighs words (SPLADE) and classifies nothing")
+    sentence = source.sentence_transformer
+    plan = plan_splade(source.weights, source.config, source.base_prefix, sentence.splade or Splade())
+    return replace(plan, shared=(*plan.shared, *describe_modules(sentence.head, source.checkpoint.folder)))
+
+
 def _check_convertible(source: HeadSource) -> None:
     if not any(name.partition(".")[0] in ("classifier", "score", "head") for name in source.weights.names):
         raise TaskNotSupported(
@@ -216,6 +227,11 @@ def _override_pooling(plan: HeadPlan, mode: str) -> HeadPlan:
     if plan.pooling is None:
         raise InputError(
             f"pooling {mode} was asked for, but this checkpoint answers token by token", parameter="seq_pooling_type"
+        )
+    if plan.is_sparse:
+        raise InputError(
+            f"pooling {mode} was asked for, but weights of words (SPLADE) are pooled by {plan.pooling[0]}",
+            parameter="seq_pooling_type",
         )
     return replace(plan, pooling=(mode,))
 

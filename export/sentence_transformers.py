@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -25,7 +25,20 @@ POOLING_FLAGS = {
 }
 """Flags of older pooling configurations, in the order in which sentence-transformers concatenates their results."""
 
-COMPILED_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+COMPILED_MODULES = (
+    "Transformer",
+    "MLMTransformer",
+    "Pooling",
+    "SpladePooling",
+    "Dense",
+    "LayerNorm",
+    "Normalize",
+    "Dropout",
+)
+
+TRANSFORMERS = ("Transformer", "MLMTransformer")
+POOLINGS = ("Pooling", "SpladePooling")
+"""Modules that a chain starts with; MLMTransformer is the older name of a Transformer with the task fill-mask."""
 
 MULTI_VECTOR_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "MultiVectorMask")
 """What is compiled of a MultiVectorEncoder, whose modules work on token embeddings; its Pooling has no effect there."""
@@ -51,10 +64,17 @@ class _Settings(msgspec.Struct, frozen=True):
     """What is read of config_sentence_transformers.json."""
 
     truncate_dim: Annotated[int, msgspec.Meta(gt=0)] | None = None
-
+    max_active_dims: Annotated[int, msgspec.Meta(gt=0)] | None = None
     prompts: dict[str, str | None] | None = None
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None
+
+
+class Splade(msgspec.Struct, frozen=True):
+    """What is read of a SpladePooling's configuration."""
+
+    strategy: Literal["max", "sum"] = msgspec.field(default="max", name="pooling_strategy")
+    activation: Literal["relu", "log1p_relu"] = msgspec.field(default="relu", name="activation_function")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +99,8 @@ class SentenceTransformer:
     Attributes:
         transformer_path: Folder of the backbone, "" for the checkpoint's own.
         pooling: Pooling modes in the order of their concatenation, empty where the files have no Pooling.
+        splade: How scores of words are pooled to an embedding of a weight a word (SparseEncoder); None for others.
+        max_active_dims: The most weights that such an embedding keeps, None for all.
         include_prompt: False when the prompt's tokens are left out of the pooling.
         head: The modules after the pooling.
         max_seq_length: Limit in tokens, None where the files do not say.
@@ -92,6 +114,8 @@ class SentenceTransformer:
 
     transformer_path: str = ""
     pooling: tuple[str, ...] = ()
+    splade: Splade | None = None
+    max_active_dims: int | None = None
     include_prompt: bool = True
     head: tuple[HeadModule, ...] = ()
     max_seq_length: int | None = None
@@ -120,22 +144,30 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
     _check_order(kinds)
     pooling_path = modules[kinds.index("Pooling")].path if "Pooling" in kinds else None
     pooling = (read_form(checkpoint, f"{pooling_path}/config.json", dict[str, Any]) or {}) if pooling_path else {}
-    transformer = read_transformer(checkpoint, modules[0].path, multi_vector=multi_vector)
+    splade = _read_splade(checkpoint, modules, kinds)
+    task = "feature-extraction" if splade is None else "fill-mask"
+    transformer = read_transformer(checkpoint, modules[0].path, task=task, multi_vector=multi_vector)
     settings = read_form(checkpoint, "config_sentence_transformers.json", _Settings) or _Settings()
     if multi_vector:
         # MultiVectorEncoder always has these two prompts, and knows no truncate_dim.
         prompts = {"query": None, "document": None, **(settings.prompts or {})}
         settings = msgspec.structs.replace(settings, prompts=prompts, truncate_dim=None)
+    if splade is not None:
+        # SparseEncoder compares by dot product unless told otherwise, and knows no truncate_dim.
+        similarity = settings.similarity_fn_name or "dot"
+        settings = msgspec.structs.replace(settings, similarity_fn_name=similarity, truncate_dim=None)
     _check_default_prompt(settings)
     return SentenceTransformer(
         transformer_path=modules[0].path,
         pooling=parse_pooling(pooling) if pooling_path else (),
+        splade=splade,
+        max_active_dims=None if splade is None else settings.max_active_dims,
         include_prompt=bool(pooling.get("include_prompt", True)),
         head=(
             *(
                 _head_module(checkpoint, module, kind, multi_vector=multi_vector)
                 for module, kind in zip(modules, kinds, strict=True)
-                if kind not in ("Transformer", "Pooling")
+                if kind not in (*TRANSFORMERS, *POOLINGS)
             ),
             *_truncation(settings),
         ),
@@ -227,10 +259,19 @@ def _check_path(path: str) -> None:
         raise ExportError(f"modules.json names the path {path!r}, which leaves the checkpoint")
 
 
+def _read_splade(checkpoint: Checkpoint, modules: list[_Module], kinds: list[str]) -> Splade | None:
+    """Return the configuration of the SpladePooling, None where there is none."""
+    if "SpladePooling" in kinds:
+        return read_form(checkpoint, f"{modules[kinds.index('SpladePooling')].path}/config.json", Splade) or Splade()
+    if "MLMTransformer" in kinds:
+        raise ExportError("modules.json has an MLMTransformer without a SpladePooling, which cannot be compiled")
+    return None
+
+
 def _check_order(kinds: list[str]) -> None:
-    if not kinds or kinds[0] != "Transformer" or kinds.count("Transformer") > 1:
+    if not kinds or kinds[0] not in TRANSFORMERS or sum(kind in TRANSFORMERS for kind in kinds) > 1:
         raise ExportError(f"modules.json must start with its only Transformer module to be compiled; it has {kinds}")
-    if kinds.count("Pooling") > 1 or ("Pooling" in kinds and kinds.index("Pooling") != 1):
+    if any(kind in POOLINGS for kind in (*kinds[:1], *kinds[2:])):
         raise ExportError(
             f"modules.json must have its Pooling right after the Transformer to be compiled; it has {kinds}"
         )

@@ -10,7 +10,8 @@ import msgspec
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
 
-HIDDEN_STATE = "last_hidden_state"
+TASK_OUTPUTS = {"feature-extraction": "last_hidden_state", "fill-mask": "logits"}
+"""What each task that is compiled reads of the model's output."""
 
 IGNORED_OPTIONS = frozenset(
     {
@@ -45,7 +46,7 @@ class TransformerOptions(msgspec.Struct, frozen=True):
 
     max_seq_length: Annotated[int, msgspec.Meta(gt=0)] | None = None
     do_lower_case: bool | None = None
-    transformer_task: str = "feature-extraction"
+    transformer_task: str | None = None
     module_output_name: str = "token_embeddings"
     modality_config: dict[str, Any] | None = None
     model_args: dict[str, Any] = {}
@@ -94,12 +95,15 @@ def find_transformer_file(checkpoint: Checkpoint, path: str) -> str | None:
     return next((name for name in names if (checkpoint.folder / name).is_file()), None)
 
 
-def read_transformer(checkpoint: Checkpoint, path: str, *, multi_vector: bool) -> TransformerOptions:
+def read_transformer(
+    checkpoint: Checkpoint, path: str, *, task: str = "feature-extraction", multi_vector: bool = False
+) -> TransformerOptions:
     """Read the options of the Transformer module at a path.
 
     Args:
         checkpoint: The checkpoint.
         path: The module's folder, "" for the checkpoint's own.
+        task: A key of TASK_OUTPUTS, the only one that is compiled.
         multi_vector: Whether what they say of queries and documents is read.
 
     Raises:
@@ -109,7 +113,7 @@ def read_transformer(checkpoint: Checkpoint, path: str, *, multi_vector: bool) -
     found = read_form(checkpoint, name, TransformerOptions) if name else None
     if found is None or name is None:
         return TransformerOptions()
-    _check_transformer(found, name)
+    _check_transformer(found, name, task)
     check_options(found, name, sides=multi_vector)
     return found
 
@@ -128,14 +132,15 @@ def read_pair_transformer(checkpoint: Checkpoint) -> TransformerOptions:
     return found
 
 
-def _check_transformer(transformer: TransformerOptions, file: str) -> None:
-    """Check that the backbone is read as token embeddings; what else the file asks for would change the answers."""
+def _check_transformer(transformer: TransformerOptions, file: str, task: str) -> None:
+    """Check that the backbone is read as the task does; what else the file asks for would change the answers."""
     text = (transformer.modality_config or {}).get("text") or {}
+    output = TASK_OUTPUTS[task]
     asked = {
-        "transformer_task": (transformer.transformer_task, "feature-extraction"),
+        "transformer_task": (transformer.transformer_task or task, task),
         "module_output_name": (transformer.module_output_name, "token_embeddings"),
         "modality_config.text.method": (text.get("method", "forward"), "forward"),
-        "modality_config.text.method_output_name": (text.get("method_output_name", HIDDEN_STATE), HIDDEN_STATE),
+        "modality_config.text.method_output_name": (text.get("method_output_name", output), output),
     }
     for key, (value, compiled) in asked.items():
         if value != compiled:

@@ -8,9 +8,10 @@ import msgspec
 
 from poolgraph.errors import ManifestError
 
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 """Version written. 1 (2026-11): embeddings. 2 (2026-11): every pooling task: activation, steps, scoring.
-3 (2026-11): int8: quantization, fidelity. 4 (2026-11): fp16: float_range."""
+3 (2026-11): int8: quantization, fidelity. 4 (2026-11): fp16: float_range.
+5 (2026-12): sparse embeddings."""
 
 OLDEST_READABLE: Final = 1
 
@@ -136,6 +137,9 @@ class Pooler(_Record, frozen=True, kw_only=True):
         token_embedding_size: Width of the token family's answer, None without a token graph.
         is_matryoshka: Whether embeddings may be shortened at all.
         matryoshka_dimensions: Allowed widths of a shortened embedding; empty when every width is.
+        sparse: Whether embeddings are weights of the vocabulary's words, most of them 0.
+        max_active_dims: Of sparse embeddings, the most weights that are kept unless a request says otherwise; None for
+            all.
         activation: A key of ``runtime.activations.ACTIVATIONS`` that turns logits into the finished value; None for
             embeddings.
         use_activation: Whether a request that does not say gets the activation (classifiers).
@@ -155,6 +159,8 @@ class Pooler(_Record, frozen=True, kw_only=True):
     token_embedding_size: Positive | None = None
     is_matryoshka: bool = False
     matryoshka_dimensions: tuple[int, ...] = ()
+    sparse: bool = False
+    max_active_dims: Positive | None = None
     activation: str | None = None
     use_activation: bool = True
     logit_mean: float | None = None

@@ -25,6 +25,7 @@ from poolgraph.graphs.fuse_skip_norm import fuse_skip_norms
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
 from poolgraph.graphs.lower_attention_cuda import lower_attention_to_cuda
 from poolgraph.graphs.lower_attention_native import lower_attention_to_native, lower_attention_to_native_float
+from poolgraph.graphs.lower_logarithms import lower_logarithms
 from poolgraph.graphs.lower_products import lower_products_to_native
 from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.lower_scan_cuda import fuse_causal_conv, lower_scan_to_linear_attention
@@ -118,6 +119,7 @@ CPU_FP32 = Target(
         remove_dead_nodes,  # what was fused reads its rows no more, and so does not stand in the way of other fusions
         lower_attention_to_cpu,
         lower_selective_scan,
+        lower_logarithms,
         remove_dead_nodes,
         clear_notes,
     ),
@@ -157,6 +159,7 @@ def _native_passes(*lower_attention: Pass) -> tuple[Pass, ...]:
         lower_attention_to_native_float,
         lower_attention_to_cpu,  # what no native operator computes: masks, biases of packed texts
         lower_selective_scan,
+        lower_logarithms,
         remove_dead_nodes,
         clear_notes,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -98,6 +99,25 @@ class Standardize(nn.Module):
         if self.mean is not None:
             rows = rows - self.mean
         return rows if self.sigma is None else rows / self.sigma
+
+
+class LogSaturation(nn.Module):
+    """log(1 + relu(x)): weights of words that grow slower the larger they are (SPLADE, arXiv 2107.05720, equation 1).
+
+    Args:
+        times: How often the logarithm is taken; twice as of arXiv 2504.14839.
+    """
+
+    def __init__(self, times: int = 1) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return values of at least 0, (..., vocab_size)."""
+        rows = functional.relu(rows)
+        for _ in range(self.times):
+            rows = torch.log1p(rows)
+        return rows
 
 
 class Head(nn.Module):

@@ -16,6 +16,7 @@ POOLING_METHODS: Mapping[str, PoolingMethod] = MappingProxyType(
     {
         "cls": lambda layout, rows: layout.first(rows),
         "max": lambda layout, rows: layout.max(rows),
+        "sum": lambda layout, rows: layout.sum(rows),
         "mean": lambda layout, rows: layout.sum(rows) / layout.count(rows),
         "mean_sqrt_len_tokens": lambda layout, rows: layout.sum(rows) / layout.count(rows).sqrt(),
         "weightedmean": lambda layout, rows: layout.weighted_sum(rows) / layout.weight_count(rows),

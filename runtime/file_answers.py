@@ -21,6 +21,7 @@ Answer: TypeAlias = Callable[["PoolingModel", Sequence[Row], Options, int], tupl
 texts were cut."""
 
 _RANKED: Final = {"index": "int64", "score": "float32", "text": "string"}
+_WEIGHT: Final = {"index": "int64", "value": "float32"}
 _SPAN: Final = {"word": "string", "start": "int64", "end": "int64"}
 _ENTITY: Final = {"entity_group": "string", "score": "float32", **_SPAN}
 _TOKEN: Final = {"entity": "string", "score": "float32", "index": "int64", **_SPAN}
@@ -49,6 +50,15 @@ def with_activation(answer: Answer) -> Answer:
         return answer(model, items, {names.get(name, name): value for name, value in options.items()}, first_index)
 
     return renamed
+
+
+def embed_sparse(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:
+    """Weigh the words of texts: ``embedding``, for each word that has a weight its token id and the weight."""
+    found, num_cut = model.embed_sparse_chunk(_texts(items), first_index=first_index, **options)
+    weights = [
+        [{"index": index, "value": value} for index, value in embedding.to_dict().items()] for embedding in found
+    ]
+    return {"embedding": Records(weights, _WEIGHT)}, num_cut
 
 
 def embed_tokens(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:

@@ -12,6 +12,7 @@ from poolgraph.runtime.file_answers import (
     Options,
     ask_chunk,
     classify,
+    embed_sparse,
     embed_tokens,
     find_entities,
     rerank,
@@ -142,6 +143,13 @@ FILE_TASKS: Final[Mapping[str, FileTask]] = {
         checked=_PROMPT_OPTIONS,
         answer=ask_chunk("embed_chunk", "embedding"),
         array="embedding",
+    ),
+    "embed_sparse": FileTask(
+        name="embed --sparse",
+        options=("prompt_name", "prompt", "max_active_dims", "truncate"),
+        check_model=lambda model, **options: model.check_sparse_options(**options),
+        checked=("prompt_name", "prompt", "max_active_dims"),
+        answer=embed_sparse,
     ),
     "classify": FileTask(
         name="classify",

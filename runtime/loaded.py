@@ -23,7 +23,14 @@ from poolgraph.runtime.buckets import Bucket, Padding
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
 from poolgraph.runtime.executor import BatchAnswer, Executor, Progress, Slots, serialize_progress
 from poolgraph.runtime.loading import BucketWish, check_count, check_name, open_sessions, resolve_directory
-from poolgraph.runtime.pipeline import BOUND_WINDOWS_AHEAD, FIRST_BOUND_WINDOW, encode_windows, run_ahead
+from poolgraph.runtime.pipeline import (
+    BOUND_WINDOWS_AHEAD,
+    FIRST_BOUND_WINDOW,
+    WINDOW_TEXTS,
+    WINDOW_VALUES,
+    encode_windows,
+    run_ahead,
+)
 from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.providers import CPU_PROVIDER, Wish, check_verified
 from poolgraph.runtime.runner import build_runner
@@ -210,7 +217,12 @@ class LoadedModel:
                 window, prompt=prompt, truncate_to=truncate_to, first_index=offset + first_index
             )
 
-        yield from encode_windows(texts, encode, self.first_window)
+        yield from encode_windows(texts, encode, self.first_window, window=self._window_texts)
+
+    @property
+    def _window_texts(self) -> int:
+        """Texts of a window, fewer where their answers are as wide as a vocabulary."""
+        return max(1, min(WINDOW_TEXTS, WINDOW_VALUES // self.manifest.pooler.embedding_size))
 
     @contextmanager
     def _run_windows(

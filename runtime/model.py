@@ -6,9 +6,10 @@ from poolgraph.runtime.sentence_names import SentenceNames
 from poolgraph.runtime.task_entities import EntityTasks
 from poolgraph.runtime.task_reward import RewardTasks
 from poolgraph.runtime.task_score import ScoreTasks
+from poolgraph.runtime.task_sparse import SparseTasks
 
 
-class PoolingModel(SentenceNames, ScoreTasks, RewardTasks, EntityTasks):
+class PoolingModel(SentenceNames, SparseTasks, ScoreTasks, RewardTasks, EntityTasks):
     """A compiled pooling model, ready to answer; safe to use from several threads.
 
     Build one with ``PoolingModel.load``. Each task is a method: results are in input order, and on the CPU a text's

@@ -11,6 +11,9 @@ from typing import Final, Protocol, TypeVar
 WINDOW_TEXTS: Final = 4096
 """Texts tokenized and planned together: bounds memory, and is enough for batches of equal length to fill."""
 
+WINDOW_VALUES: Final = 2**25
+"""Numbers that the answers of a window's texts have at most, 128 MiB: a weight a word of a vocabulary makes many."""
+
 FIRST_BOUND_WINDOW: Final = 512
 """A GPU answers a window in the time that the next one of twice as many texts is tokenized in, or sooner."""
 

@@ -19,7 +19,7 @@ from poolgraph.serving.routes_embeddings import CLASSIFY, EMBEDDINGS, POOLING
 from poolgraph.serving.routes_rerank import RERANK_ROUTES
 from poolgraph.serving.routes_scores import SCORE_ROUTES
 from poolgraph.serving.routes_server import SERVER_ROUTES
-from poolgraph.serving.routes_tei import EMBED, EMBED_ALL, INFO, PREDICT, SIMILARITY, find_root
+from poolgraph.serving.routes_tei import EMBED, EMBED_ALL, EMBED_SPARSE, INFO, PREDICT, SIMILARITY, find_root
 from poolgraph.serving.routes_tokens import DETOKENIZE, TOKENIZE
 from poolgraph.serving.routing import can, can_score
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _BY_TASK: Final[dict[str, tuple[Endpoint, ...]]] = {
     "embed": (EMBEDDINGS, COHERE_EMBED, OLD_COHERE_EMBED, EMBED, SIMILARITY),
     "token_embed": (EMBEDDINGS, EMBED_ALL),
+    "embed_sparse": (EMBED_SPARSE,),
     "classify": (CLASSIFY, PREDICT),
     "token_classify": (),
 }

@@ -126,6 +126,19 @@ def encode_floats(values: Floats) -> Any:
     return cast("list[Any]", msgspec.Raw(orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)))
 
 
+def encode_sparse(values: Floats) -> Any:
+    """Return the numbers of (size,) that are not 0, each with its index, as JSON that is put into an answer as it is.
+
+    Raises:
+        SessionError: a number is not finite.
+    """
+    check_finite(values)
+    (indices,) = np.nonzero(values)
+    numbers = orjson.loads(orjson.dumps(values[indices], option=orjson.OPT_SERIALIZE_NUMPY))
+    pairs = [{"index": index, "value": value} for index, value in zip(indices.tolist(), numbers, strict=True)]
+    return cast("list[Any]", msgspec.Raw(orjson.dumps(pairs)))
+
+
 def encode_base64(data: bytes) -> str:
     """Return bytes in base64."""
     return b64encode(data).decode("ascii")

@@ -22,7 +22,7 @@ from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.asgi_types import Header
-from poolgraph.serving.encodings import check_finite, encode_floats
+from poolgraph.serving.encodings import check_finite, encode_floats, encode_sparse
 from poolgraph.serving.endpoint import Answer, Call, Endpoint, Function, answer_json
 from poolgraph.serving.request_fields import (
     TextRequest,
@@ -38,11 +38,13 @@ from poolgraph.serving.schema_tei import (
     TRUNCATION_SIDES,
     TeiEmbedAllRequest,
     TeiEmbedRequest,
+    TeiEmbedSparseRequest,
     TeiInfo,
     TeiPrediction,
     TeiPredictRequest,
     TeiSimilarityParameters,
     TeiSimilarityRequest,
+    TeiSparseValue,
 )
 from poolgraph.serving.urgency import Urgency
 
@@ -77,6 +79,17 @@ async def embed_all(call: Call, body: TeiEmbedAllRequest) -> Answer:
     return await call.encode(
         model,
         lambda: answer_json([encode_floats(output.outputs.data) for output in outputs], headers=use_headers(outputs)),
+        count_values(outputs),
+    )
+
+
+async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
+    """Weigh the words of texts: for each the token ids that have a weight."""
+    model = find_model(call.context.registry, body.model, "embed_sparse", "Embed sparse")
+    outputs = await _answer(call, body, model, "embed", build_params(None))
+    return await call.encode(
+        model,
+        lambda: answer_json([encode_sparse(output.outputs.data) for output in outputs], headers=use_headers(outputs)),
         count_values(outputs),
     )
 
@@ -239,7 +252,8 @@ async def show_info(call: Call, body: None) -> Answer:
 def _describe_type(model: ServedModel) -> dict[str, Any]:
     manifest = model.manifest
     if "classify" not in manifest.tasks:
-        return {"embedding": {"pooling": "+".join(manifest.pooler.pooling)}}
+        pooling = "splade" if manifest.pooler.sparse else "+".join(manifest.pooler.pooling)
+        return {"embedding": {"pooling": pooling}}
     labels = {str(index): label for index, label in enumerate(manifest.labels)}
     names = {"id2label": labels, "label2id": {label: int(index) for index, label in labels.items()}}
     return {"reranker" if manifest.scoring is not None else "classifier": names}
@@ -260,6 +274,9 @@ def _post(path: str, function: Any, summary: str, body_type: Any, answer_type: A
 
 EMBED: Final = _post("/embed", embed, "Embed texts", TeiEmbedRequest, list[list[float]])
 EMBED_ALL: Final = _post("/embed_all", embed_all, "Embed each token", TeiEmbedAllRequest, list[list[list[float]]])
+EMBED_SPARSE: Final = _post(
+    "/embed_sparse", embed_sparse, "Weigh the words of texts", TeiEmbedSparseRequest, list[list[TeiSparseValue]]
+)
 PREDICT: Final = _post(
     "/predict", predict, "Classify texts or pairs", TeiPredictRequest, list[TeiPrediction | list[TeiPrediction]]
 )

@@ -55,11 +55,16 @@ def show_name(model: ServedModel) -> str:
 
 
 def can(model: ServedModel, task: str) -> bool:
-    """Return whether a model does a task; ``score`` is one here, and ``embeddings``, of texts or of each token."""
+    """Return whether a model does a task.
+
+    ``score`` is one here, and so are ``embeddings``, of texts or of each token, and ``embed_sparse``.
+    """
     if task == "score":
         return can_score(model)
     if task == "embeddings":
         return bool({"embed", "token_embed"} & {*model.manifest.tasks})
+    if task == "embed_sparse":
+        return model.manifest.pooler.sparse
     return task in model.manifest.tasks
 
 

@@ -51,6 +51,23 @@ class TeiEmbedAllRequest(msgspec.Struct, kw_only=True):
     prompt_name: str | None = None
 
 
+class TeiEmbedSparseRequest(msgspec.Struct, kw_only=True):
+    """Texts whose words are weighed; fields as of ``/embed``."""
+
+    inputs: TeiInput
+    model: str | None = None
+    truncate: bool | None = None
+    truncation_direction: Direction = "Right"
+    prompt_name: str | None = None
+
+
+class TeiSparseValue(msgspec.Struct, kw_only=True):
+    """A word's token id and its weight."""
+
+    index: int
+    value: float
+
+
 class TeiPredictRequest(msgspec.Struct, kw_only=True):
     """A text, a pair of texts ``[a, b]``, or a list of ``[a]`` and ``[a, b]``, to classify.
 

@@ -31,10 +31,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_embedder(folder: Path, *, chat_template: str | None = None, **changes: Any) -> Path:
+def build_embedder(
+    folder: Path, *, chat_template: str | None = None, sparse: dict[str, Any] | None = None, **changes: Any
+) -> Path:
     """A tiny model that embeds texts and tokens."""
     fields = {"tasks": ("embed", "token_embed"), "default_task": "embed", "prompts": PROMPTS}
-    pooler = {"activation": None, "normalize": True, "is_matryoshka": True}
+    pooler = sparse or {"activation": None, "normalize": True, "is_matryoshka": True}
     columns = tuple(f"column{index}" for index in range(SIZE))
     build_classifier(folder, labels=columns, pooler=pooler, **(fields | changes))
     if chat_template is not None:
@@ -44,10 +46,13 @@ def build_embedder(folder: Path, *, chat_template: str | None = None, **changes:
     return folder
 
 
+SPLADE = {"activation": None, "sparse": True, "max_active_dims": 5}
+
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "embedder": build_embedder,
     "chatty": lambda folder: build_embedder(folder, chat_template=CHAT_TEMPLATE),
     "plain": lambda folder: build_embedder(folder, prompts={}),
+    "splade": lambda folder: build_embedder(folder, sparse=SPLADE, tasks=("embed",)),
     "tokens": lambda folder: build_embedder(folder, tasks=("token_embed",), default_task="token_embed"),
     "classifier": build_classifier,
     "reranker": lambda folder: build_scorer(folder, limits=Limits(max_model_len=128, vocab_size=len(VOCABULARY))),

@@ -17,6 +17,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/": {"inputs": "w1"},
     "/embed": {"inputs": "w1"},
     "/embed_all": {"inputs": "w1"},
+    "/embed_sparse": {"inputs": "w1"},
     "/predict": {"inputs": "w1"},
     "/similarity": {"inputs": {"source_sentence": "w1", "sentences": ["w2"]}},
 }

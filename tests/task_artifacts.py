@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_decoders import save_decoder
 from tiny_heads import save_model
 from tiny_models import HeadSpec, save_checkpoint
+from tiny_sparse import save_splade
 
 from poolgraph import export_model
 
@@ -59,6 +60,7 @@ ARTIFACTS: Mapping[str, tuple[Callable[[Path], Path], Mapping[str, Any]]] = {
     ),
     "ner": (lambda folder: save_model(folder, "BertModel", "BertForTokenClassification", id2label=NAMES), {}),
     "colbert": (_colbert, {}),
+    "splade": (lambda folder: save_splade(folder, "BertModel"), {}),
 }
 """How each checkpoint is saved, and the options of its export."""
 

@@ -64,6 +64,9 @@ def test_every_option_is_one_of_its_task():
         if command.name == "encode":
             rows = [*file_tasks.ENCODE_TASKS.values(), file_tasks.ENTITIES]
             assert set(command.options) == {option for row in rows for option in row.options}
+        elif command.name == "embed":
+            rows = [file_tasks.FILE_TASKS["embed"], file_tasks.FILE_TASKS["embed_sparse"]]
+            assert set(command.options) == {option for row in rows for option in row.options}
         else:
             assert set(command.options) == set(file_tasks.FILE_TASKS[command.name].options)
 

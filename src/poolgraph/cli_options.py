@@ -43,6 +43,9 @@ OPTIONS: Final[Mapping[str, Argument]] = {
     "dimensions": Argument(
         "--dimensions", metavar="N", type=int, help="shorten the embeddings, for models trained for that"
     ),
+    "max_active_dims": Argument(
+        "--max-active-dims", metavar="N", type=parse_count, help="with --sparse, keep the N largest weights"
+    ),
     "normalize": Argument(
         "--no-normalize", dest="normalize", action="store_const", const=False, help="leave out the normalization"
     ),

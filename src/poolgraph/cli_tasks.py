@@ -106,7 +106,9 @@ class FileCommand:
         """Return what is answered; without the model, as far as that is known."""
         from poolgraph.runtime.file_tasks import FILE_TASKS, choose_encode_task, fit_task
 
-        if self.name in FILE_TASKS:
+        if getattr(args, "sparse", False):
+            task = FILE_TASKS["embed_sparse"]
+        elif self.name in FILE_TASKS:
             task = FILE_TASKS[self.name]
         else:
             task = choose_encode_task(args.task, entities=args.aggregation_strategy is not None, model=model)
@@ -213,7 +215,10 @@ FILE_COMMANDS: Final = (
         name="embed",
         help="turn the texts of a file into vectors",
         input=TEXTS,
-        options=(*PROMPT, "normalize", "truncate"),
+        options=(*PROMPT, "max_active_dims", "normalize", "truncate"),
+        arguments=(
+            Argument("--sparse", action="store_true", help="the weights that are not 0, by token id (SPLADE models)"),
+        ),
     ),
     FileCommand(
         name="classify",

@@ -25,7 +25,6 @@ def renamed(folder: Path, plain: str, name: str) -> Path:
     ("plain", "name"),
     [
         ("XLMRobertaModel", "BgeM3EmbeddingModel"),
-        ("BertModel", "BertSpladeSparseEmbeddingModel"),
         ("BertModel", "BertClassificationModel"),
         ("Qwen3Model", "VoyageQwen3BidirectionalEmbedModel"),
         ("LlamaModel", "LlamaBidirectionalModel"),

@@ -178,7 +178,7 @@ def test_sequence_layouts(backbone: str, cls: str, layout: str, pooling: str, po
     name, made = plan(SEQUENCE_LAYOUTS, config, cls)
     assert (name, made.kind, made.pooling) == (layout, "logits", (pooling,))
     assert outline(made) == (pooled, shared)
-    assert (made.output_size(32), made.converted, made.column_token_ids) == (3, False, ())
+    assert (made.sequence_size(32), made.converted, made.column_token_ids) == (3, False, ())
 
 
 @pytest.mark.parametrize(

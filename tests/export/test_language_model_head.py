@@ -121,7 +121,7 @@ def test_two_way_is_the_second_row_less_the_first(tmp_path: Path) -> None:
     """Whose sigmoid is the second's share of a softmax over both."""
     plan = plan_score_rows(folder(tmp_path, lm_head__weight=HEAD, lm_head__bias=BIAS), CONFIG, "model", (3, 1), TWO_WAY)
     assert (plan.pooling, plan.converted, plan.column_token_ids) == (("lasttoken",), True, ())
-    assert plan.output_size(4) == 1
+    assert plan.sequence_size(4) == 1
     rows = torch.randn(3, 4) * 0.01
     both = rows @ HEAD[[3, 1]].T + BIAS[[3, 1]]
     torch.testing.assert_close(apply(plan, rows), both[:, 1:] - both[:, :1])
@@ -136,7 +136,7 @@ def test_no_post_processing_takes_the_rows_as_they_are(tmp_path: Path, ids: tupl
     rows = torch.randn(3, 4)
     expected = rows @ HEAD[list(ids)].T + (BIAS[list(ids)] if has_bias else 0)
     torch.testing.assert_close(apply(plan, rows), expected)
-    assert plan.output_size(4) == len(ids)
+    assert plan.token_size(4) == len(ids)
 
 
 @pytest.mark.parametrize("ids", [(1,), (1, 2, 3), ()])

@@ -42,6 +42,8 @@ def oracle(rows: np.ndarray, mode: str, prompt: int) -> np.ndarray:
         return rows[-1] if mode == "lasttoken" else rows[prompt if len(kept) else 0]
     if mode == "max":
         return kept.max(0, initial=-np.inf)
+    if mode == "sum":
+        return kept.sum(0)
     weights = positions if mode == "weightedmean" else np.ones(len(kept))
     divisor = max(weights.sum(), 1e-9) ** (0.5 if mode == "mean_sqrt_len_tokens" else 1)
     return weights @ kept / divisor

@@ -25,6 +25,7 @@ def oracle(rows: np.ndarray, mode: str, prompt: int) -> np.ndarray:
     return {
         "cls": lambda: kept[0],
         "max": lambda: kept.max(0),
+        "sum": lambda: kept.sum(0),
         "mean": lambda: kept.sum(0) / len(kept),
         "mean_sqrt_len_tokens": lambda: kept.sum(0) / np.sqrt(len(kept)),
         "weightedmean": lambda: (kept * positions).sum(0) / positions.sum(),
@@ -148,4 +149,4 @@ def test_padding_that_is_not_finite_is_seen_by_no_taking_mode() -> None:
 def test_modes_are_those_of_sentence_transformers() -> None:
     from sentence_transformers.sentence_transformer.modules import Pooling as Reference
 
-    assert set(POOLING_METHODS) == set(Reference.POOLING_MODES)
+    assert set(POOLING_METHODS) == {*Reference.POOLING_MODES, "sum"}, "and sum, of SpladePooling"

@@ -25,6 +25,7 @@ EMBEDS = {"/v1/embeddings", "/v1/embed", "/v2/embed", "/embed", "/similarity"}
     ("kinds", "routes"),
     [
         (("embedder",), EMBEDS | SCORES | {"/embed_all"}),
+        (("splade",), EMBEDS | SCORES | {"/embed_sparse"}),
         (("tokens",), SCORES | {"/v1/embeddings", "/embed_all"}),
         (("classifier",), {"/classify", "/predict"}),
         (("reranker",), {"/classify", "/predict"} | SCORES),
@@ -34,7 +35,7 @@ EMBEDS = {"/v1/embeddings", "/v1/embed", "/v2/embed", "/embed", "/similarity"}
 )
 def test_routes_follow_what_the_models_do(make_site, kinds, routes):
     site = make_site(*kinds)
-    every = EMBEDS | SCORES | ALWAYS | {"/embed_all", "/classify", "/predict"}
+    every = EMBEDS | SCORES | ALWAYS | {"/embed_all", "/embed_sparse", "/classify", "/predict"}
     there = {path for path in every if site.ask("PUT", path).status_code == 405}
     assert there == routes | ALWAYS
     assert {*site.get("/openapi.json").json()["paths"]} == there - {"/openapi.json", "/docs"}

@@ -60,6 +60,32 @@ def test_embed_all(make_site):
         assert np.array_equal(np.array(rows, dtype=np.float32), expected)
 
 
+def test_embed_sparse(make_site):
+    site = make_site("splade")
+    answer = site.post("/embed_sparse", {"inputs": TEXTS})
+    assert answer.headers["x-tokens-used"] == "8"
+    dense = run(site, TEXTS, "embed")
+    assert np.array_equal(
+        np.array(site.post("/embed", {"inputs": TEXTS, "normalize": False}).json(), dtype=np.float32), dense
+    )
+    assert [len(weights) for weights in answer.json()] == [5, 5]
+    for weights, row in zip(answer.json(), dense, strict=True):
+        found = np.zeros_like(row)
+        found[[pair["index"] for pair in weights]] = [pair["value"] for pair in weights]
+        assert np.array_equal(found, row)
+    prompted = site.post("/embed_sparse", {"inputs": TEXTS[0], "prompt_name": "query"}).json()
+    assert prompted == site.post("/embed_sparse", {"inputs": PROMPTS["query"] + TEXTS[0]}).json()
+    assert site.post("/embed_sparse", {"inputs": "w1 " * 50}).status_code == 400
+    assert site.post("/embed_sparse", {"inputs": "w1 " * 50, "truncate": True}).headers["x-tokens-dropped"] == "12"
+    assert site.get("/info").json()["model_type"] == {"embedding": {"pooling": "splade"}}
+
+
+def test_dense_embeddings_are_not_sparse(make_site):
+    answer = make_site("embedder", "splade").post("/embed_sparse", {"inputs": "w1", "model": "embedder"})
+    assert answer.status_code == 501
+    assert "does not support the Embed sparse API" in answer.json()["error"]["message"]
+
+
 def test_predict(make_site):
     site = make_site("classifier")
     labels = ("negative", "neutral", "positive")

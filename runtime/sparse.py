@@ -1,0 +1,89 @@
+"""Sparse embeddings: the weights of a vocabulary's words that are not 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poolgraph.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseEmbedding:
+    """The weights of one text.
+
+    Attributes:
+        indices: (num_active,) int64, token ids in ascending order.
+        values: (num_active,) float32, their weights.
+        size: Width of the embedding, the vocabulary's size.
+    """
+
+    indices: NDArray[np.int64]
+    values: NDArray[np.float32]
+    size: int
+
+    def __len__(self) -> int:
+        """Count the weights."""
+        return len(self.indices)
+
+    def to_dense(self) -> NDArray[np.float32]:
+        """Return (size,), 0 where there is no weight."""
+        dense = np.zeros(self.size, dtype=np.float32)
+        dense[self.indices] = self.values
+        return dense
+
+    def to_dict(self) -> dict[int, float]:
+        """Return the weights by token id, as search engines take them."""
+        return dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
+
+
+def check_active_dims(max_active_dims: int | None) -> int | None:
+    """Return the number of weights that are kept, None for all.
+
+    Raises:
+        InputError: not an int of 1 or more.
+    """
+    if max_active_dims is None:
+        return None
+    if isinstance(max_active_dims, bool) or not isinstance(max_active_dims, Integral) or max_active_dims < 1:
+        raise InputError(
+            f"max_active_dims must be an int of 1 or more, not {max_active_dims!r}",
+            parameter="max_active_dims",
+            value=max_active_dims,
+        )
+    return int(max_active_dims)
+
+
+def keep_largest(rows: NDArray[np.float32], max_active_dims: int | None) -> NDArray[np.float32]:
+    """Put 0 in the place of all weights of each row but the largest ones; of equal ones the first are kept.
+
+    Args:
+        rows: (num_texts, embedding_size), left as it is.
+        max_active_dims: How many are kept, None for all.
+    """
+    if max_active_dims is None or max_active_dims >= rows.shape[-1]:
+        return rows
+    kept = np.zeros_like(rows)
+    for row, target in zip(rows, kept, strict=True):
+        active = _largest(np.abs(row), max_active_dims)
+        target[active] = row[active]
+    return kept
+
+
+def sparsify(rows: NDArray[np.float32]) -> list[SparseEmbedding]:
+    """Return each row of (num_texts, embedding_size) without its zeros."""
+    found = []
+    for row in rows:
+        (indices,) = np.nonzero(row)
+        found.append(SparseEmbedding(indices=indices, values=row[indices], size=len(row)))
+    return found
+
+
+def _largest(sizes: NDArray[np.float32], number: int) -> NDArray[np.int64]:
+    """Return where the largest numbers are; equal ones count from the left, whatever the partition makes of them."""
+    bound = np.partition(sizes, -number)[-number]
+    (above,), (equal,) = np.nonzero(sizes > bound), np.nonzero(sizes == bound)
+    return np.concatenate([above, equal[: number - len(above)]])

@@ -1,0 +1,132 @@
+"""Sparse embeddings of a loaded SPLADE model, and the words that they weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.runtime.embeddings import finish_embeddings
+from poolgraph.runtime.executor import Progress
+from poolgraph.runtime.loaded import count_cut, progress_bar
+from poolgraph.runtime.sparse import SparseEmbedding, check_active_dims, keep_largest, sparsify
+from poolgraph.runtime.task_embed import EmbedTasks
+from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
+
+
+class SparseTasks(EmbedTasks):
+    """Texts to weights of the vocabulary's words."""
+
+    def embed_sparse(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        max_active_dims: int | None = None,
+        truncate: bool = False,
+        progress: bool = False,
+    ) -> list[SparseEmbedding]:
+        """Embed texts by a SPLADE model, without the zeros that ``embed`` returns of it.
+
+        Args:
+            texts: A text or several.
+            prompt_name: Name of one of the model's prompts; None takes its default prompt.
+            prompt: Put before each text; wins over ``prompt_name``.
+            max_active_dims: Keep the largest weights only; None does as the model says, which as a rule is all.
+            truncate: Cut longer texts to the model's limit, with one warning, instead of refusing them.
+            progress: Show a progress bar.
+
+        Returns:
+            One embedding a text, also for a lone one.
+
+        Raises:
+            TaskNotSupported: the model's embeddings are dense.
+        """
+        self.check_sparse_options(prompt_name=prompt_name, prompt=prompt, max_active_dims=max_active_dims)
+        resolved = resolve_texts(texts)
+        with progress_bar(len(resolved), shown=progress) as on_progress:
+            answers, num_cut = self.embed_sparse_chunk(
+                resolved,
+                prompt_name=prompt_name,
+                prompt=prompt,
+                max_active_dims=max_active_dims,
+                truncate=truncate,
+                on_progress=on_progress,
+            )
+        warn_of_cuts(num_cut, len(resolved), self.manifest)
+        return answers
+
+    def embed_sparse_chunk(
+        self,
+        texts: Sequence[str],
+        *,
+        first_index: int = 0,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        max_active_dims: int | None = None,
+        truncate: bool = False,
+        on_progress: Progress | None = None,
+    ) -> tuple[list[SparseEmbedding], int]:
+        """Embed a part of a longer list, without a warning; arguments as of ``embed_sparse`` and ``embed_chunk``.
+
+        Returns:
+            One embedding a text, and how many texts were cut.
+        """
+        self.check_sparse_options(prompt_name=prompt_name, prompt=prompt, max_active_dims=max_active_dims)
+        pooler = self.manifest.pooler
+        most = pooler.max_active_dims if max_active_dims is None else check_active_dims(max_active_dims)
+        prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        answers: list[SparseEmbedding] = []
+        num_cut = 0
+        windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
+        run = self._executor.run_sequence
+        with self._run_windows(
+            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
+        ) as found:
+            for _, window, raw in found:
+                rows = finish_embeddings(raw, normalize=pooler.normalize, dimensions=None)
+                answers += sparsify(keep_largest(rows, most))
+                num_cut += count_cut(window)
+        return answers, num_cut
+
+    def check_sparse_options(
+        self, *, prompt_name: str | None = None, prompt: str | None = None, max_active_dims: int | None = None
+    ) -> None:
+        """Check options of ``embed_sparse`` that do not depend on the texts.
+
+        Raises:
+            TaskNotSupported: the model's embeddings are dense.
+            InputError: a prompt that the model does not have, or a number of weights that is none.
+        """
+        self.check_embed_options(prompt_name=prompt_name, prompt=prompt)
+        if not self.manifest.pooler.sparse:
+            raise TaskNotSupported(
+                f"{self.manifest.source.model!r} embeds densely: sparse embeddings are of SPLADE models"
+            )
+        check_active_dims(max_active_dims)
+
+    def decode(self, embedding: SparseEmbedding, top_k: int | None = None) -> list[tuple[str, float]]:
+        """Return the tokens that an embedding weighs, the heaviest first.
+
+        Args:
+            embedding: Of this model.
+            top_k: The most that are returned, None for all.
+
+        Raises:
+            InputError: an embedding of another size, or a number that is none.
+        """
+        if embedding.size != self.manifest.pooler.embedding_size:
+            raise InputError(
+                f"the embedding has {embedding.size} words, those of {self.manifest.source.model!r} "
+                f"{self.manifest.pooler.embedding_size}",
+                parameter="embedding",
+            )
+        number = len(embedding) if top_k is None else check_active_dims(top_k)
+        order = np.argsort(-embedding.values, kind="stable")[:number]
+        vocabulary = self.tokenizer.backend
+        return [
+            (vocabulary.id_to_token(int(index)) or f"[{index}]", float(value))
+            for index, value in zip(embedding.indices[order], embedding.values[order], strict=True)
+        ]
