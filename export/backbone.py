@@ -19,7 +19,14 @@ from poolgraph.export.layout_table import LAYOUTS
 from poolgraph.export.layouts import Layout, Weights, convert_weights, find_layout
 
 Form = Literal[
-    "embedding", "sequence_logits", "token_logits", "token_reward", "language_model", "late_interaction", "sparse"
+    "embedding",
+    "sequence_logits",
+    "token_logits",
+    "token_reward",
+    "language_model",
+    "late_interaction",
+    "sparse",
+    "many_vectors",
 ]
 """What a checkpoint's class answers."""
 
@@ -35,6 +42,7 @@ FORMS: tuple[tuple[str, Form], ...] = (
     ("ForPreTraining", "embedding"),
     ("ForTextEncoding", "embedding"),
     ("SpladeSparseEmbeddingModel", "sparse"),
+    ("BgeM3EmbeddingModel", "many_vectors"),
     ("EmbeddingModel", "embedding"),
     ("Model", "embedding"),
 )

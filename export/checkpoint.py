@@ -60,7 +60,7 @@ class WeightFolder:
     """The tensors of one folder: safetensors, sharded or not, else a ``.bin`` read without unpickling code.
 
     Args:
-        folder: Where ``model.safetensors`` (or its index, or ``pytorch_model.bin``) lies.
+        folder: Where ``model.safetensors`` (or its index, or ``pytorch_model.bin``) lies; or a file of tensors.
 
     Raises:
         ExportError: no weights, a shard that is missing, or a file that cannot be read.
@@ -166,6 +166,8 @@ def _download(model: str, revision: str | None) -> Path:
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index = folder / f"{stem}{suffix}.index.json"
         if index.is_file():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from poolgraph import __version__
 from poolgraph.export.build import trace_inputs
 from poolgraph.export.resolve import ExportPlan
-from poolgraph.graphs.manifest import Manifest, Pooler, Report, Source, Tokenization, Variant
+from poolgraph.graphs.manifest import Manifest, Pooler, Report, Source, Tokenization, TokenWeights, Variant
 
 
 def build_manifest(plan: ExportPlan, variants: Sequence[Variant], *, min_cosine: float | None) -> Manifest:
@@ -53,6 +53,7 @@ def _describe_pooler(plan: ExportPlan) -> Pooler:
         is_matryoshka=bool(dimensions) or bool(getattr(plan.config, "is_matryoshka", False)),
         matryoshka_dimensions=dimensions,
         sparse=head.is_sparse,
+        token_weights=_describe_weights(plan) if head.tokens else None,
         max_active_dims=plan.sentence_transformer.max_active_dims,
         activation=head.activation,
         use_activation=head.use_activation,
@@ -62,6 +63,14 @@ def _describe_pooler(plan: ExportPlan) -> Pooler:
         step_tag_id=plan.step_tag_id,
         returned_token_ids=tuple(config.returned_token_ids or ()),
         column_token_ids=head.column_token_ids,
+    )
+
+
+def _describe_weights(plan: ExportPlan) -> TokenWeights:
+    tokenizer = plan.tokenizer
+    named = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    return TokenWeights(
+        first_token_id=named[0], last_token_id=named[1], skip_token_ids=tuple(sorted({*named} - {None}))
     )
 
 

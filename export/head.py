@@ -16,7 +16,16 @@ from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.layouts import Weights
 from poolgraph.export.sentence_transformers import HeadModule
 from poolgraph.graphs.families import AnswerKind
-from poolgraph.poolers.head import Dense, Head, LayerNorm, LogSaturation, Normalize, Standardize, Truncate
+from poolgraph.poolers.head import (
+    Dense,
+    Head,
+    LayerNorm,
+    LogSaturation,
+    Normalize,
+    Standardize,
+    Truncate,
+    WeightedVectors,
+)
 
 DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"
 """Sentence-transformers' default for a Dense whose configuration names none."""
@@ -66,7 +75,7 @@ class HeadStep:
 
     def output_size(self, input_size: int) -> int:
         """Return the width of the result for an input of ``input_size``."""
-        if self.kind == "Dense":
+        if self.kind in ("Dense", "WeightedVectors"):
             return int(self.config["out_features"])
         return min(input_size, int(self.config["size"])) if self.kind == "Truncate" else input_size
 
@@ -88,6 +97,7 @@ class HeadPlan:
             model's head, of the backbone's precision. There is no token family then.
         pooled: Steps of pooled vectors alone.
         shared: Steps of pooled vectors and of token rows.
+        tokens: Steps of token rows in the place of ``shared``: vectors that end with the weight of the token's word.
         activation: For logits, a key of ``runtime.activations.ACTIVATIONS``.
         use_activation: Whether a request that does not say gets it.
         column_token_ids: Vocabulary ids of the columns, where they are rows of a language-model head.
@@ -99,6 +109,7 @@ class HeadPlan:
     rows: tuple[HeadStep, ...] = ()
     pooled: tuple[HeadStep, ...] = ()
     shared: tuple[HeadStep, ...] = ()
+    tokens: tuple[HeadStep, ...] = ()
     activation: str | None = None
     use_activation: bool = True
     column_token_ids: tuple[int, ...] = ()
@@ -123,18 +134,23 @@ class HeadPlan:
 
     def token_size(self, hidden_size: int) -> int | None:
         """Return the width of a token's finished vector, None where the shared steps do not fit the backbone's rows."""
-        return _width_after(self.shared, hidden_size) if self.takes_rows(hidden_size) else None
+        return _width_after(self.tokens or self.shared, hidden_size) if self.takes_rows(hidden_size) else None
 
     def takes_rows(self, hidden_size: int) -> bool:
         """Whether the shared steps fit the backbone's own rows."""
-        if self.rows:
-            return False
+        if self.rows or self.tokens:
+            return bool(self.tokens)
         width = next((step.input_size for step in self.shared if step.input_size is not None), None)
         return width in (None, hidden_size)
 
     def tensors(self) -> dict[str, StoredTensor]:
         """Return where each parameter of the built head is stored, by its name in the pooling module."""
-        parts = (("backbone.row_head", self.rows), ("head.pooled", self.pooled), ("head.chain", self.shared))
+        parts = (
+            ("backbone.row_head", self.rows),
+            ("head.pooled", self.pooled),
+            ("head.chain", self.shared),
+            ("head.tokens", self.tokens),
+        )
         return {
             f"{prefix}.{index}.{name}": stored
             for prefix, steps in parts
@@ -151,7 +167,7 @@ def _width_after(steps: Iterable[HeadStep], width: int) -> int:
 
 def build_head(plan: HeadPlan) -> Head:
     """Build the head's modules; their parameters are not loaded."""
-    return Head(build_steps(plan.shared), build_steps(plan.pooled))
+    return Head(build_steps(plan.shared), build_steps(plan.pooled), build_steps(plan.tokens))
 
 
 def build_steps(steps: Iterable[HeadStep]) -> list[nn.Module]:
@@ -246,6 +262,7 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = MappingProxyT
         "Dropout": lambda config: nn.Identity(),
         "Truncate": lambda config: Truncate(int(config["size"])),
         "LogSaturation": lambda config: LogSaturation(int(config["times"])),
+        "WeightedVectors": lambda config: WeightedVectors(int(config["in_features"]), int(config["out_features"])),
         "Standardize": lambda config: Standardize(config["mean"], config["sigma"]),
     }
 )

@@ -76,19 +76,22 @@ class PoolingModule(nn.Module):
         batch = {name: layout.as_batch(value) for name, value in tokens.items()}
         rows = self.backbone(attention_mask=seen, **batch).last_hidden_state
         rows = layout.of_batch(self.backbone.get_submodule("row_head")(rows))
-        results = []
+        results: list[Tensor] = []
         if self.pooling is not None:
-            results.append(self.head.forward_pooled(self.pooling(layout, rows)))
+            results += self.head.forward_pooled(self.pooling(layout, rows))
         if self.head_takes_rows:
-            results.append(self.head(rows.float()))
-        return tuple(value for raw, done in results for value in ((raw, done) if self.head.normalize else (raw,)))
+            results += self.head.forward_tokens(rows.float())
+        return tuple(results)
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Raw and finished value of each family, the finished one alone where they are the same."""
         present: dict[GraphFamily, bool] = {"sequence": self.pooling is not None, "token": self.head_takes_rows}
-        first = 0 if self.head.normalize else 1
-        return tuple(name for family in present if present[family] for name in OUTPUT_NAMES[self.kind, family][first:])
+        chosen = slice(0, 2) if self.head.normalize else slice(1, 2)
+        kept: dict[GraphFamily, slice] = {"sequence": chosen, "token": slice(0, 1) if len(self.head.tokens) else chosen}
+        return tuple(
+            name for family in present if present[family] for name in OUTPUT_NAMES[self.kind, family][kept[family]]
+        )
 
     def _position_ids(self, layout: Layout, input_ids: Tensor) -> Tensor:
         if self.position_offset is None:

@@ -116,7 +116,7 @@ class ReferenceModel:
                     sequence.append(head.pool(rows, text.prompt_length) if logits is None else head.standardize(logits))
                 if plan.token_size is not None:
                     own = logits if logits is not None and plan.head.pooling is None else None
-                    token.append(head.finish(rows) if own is None else head.standardize(own))
+                    token.append(head.finish_tokens(rows) if own is None else head.standardize(own))
         return ReferenceAnswers(
             None if plan.head.pooling is None else sequence, None if plan.token_size is None else token
         )
@@ -130,6 +130,7 @@ class ReferenceHead:
         self._saturation = load_steps(step for step in plan.head.rows if step.kind == "LogSaturation")
         self._pooled = load_steps(plan.head.pooled)
         self._shared = load_steps(plan.head.shared)
+        self._tokens = load_steps(plan.head.tokens) or self._shared
 
     def pool(self, rows: Rows, prompt_length: int) -> Rows:
         """Pool (num_tokens, hidden_size) and apply all steps."""
@@ -137,8 +138,12 @@ class ReferenceHead:
         return self.finish(_apply(self._pooled, pooled))
 
     def finish(self, rows: Rows) -> Rows:
-        """Apply the steps that pooled vectors and token rows share."""
+        """Apply the steps of pooled vectors, which as a rule those of token rows are too."""
         return _apply(self._shared, rows)
+
+    def finish_tokens(self, rows: Rows) -> Rows:
+        """Apply the steps of token rows."""
+        return _apply(self._tokens, rows)
 
     def saturate(self, logits: Rows) -> Rows:
         """Apply what a masked language model of transformers does not have of the steps before the pooling."""

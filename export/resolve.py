@@ -108,7 +108,8 @@ class ExportPlan:
         """What the artifact answers."""
         verbs = ("embed", "token_embed") if self.head.kind == "embedding" else ("classify", "token_classify")
         sizes = (self.sequence_size, self.token_size)
-        return tuple(verb for verb, size in zip(verbs, sizes, strict=True) if size is not None)
+        found = tuple(verb for verb, size in zip(verbs, sizes, strict=True) if size is not None)
+        return (*found, "token_classify") if self.head.tokens else found
 
     @property
     def default_task(self) -> str:

@@ -24,6 +24,7 @@ from poolgraph.export.language_model_head import (
     token_ids_of,
 )
 from poolgraph.export.layouts import Weights
+from poolgraph.export.many_vectors import plan_weighted_vectors
 from poolgraph.export.masked_language_head import plan_splade
 from poolgraph.export.options import ExportOptions
 from poolgraph.export.sentence_transformers import SentenceTransformer, Splade
@@ -107,6 +108,8 @@ def _choose(source: HeadSource) -> HeadPlan:
     form, wish = source.backbone.form, source.wish
     if form == "sparse" or source.sentence_transformer.splade is not None:
         return _plan_sparse(source)
+    if form == "many_vectors":
+        return _plan_many_vectors(source)
     if wish == "embed" or (wish is None and source.sentence_transformer.pooling):
         return _plan_embedding(source)
     if form == "language_model" or _names_tokens(source):
@@ -185,6 +188,13 @@ def _plan_embedding(source: HeadSource) -> HeadPlan:
     own = read_pooling(source.config, "pooling") if hasattr(source.config, "pooling") else source.backbone.row.pooling
     pooling = sentence.pooling or (own,)
     return HeadPlan(kind="embedding", pooling=pooling, shared=steps)
+
+
+def _plan_many_vectors(source: HeadSource) -> HeadPlan:
+    """A vector a text, a vector a token and a weight a token, of files that BGE-M3 has beside its backbone's."""
+    if source.options.task in ("classify", "score"):
+        raise TaskNotSupported(f"{source.backbone.architecture} embeds texts and tokens, and classifies no text")
+    return replace(_plan_embedding(source), tokens=(plan_weighted_vectors(source.backbone.folder),))
 
 
 def _plan_sparse(source: HeadSource) -> HeadPlan:

@@ -125,6 +125,20 @@ class Source(_Record, frozen=True, kw_only=True):
     content_hash: str
 
 
+class TokenWeights(_Record, frozen=True, kw_only=True):
+    """The special tokens of a model that weighs words (BGE-M3).
+
+    Attributes:
+        first_token_id: At the start of a text, without an embedding and a weight in the answers.
+        last_token_id: At the end of a text, without a weight in the answers.
+        skip_token_ids: Tokens that are no words.
+    """
+
+    first_token_id: int
+    last_token_id: int
+    skip_token_ids: tuple[int, ...]
+
+
 class Pooler(_Record, frozen=True, kw_only=True):
     """What the graph's head computes and what the runtime may do with its raw value.
 
@@ -138,6 +152,8 @@ class Pooler(_Record, frozen=True, kw_only=True):
         is_matryoshka: Whether embeddings may be shortened at all.
         matryoshka_dimensions: Allowed widths of a shortened embedding; empty when every width is.
         sparse: Whether embeddings are weights of the vocabulary's words, most of them 0.
+        token_weights: Where a token's raw row ends, behind its embedding, with the weight of its word: which tokens
+            take part. The task token_classify answers the weights. None for other models.
         max_active_dims: Of sparse embeddings, the most weights that are kept unless a request says otherwise; None for
             all.
         activation: A key of ``runtime.activations.ACTIVATIONS`` that turns logits into the finished value; None for
@@ -160,6 +176,7 @@ class Pooler(_Record, frozen=True, kw_only=True):
     is_matryoshka: bool = False
     matryoshka_dimensions: tuple[int, ...] = ()
     sparse: bool = False
+    token_weights: TokenWeights | None = None
     max_active_dims: Positive | None = None
     activation: str | None = None
     use_activation: bool = True

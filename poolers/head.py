@@ -120,16 +120,41 @@ class LogSaturation(nn.Module):
         return rows
 
 
+class WeightedVectors(nn.Module):
+    """A token's vector and, as one more value, the weight of its word (BGE-M3, arXiv 2402.03216, section 3.2).
+
+    Args:
+        in_features: Width of the rows.
+        out_features: Width of the vectors.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.vector = nn.Linear(in_features, out_features)
+        self.weight = nn.Linear(in_features, 1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features + 1); weights are at least 0."""
+        return torch.cat([self.vector(rows), functional.relu(self.weight(rows))], dim=-1)
+
+
 class Head(nn.Module):
     """A chain of head modules; a trailing Normalize is kept apart so that the raw value can be had too.
 
     Args:
         modules: What finishes a pooled vector, and a token's row in the same way.
         pooled_modules: What a pooled vector passes before ``modules``, and a token's row does not (BERT's pooler).
+        token_modules: What a token's row passes in their place; there is no finished value then.
     """
 
-    def __init__(self, modules: list[nn.Module], pooled_modules: list[nn.Module] | None = None) -> None:
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        pooled_modules: list[nn.Module] | None = None,
+        token_modules: list[nn.Module] | None = None,
+    ) -> None:
         super().__init__()
+        self.tokens = nn.Sequential(*(token_modules or []))
         self.normalize = bool(modules) and isinstance(modules[-1], Normalize)
         self.pooled = nn.Sequential(*(pooled_modules or []))
         self.chain = nn.Sequential(*(modules[:-1] if self.normalize else modules))
@@ -140,7 +165,14 @@ class Head(nn.Module):
         raw = self.chain(rows)
         return raw, self.finish(raw)
 
-    def forward_pooled(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the raw and the finished value of pooled vectors (batch_size, in_features)."""
+    def forward_tokens(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return the raw value of token rows (..., in_features), and the finished one where there is one beside it."""
+        if len(self.tokens):
+            return (self.tokens(rows),)
+        raw, finished = self(rows)
+        return (raw, finished) if self.normalize else (raw,)
+
+    def forward_pooled(self, pooled: Tensor) -> tuple[Tensor, ...]:
+        """Return the same of pooled vectors (batch_size, in_features)."""
         raw, finished = self(self.pooled(pooled))
-        return raw, finished
+        return (raw, finished) if self.normalize else (raw,)

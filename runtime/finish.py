@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
-from poolgraph.graphs.manifest import Manifest
+from poolgraph.graphs.manifest import Manifest, Pooler
 from poolgraph.runtime.activations import choose_activation, finish_logits
 from poolgraph.runtime.embeddings import at_token_width, check_dimensions, finish_embeddings
 from poolgraph.runtime.late_chunking import average_chunks
@@ -56,6 +56,7 @@ class Finish:
         max_active_dims: The largest values of sparse embeddings that are kept, None for all.
         activation: Applied to logits, None for none.
         steps: What a STEP pooler keeps; None for ALL.
+        edges: Tokens at the start and at the end of a text whose rows are left out; None for none.
         chunk_size: Tokens over which token rows are averaged, None for no averaging.
     """
 
@@ -65,6 +66,7 @@ class Finish:
     max_active_dims: int | None = None
     activation: str | None = None
     steps: Steps | None = None
+    edges: tuple[int | None, int | None] = (None, None)
     chunk_size: int | None = None
 
 
@@ -89,12 +91,18 @@ def plan_finish(
     _check_step_parameters(params, task, is_step=is_step)
     _check_late_chunking(params, task, is_step=is_step)
     steps = _plan_steps(params, manifest) if is_step else None
+    weights = manifest.pooler.token_weights
     if task not in EMBED_TASKS:
         _check_parameters(params, task)
         activation = choose_activation(manifest.pooler, params.use_activation)
-        return Finish(embeds=False, activation=activation, steps=steps)
+        if weights is None:
+            return Finish(embeds=False, activation=activation, steps=steps)
+        edges = (weights.first_token_id, weights.last_token_id)
+        return Finish(embeds=False, activation=activation, steps=_take_weights(manifest.pooler), edges=edges)
     width = dimensions if params.dimensions is None else params.dimensions
     check_dimensions(manifest if task == "embed" else at_token_width(manifest), width, model)
+    if task == "token_embed" and weights is not None and width is None:
+        width = manifest.pooler.token_embedding_size
     chunking = params.late_chunking_params
     return Finish(
         embeds=True,
@@ -102,6 +110,7 @@ def plan_finish(
         dimensions=width,
         max_active_dims=manifest.pooler.max_active_dims,
         steps=steps,
+        edges=(weights.first_token_id, None) if task == "token_embed" and weights is not None else (None, None),
         chunk_size=None if chunking is None else chunking.chunk_size,
     )
 
@@ -138,13 +147,27 @@ def finish_tokens(raw: NDArray[np.float32], text: EncodedText, finish: Finish) -
     Returns:
         (num_rows, size): a row for each token, step or chunk.
     """
-    rows = raw
+    kept = cut_edges(text.input_ids, *finish.edges)
+    rows, input_ids = raw[kept], text.input_ids[kept]
     if finish.steps is not None:
         steps = finish.steps
-        rows = select_steps(rows, text.input_ids, step_tag_id=steps.step_tag_id, columns=steps.columns)
+        rows = select_steps(rows, input_ids, step_tag_id=steps.step_tag_id, columns=steps.columns)
     if finish.chunk_size is not None:
         rows = average_chunks(rows, finish.chunk_size)
     return finish_rows(rows, finish)
+
+
+def cut_edges(input_ids: NDArray[np.int64], first: int | None, last: int | None) -> slice:
+    """Return the rows between a text's special tokens, those of them that are there."""
+    start = int(first is not None and len(input_ids) > 0 and input_ids[0] == first)
+    stop = len(input_ids) - int(last is not None and len(input_ids) > start and input_ids[-1] == last)
+    return slice(start, stop)
+
+
+def _take_weights(pooler: Pooler) -> Steps:
+    """The weights of words stand behind the vectors of tokens."""
+    assert pooler.token_embedding_size is not None
+    return Steps(step_tag_id=None, columns=(pooler.token_embedding_size,))
 
 
 def _plan_steps(params: PoolingParams, manifest: Manifest) -> Steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import InputError
+from poolgraph.graphs.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +31,13 @@ class SparseEmbedding:
         """Count the weights."""
         return len(self.indices)
 
+    def keep_largest(self, max_active_dims: int | None) -> SparseEmbedding:
+        """Return the largest weights, of equal ones the first; all of them where that is None."""
+        if max_active_dims is None or max_active_dims >= len(self):
+            return self
+        kept = np.sort(_largest(np.abs(self.values), max_active_dims))
+        return SparseEmbedding(indices=self.indices[kept], values=self.values[kept], size=self.size)
+
     def to_dense(self) -> NDArray[np.float32]:
         """Return (size,), 0 where there is no weight."""
         dense = np.zeros(self.size, dtype=np.float32)
@@ -38,6 +47,11 @@ class SparseEmbedding:
     def to_dict(self) -> dict[int, float]:
         """Return the weights by token id, as search engines take them."""
         return dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
+
+
+def weighs_words(manifest: Manifest) -> bool:
+    """Whether a model has sparse embeddings."""
+    return manifest.pooler.sparse or manifest.pooler.token_weights is not None
 
 
 def check_active_dims(max_active_dims: int | None) -> int | None:
@@ -80,6 +94,24 @@ def sparsify(rows: NDArray[np.float32]) -> list[SparseEmbedding]:
         (indices,) = np.nonzero(row)
         found.append(SparseEmbedding(indices=indices, values=row[indices], size=len(row)))
     return found
+
+
+def weigh_words(
+    input_ids: NDArray[np.int64], weights: NDArray[np.float32], *, skipped: Sequence[int], size: int
+) -> SparseEmbedding:
+    """Return the weights of a text's words, each the largest of those that its tokens have (BGE-M3).
+
+    Args:
+        input_ids: (num_tokens,).
+        weights: (num_tokens,), at least 0.
+        skipped: Token ids that are no words.
+        size: The vocabulary's size.
+    """
+    words, word_of = np.unique(input_ids, return_inverse=True)
+    values = np.zeros(len(words), dtype=np.float32)
+    np.maximum.at(values, word_of, weights)
+    kept = (values > 0) & ~np.isin(words, list(skipped))
+    return SparseEmbedding(indices=words[kept], values=values[kept], size=size)
 
 
 def _largest(sizes: NDArray[np.float32], number: int) -> NDArray[np.int64]:

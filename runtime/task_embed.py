@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.runtime.embeddings import at_token_width, check_dimensions, choose_norm, finish_embeddings
+from poolgraph.config import PoolingParams
+from poolgraph.runtime.embeddings import check_dimensions, choose_norm, finish_embeddings
 from poolgraph.runtime.executor import Progress
+from poolgraph.runtime.finish import finish_tokens, plan_finish
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
 from poolgraph.runtime.sparse import keep_largest
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
@@ -127,11 +129,11 @@ class EmbedTasks(LoadedModel):
         """Embed every token of texts; the options are those of ``embed``.
 
         Returns:
-            One array (num_tokens, token_embedding_size) a text, special tokens included.
+            One array (num_tokens, token_embedding_size) a text, special tokens included; of BGE-M3 without the first.
         """
         self.check_task("token_embed")
-        check_dimensions(at_token_width(self.manifest), dimensions, self.manifest.source.model)
-        unit = choose_norm(self.manifest, normalize)
+        params = PoolingParams(dimensions=dimensions, use_activation=choose_norm(self.manifest, normalize))
+        finish = plan_finish(params, "token_embed", manifest=self.manifest, model=self.manifest.source.model)
         resolved = resolve_texts(texts)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         answers: list[NDArray[np.float32]] = []
@@ -143,7 +145,7 @@ class EmbedTasks(LoadedModel):
             self._run_windows(windows, run, num_items=len(resolved), on_progress=on_progress) as found,
         ):
             for _, window, raw in found:
-                answers += [finish_embeddings(rows, normalize=unit, dimensions=dimensions) for rows in raw]
+                answers += [finish_tokens(rows, text, finish) for rows, text in zip(raw, window, strict=True)]
                 num_cut += count_cut(window)
         warn_of_cuts(num_cut, len(resolved), self.manifest)
         return answers

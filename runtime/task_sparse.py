@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import count_cut, progress_bar
-from poolgraph.runtime.sparse import SparseEmbedding, check_active_dims, keep_largest, sparsify
+from poolgraph.runtime.sparse import SparseEmbedding, check_active_dims, sparsify, weigh_words, weighs_words
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
+from poolgraph.runtime.tokenizer import EncodedText
+
+Raw: TypeAlias = NDArray[np.float32] | list[NDArray[np.float32]]
+"""Of the sequence graph (num_texts, size), of the token graph (num_tokens, size) a text."""
 
 
 class SparseTasks(EmbedTasks):
@@ -28,7 +34,7 @@ class SparseTasks(EmbedTasks):
         truncate: bool = False,
         progress: bool = False,
     ) -> list[SparseEmbedding]:
-        """Embed texts by a SPLADE model, without the zeros that ``embed`` returns of it.
+        """Weigh words: by a SPLADE model, without the zeros that ``embed`` returns of it, or by BGE-M3.
 
         Args:
             texts: A text or several.
@@ -75,21 +81,38 @@ class SparseTasks(EmbedTasks):
             One embedding a text, and how many texts were cut.
         """
         self.check_sparse_options(prompt_name=prompt_name, prompt=prompt, max_active_dims=max_active_dims)
-        pooler = self.manifest.pooler
+        pooler, weights = self.manifest.pooler, self.manifest.pooler.token_weights
         most = pooler.max_active_dims if max_active_dims is None else check_active_dims(max_active_dims)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         answers: list[SparseEmbedding] = []
         num_cut = 0
         windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
-        run = self._executor.run_sequence
+        run: Callable[..., Raw] = self._executor.run_sequence if weights is None else self._executor.run_token
         with self._run_windows(
             windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
         ) as found:
             for _, window, raw in found:
-                rows = finish_embeddings(raw, normalize=pooler.normalize, dimensions=None)
-                answers += sparsify(keep_largest(rows, most))
+                embeddings = self._weigh(raw, window)
+                answers += [embedding.keep_largest(most) for embedding in embeddings]
                 num_cut += count_cut(window)
         return answers, num_cut
+
+    def _weigh(self, raw: Raw, window: Sequence[EncodedText]) -> list[SparseEmbedding]:
+        """Return the weights of each text's words, of raw answers of the sequence graph, or of BGE-M3's token graph."""
+        pooler, weights = self.manifest.pooler, self.manifest.pooler.token_weights
+        if weights is None:
+            return sparsify(finish_embeddings(np.asarray(raw), normalize=pooler.normalize, dimensions=None))
+        skipped, size = weights.skip_token_ids, self.sparse_size
+        return [
+            weigh_words(text.input_ids, rows[:, -1], skipped=skipped, size=size)
+            for text, rows in zip(window, raw, strict=True)
+        ]
+
+    @property
+    def sparse_size(self) -> int:
+        """Width of a sparse embedding, the vocabulary's size."""
+        is_splade = self.manifest.pooler.sparse
+        return self.manifest.pooler.embedding_size if is_splade else self.manifest.limits.vocab_size
 
     def check_sparse_options(
         self, *, prompt_name: str | None = None, prompt: str | None = None, max_active_dims: int | None = None
@@ -101,9 +124,9 @@ class SparseTasks(EmbedTasks):
             InputError: a prompt that the model does not have, or a number of weights that is none.
         """
         self.check_embed_options(prompt_name=prompt_name, prompt=prompt)
-        if not self.manifest.pooler.sparse:
+        if not weighs_words(self.manifest):
             raise TaskNotSupported(
-                f"{self.manifest.source.model!r} embeds densely: sparse embeddings are of SPLADE models"
+                f"{self.manifest.source.model!r} embeds densely: sparse embeddings are of SPLADE models and BGE-M3"
             )
         check_active_dims(max_active_dims)
 
@@ -117,10 +140,9 @@ class SparseTasks(EmbedTasks):
         Raises:
             InputError: an embedding of another size, or a number that is none.
         """
-        if embedding.size != self.manifest.pooler.embedding_size:
+        if embedding.size != self.sparse_size:
             raise InputError(
-                f"the embedding has {embedding.size} words, those of {self.manifest.source.model!r} "
-                f"{self.manifest.pooler.embedding_size}",
+                f"the embedding has {embedding.size} words, those of {self.manifest.source.model!r} {self.sparse_size}",
                 parameter="embedding",
             )
         number = len(embedding) if top_k is None else check_active_dims(top_k)

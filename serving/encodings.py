@@ -16,6 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from poolgraph.errors import InputError, SessionError
+from poolgraph.runtime.sparse import SparseEmbedding
 
 Floats = NDArray[np.float32]
 
@@ -126,16 +127,16 @@ def encode_floats(values: Floats) -> Any:
     return cast("list[Any]", msgspec.Raw(orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)))
 
 
-def encode_sparse(values: Floats) -> Any:
-    """Return the numbers of (size,) that are not 0, each with its index, as JSON that is put into an answer as it is.
+def encode_sparse(embedding: SparseEmbedding) -> Any:
+    """Return each weight with its index, as JSON that is put into an answer as it is.
 
     Raises:
         SessionError: a number is not finite.
     """
-    check_finite(values)
-    (indices,) = np.nonzero(values)
-    numbers = orjson.loads(orjson.dumps(values[indices], option=orjson.OPT_SERIALIZE_NUMPY))
-    pairs = [{"index": index, "value": value} for index, value in zip(indices.tolist(), numbers, strict=True)]
+    check_finite(embedding.values)
+    numbers = orjson.loads(orjson.dumps(embedding.values, option=orjson.OPT_SERIALIZE_NUMPY))
+    indices = embedding.indices.tolist()
+    pairs = [{"index": index, "value": value} for index, value in zip(indices, numbers, strict=True)]
     return cast("list[Any]", msgspec.Raw(orjson.dumps(pairs)))
 
 

@@ -20,6 +20,7 @@ from poolgraph.runtime.score_options import ScoreOptions
 from poolgraph.runtime.score_pairs import plan_pairs
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
+from poolgraph.runtime.sparse_output import read_sparse
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.encodings import check_finite, encode_floats, encode_sparse
@@ -86,10 +87,13 @@ async def embed_all(call: Call, body: TeiEmbedAllRequest) -> Answer:
 async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
     """Weigh the words of texts: for each the token ids that have a weight."""
     model = find_model(call.context.registry, body.model, "embed_sparse", "Embed sparse")
-    outputs = await _answer(call, body, model, "embed", build_params(None))
+    weights = model.manifest.pooler.token_weights
+    outputs = await _answer(call, body, model, "embed" if weights is None else "token_classify", build_params(None))
     return await call.encode(
         model,
-        lambda: answer_json([encode_sparse(output.outputs.data) for output in outputs], headers=use_headers(outputs)),
+        lambda: answer_json(
+            [encode_sparse(read_sparse(output, model.manifest)) for output in outputs], headers=use_headers(outputs)
+        ),
         count_values(outputs),
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from poolgraph.errors import TaskNotSupported
 from poolgraph.runtime.long_texts import LongTexts
 from poolgraph.runtime.score_request import choose_scoring
+from poolgraph.runtime.sparse import weighs_words
 from poolgraph.serving.http_errors import TaskNotServed
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def can(model: ServedModel, task: str) -> bool:
     if task == "embeddings":
         return bool({"embed", "token_embed"} & {*model.manifest.tasks})
     if task == "embed_sparse":
-        return model.manifest.pooler.sparse
+        return weighs_words(model.manifest)
     return task in model.manifest.tasks
 
 

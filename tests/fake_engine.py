@@ -48,11 +48,23 @@ def build_embedder(
 
 SPLADE = {"activation": None, "sparse": True, "max_active_dims": 5}
 
+
+def build_bge_m3(folder: Path) -> Path:
+    """A tiny model that embeds texts and tokens and weighs words."""
+    from tiny_bge_m3 import OVERRIDES, save_bge_m3
+
+    from poolgraph import export_model
+
+    export_model(save_bge_m3(folder.with_name("checkpoint")), folder, hf_overrides=OVERRIDES)
+    return folder
+
+
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "embedder": build_embedder,
     "chatty": lambda folder: build_embedder(folder, chat_template=CHAT_TEMPLATE),
     "plain": lambda folder: build_embedder(folder, prompts={}),
     "splade": lambda folder: build_embedder(folder, sparse=SPLADE, tasks=("embed",)),
+    "bge_m3": build_bge_m3,
     "tokens": lambda folder: build_embedder(folder, tasks=("token_embed",), default_task="token_embed"),
     "classifier": build_classifier,
     "reranker": lambda folder: build_scorer(folder, limits=Limits(max_model_len=128, vocab_size=len(VOCABULARY))),

@@ -24,7 +24,6 @@ def renamed(folder: Path, plain: str, name: str) -> Path:
 @pytest.mark.parametrize(
     ("plain", "name"),
     [
-        ("XLMRobertaModel", "BgeM3EmbeddingModel"),
         ("BertModel", "BertClassificationModel"),
         ("Qwen3Model", "VoyageQwen3BidirectionalEmbedModel"),
         ("LlamaModel", "LlamaBidirectionalModel"),

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from poolgraph.poolers.head import NORMALIZE_EPSILON, Dense, Head, LayerNorm, Normalize, Standardize
+from poolgraph.poolers.head import (
+    NORMALIZE_EPSILON,
+    Dense,
+    Head,
+    LayerNorm,
+    LogSaturation,
+    Normalize,
+    Standardize,
+    WeightedVectors,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -147,9 +156,8 @@ def test_pooled_vectors_pass_modules_of_their_own_first() -> None:
     classifier = Dense(6, 3, bias=True, activation=nn.Identity(), use_residual=False)
     head = Head([classifier, Standardize(0.5, 2.0)], [pooler])
     given = rows(2, 4)
-    raw, finished = head.forward_pooled(given)
+    (raw,) = head.forward_pooled(given)
     torch.testing.assert_close(raw, (classifier.linear(torch.tanh(pooler.linear(given))) - 0.5) / 2.0)
-    assert torch.equal(raw, finished)
     assert sorted(head.state_dict()) == [
         "chain.0.linear.bias",
         "chain.0.linear.weight",
@@ -176,3 +184,27 @@ def test_pooled_vectors_are_normalized_last() -> None:
     raw, finished = head.forward_pooled(given)
     torch.testing.assert_close(raw, norm(given))
     torch.testing.assert_close(finished, Normalize()(norm(given)))
+
+
+def test_token_rows_pass_modules_of_their_own_instead() -> None:
+    weighted = WeightedVectors(4, 3)
+    head = Head([Normalize()], token_modules=[weighted])
+    given = rows(2, 5, 4)
+    (found,) = head.forward_tokens(given)
+    assert torch.equal(found[..., :3], weighted.vector(given))
+    assert torch.equal(found[..., 3:], weighted.weight(given).relu())
+    raw, finished = head.forward_pooled(given[0])
+    assert torch.equal(raw, given[0])
+    torch.testing.assert_close(finished.norm(dim=-1), torch.ones(5))
+    raw, finished = Head([Normalize()]).forward_tokens(given)
+    assert torch.equal(raw, given)
+    assert finished.shape == given.shape
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_saturation(times: int) -> None:
+    given = torch.tensor([-2.0, -0.0, 0.5, 3.0, 1e30])
+    expected = given.double().clamp(min=0)
+    for _ in range(times):
+        expected = expected.log1p()
+    torch.testing.assert_close(LogSaturation(times)(given).double(), expected, rtol=1e-6, atol=0)

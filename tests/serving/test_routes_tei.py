@@ -8,6 +8,7 @@ from fake_engine import PROMPTS
 
 from poolgraph.config import PoolingParams
 from poolgraph.runtime.llm import LLM
+from poolgraph.runtime.model import PoolingModel
 
 TEXTS = ["w1 w2 w3", "w5"]
 
@@ -78,6 +79,18 @@ def test_embed_sparse(make_site):
     assert site.post("/embed_sparse", {"inputs": "w1 " * 50}).status_code == 400
     assert site.post("/embed_sparse", {"inputs": "w1 " * 50, "truncate": True}).headers["x-tokens-dropped"] == "12"
     assert site.get("/info").json()["model_type"] == {"embedding": {"pooling": "splade"}}
+
+
+def test_embed_sparse_of_bge_m3(make_site):
+    site = make_site("bge_m3")
+    texts = ["the lazy dog the", "a fox"]
+    answer = site.post("/embed_sparse", {"inputs": texts})
+    assert answer.status_code == 200, answer.text
+    with PoolingModel.load(site.model.runner.model.path) as model:
+        expected = [embedding.to_dict() for embedding in model.embed_sparse(texts)]
+    found = [{pair["index"]: np.float32(pair["value"]) for pair in weights} for weights in answer.json()]
+    assert found == expected
+    assert site.get("/info").json()["model_type"] == {"embedding": {"pooling": "cls"}}
 
 
 def test_dense_embeddings_are_not_sparse(make_site):
