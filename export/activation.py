@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -40,7 +41,8 @@ BY_CLASS = {
 }
 """Classes of torch.nn.modules. As in vLLM, Sigmoid and Softmax name the pair, and the number of logits decides."""
 
-MODULES = "torch.nn.modules."
+MODULES = re.compile(r"torch\.nn\.(modules\.(\w+\.)?)?\w*")
+"""A class of torch.nn.modules by any of the packages that hold it: sentence-transformers imports what is named."""
 
 
 def resolve_activation(config: PretrainedConfig, checkpoint: Checkpoint) -> str:
@@ -54,7 +56,7 @@ def resolve_activation(config: PretrainedConfig, checkpoint: Checkpoint) -> str:
     name = _declared(config, checkpoint)
     if name is None:
         return AUTO
-    if not isinstance(name, str) or not name.startswith(MODULES):
+    if not isinstance(name, str) or not MODULES.fullmatch(name):
         raise ExportError(
             "Loading of activation functions is restricted to torch.nn.modules for security reasons; "
             f"the checkpoint asks for {name!r}"

@@ -69,6 +69,11 @@ def of_file(name: Any) -> dict[str, Any]:
         (older(TORCH + "Softplus"), "softplus"),
         (older(TORCH + "LogSigmoid"), "log_sigmoid"),
         (older(TORCH + "LogSoftmax"), "log_softmax"),
+        # a class may be spelled out by any of the packages that hold it
+        (nested("torch.nn.Identity"), "identity"),
+        (older("torch.nn.modules.Tanh"), "tanh"),
+        (of_file("torch.nn.Sigmoid"), "auto"),
+        (of_file("torch.nn.Identity"), "identity"),
     ],
 )
 def test_order_of_the_sources(tmp_path: Path, sources: dict[str, Any], expected: str) -> None:
@@ -77,7 +82,17 @@ def test_order_of_the_sources(tmp_path: Path, sources: dict[str, Any], expected:
 
 @pytest.mark.parametrize("place", [nested, older, of_file])
 @pytest.mark.parametrize(
-    "name", ["os.system", "my.torch.nn.modules.Tanh", "torch.nn.functional.tanh", "Sigmoid", "torch.nn.Sigmoid", "", 3]
+    "name",
+    [
+        "os.system",
+        "my.torch.nn.modules.Tanh",
+        "torch.nn.functional.tanh",
+        "torch.Tanh",
+        "torch.nnx.Tanh",
+        "Sigmoid",
+        "",
+        3,
+    ],
 )
 def test_functions_of_other_packages_are_refused(tmp_path: Path, place: Any, name: Any) -> None:
     with pytest.raises(ExportError) as caught:
