@@ -30,6 +30,9 @@ SIDE_OPTIONS = ("query_length", "document_length", "query_expansion")
 """What a MultiVectorEncoder does to queries and documents; sentence-transformers 6 does it in encode_query and
 encode_document of every model, which have nothing of the kind here."""
 
+CHAT_TEMPLATE = "chat_template"
+"""The key of processing_kwargs whose values only a text of messages sees."""
+
 LIMIT_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -72,7 +75,11 @@ class TransformerOptions(msgspec.Struct, frozen=True):
 
     @property
     def limit(self) -> int | None:
-        """The longest text in tokens: the tokenizer's own argument goes before max_seq_length."""
+        """The longest text in tokens: arguments of the chat template and the tokenizer go before max_seq_length."""
+        if "message" in (self.modality_config or {}):
+            rendered = ((self.processing_kwargs or {}).get(CHAT_TEMPLATE) or {}).get("max_length")
+            if isinstance(rendered, int) and rendered > 0:
+                return rendered
         declared = self.tokenizer_options.get("model_max_length")
         return declared if isinstance(declared, int) and declared > 0 else self.max_seq_length
 
@@ -158,7 +165,8 @@ def check_options(transformer: TransformerOptions, file: str, *, sides: bool = F
     Raises:
         ExportError: it does.
     """
-    used = sorted(key for key, value in (transformer.processing_kwargs or {}).items() if value)
+    options = transformer.processing_kwargs or {}
+    used = sorted(key for key, value in options.items() if value and key != CHAT_TEMPLATE)
     if used:
         raise ExportError(f"{file} has processing_kwargs for {used}, which change how texts are tokenized; remove them")
     options = _without_ignored({**transformer.model_args, **transformer.model_kwargs})

@@ -20,6 +20,10 @@ _FILLERS: Final = ("0", "1 2 3 4")
 """Texts without a token in common at their ends: what prompts of them share there is the template's."""
 
 
+_MARK: Final = "\ue000"
+"""Stands for the document: a character that Unicode leaves to private use."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptForm:
     """How a query and a document become one text.
@@ -101,13 +105,24 @@ class _Writer:
         return self.tokenizer.encode_batch(texts, add_special_tokens=special, first_index=first_index)
 
     def fit(self, query: str, document: str, whole: Encoding) -> Encoding:
-        """Cut a prompt that is too long: its document, or the prompt itself where that does not suffice."""
+        """Cut a prompt that is too long: its document, or more where the query alone is too long.
+
+        A document that is the last of the texts is cut with the prompt, as sentence-transformers does it.
+        """
         if self.limit is None or len(whole) <= self.limit:
             return whole
         (bare,) = self.encode([self.render(query, "")])
-        if len(bare) > self.limit:
+        if len(bare) > self.limit or (self.side == "right" and self._ends_with_document(query, document)):
             return self._cut_prompt(query, document, self.limit)
         return self._cut_document(query, document, whole, bare, self.limit)
+
+    def _ends_with_document(self, query: str, document: str) -> bool:
+        """Whether the document is printed once, as it is, and nothing after it but what ends every prompt."""
+        head, mark, tail = self.render(query, _MARK).partition(_MARK)
+        if not mark or _MARK in tail or self.render(query, document) != head + document + tail:
+            return False
+        ending = self._find_ending(self.tokenizer.max_model_len)
+        return ending.ids == self._encode_bare(tail).ids
 
     def _cut_document(self, query: str, document: str, whole: Encoding, bare: Encoding, limit: int) -> Encoding:
         """Cut the document so that the whole prompt fits.
@@ -127,7 +142,7 @@ class _Writer:
         return bare
 
     def _cut_prompt(self, query: str, document: str, limit: int) -> Encoding:
-        """Cut the prompt as sentence-transformers does: what the template ends with stays, whatever is before it."""
+        """Cut the prompt as sentence-transformers does: its last tokens but those that end every prompt."""
         special, backend = self.form.add_special_tokens, self.tokenizer.backend
         room = limit - (backend.num_special_tokens_to_add(is_pair=False) if special else 0)
         cut = self._encode_bare(self.render(query, document))

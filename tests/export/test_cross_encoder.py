@@ -83,7 +83,8 @@ def test_limits_and_prompts(copy: Path) -> None:
     found = parse(copy)
     assert found is not None
     files = found.sentence_transformer
-    assert (files.max_seq_length, files.do_lower_case, files.prompts) == (40, True, {"query": "find: "})
+    assert (files.max_seq_length, files.do_lower_case) == (40, True)
+    assert files.prompts == {"query": "find: ", "none": "", "nothing": ""}
     assert plan_of(copy).limits.max_model_len == 40
 
 
@@ -200,24 +201,14 @@ def test_options_in_the_file_of_another_name(copy: Path) -> None:
     assert plan_of(copy).limits.max_model_len == 24
 
 
-@pytest.mark.parametrize(("name", "prompt", "refused"), [("rerank", "quick ", True), ("rerank", "", False)])
-def test_a_prompt_before_every_pair_is_refused(copy: Path, name: str, prompt: str, refused: bool) -> None:
-    change_json(copy / "config_sentence_transformers.json", prompts={name: prompt}, default_prompt_name=name)
-    if refused:
-        with pytest.raises(ExportError, match="the default prompt 'rerank'"):
-            parse(copy)
-    else:
-        assert parse(copy) is not None
-
-
-ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+USERS = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
 
 
 def test_no_template_is_guessed_where_the_files_say_that_pairs_are_rendered(tmp_path: Path) -> None:
     """The published one of Qwen3 rerankers would be another."""
-    source = save_model(tmp_path / "source", "Qwen3Model", "Qwen3ForCausalLM", tokenizer=pair_tokenizer(ROLES))
+    source = save_model(tmp_path / "source", "Qwen3Model", "Qwen3ForCausalLM", tokenizer=pair_tokenizer(USERS))
     saved = save_logit_score(tmp_path / "saved", source, true_token_id=70, false_token_id=71)
-    with pytest.raises(TaskNotSupported, match="CrossEncoder renders pairs through a score template"):
+    with pytest.raises(TaskNotSupported, match="renders pairs through its chat template, which never prints"):
         plan_of(saved)
     assert plan_of(saved, score_template="qwen3_reranker").template is not None
 

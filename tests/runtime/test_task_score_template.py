@@ -80,6 +80,13 @@ def test_a_document_printed_twice_is_cut_so_that_both_fit(cross_encoder):
     assert encoded.num_truncated_tokens == 63 - encoded.num_tokens
 
 
+def test_a_document_before_the_query_is_cut_alone(cross_encoder):
+    options = ScoreOptions(template="{{ document }} about {{ query }} end", truncate_to=12)
+    (encoded,) = cross_encoder.encode_scoring_pairs(["w1 w2"], ["w3 " * 30], [(0, 0)], options)
+    assert cross_encoder.tokenizer.decode(encoded.input_ids).endswith("about w1 w2 end")
+    assert encoded.num_tokens == 12
+
+
 def test_too_long_prompts_are_named(templated):
     with pytest.raises(InputError, match=rf"{TOO_LONG}.* \(pair 1\)"):
         templated.score("w1", ["w2", "w3 " * 50])
