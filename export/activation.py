@@ -68,12 +68,17 @@ def resolve_activation(config: PretrainedConfig, checkpoint: Checkpoint) -> str:
 
 
 def _declared(config: PretrainedConfig, checkpoint: Checkpoint) -> Any:
-    """Return the dotted name in config.json, or where CrossEncoder keeps it since sentence-transformers 5.4."""
+    """Return the dotted name where CrossEncoder keeps it since sentence-transformers 5.4, or in config.json.
+
+    What it writes into the first it leaves as it was in the second.
+    """
     nested = getattr(config, "sentence_transformers", None)
-    settings = checkpoint.read_json("config_sentence_transformers.json")
+    found = checkpoint.read_json("config_sentence_transformers.json")
+    settings = found if isinstance(found, dict) else {}
     places = (
+        settings.get("activation_fn") if settings.get("model_type") == "CrossEncoder" else None,
         nested.get("activation_fn") if isinstance(nested, dict) else None,
         getattr(config, "sbert_ce_default_activation_function", None),
-        settings.get("activation_fn") if isinstance(settings, dict) else None,
+        settings.get("activation_fn"),
     )
     return next((place for place in places if place is not None), None)

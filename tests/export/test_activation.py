@@ -51,9 +51,11 @@ def of_file(name: Any) -> dict[str, Any]:
         ({"problem_type": "regression", **nested(TORCH + "Tanh"), **older(TORCH + "ReLU")}, "identity"),
         ({"problem_type": "multi_label_classification", **of_file(IDENTITY)}, "sigmoid"),
         ({"problem_type": "single_label_classification", **older(IDENTITY)}, "auto"),
-        # then the configuration's own section, the older key, the file
-        ({**nested(TORCH + "Tanh"), **older(TORCH + "ReLU"), **of_file(IDENTITY)}, "tanh"),
-        ({**older(TORCH + "ReLU"), **of_file(IDENTITY)}, "relu"),
+        # then CrossEncoder's own file, the configuration's section, the older key
+        ({**nested(TORCH + "Tanh"), **older(TORCH + "ReLU"), **of_file(IDENTITY)}, "identity"),
+        ({**nested(TORCH + "Tanh"), **older(TORCH + "ReLU"), **of_file(None)}, "tanh"),
+        ({**older(TORCH + "ReLU"), **of_file(IDENTITY)}, "identity"),
+        ({**older(TORCH + "ReLU"), "file": {"activation_fn": IDENTITY, "model_type": "SentenceTransformer"}}, "relu"),
         (of_file(IDENTITY), "identity"),
         ({**nested(None), **older(TORCH + "ReLU")}, "relu"),
         ({"sentence_transformers": {"version": "4.1.0"}, **older(IDENTITY)}, "identity"),

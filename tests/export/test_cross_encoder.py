@@ -158,6 +158,20 @@ def test_several_labels_are_saved_with_their_own_activation(tmp_path: Path) -> N
     assert (made.head.activation, made.scoring) == ("identity", None)
 
 
+def test_the_activation_that_was_saved_last(tmp_path: Path) -> None:
+    """CrossEncoder keeps that of config.json as it was, and reads its own file first."""
+    from sentence_transformers import CrossEncoder
+    from torch import nn
+
+    source = save_model(tmp_path / "source", "BertModel", "BertForSequenceClassification", num_labels=1)
+    change_json(source / "config.json", sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
+    kept = save_cross_encoder(tmp_path / "kept", source)
+    changed = save_cross_encoder(tmp_path / "changed", source, activation_fn=nn.Tanh())
+    for folder, kind, word in ((kept, nn.Identity, "identity"), (changed, nn.Tanh, "tanh")):
+        assert isinstance(CrossEncoder(str(folder), device="cpu").activation_fn, kind)
+        assert plan_of(folder).head.activation == word
+
+
 @pytest.mark.parametrize(("false_token_id", "difference"), [(71, True), (None, False)])
 def test_plan_of_a_language_model_that_scores(
     causal: Path, tmp_path: Path, false_token_id: int | None, difference: bool
