@@ -6,9 +6,11 @@ import pytest
 from little_classifiers import MAX_MODEL_LEN
 from little_scorers import TEMPLATE, build_scorer, draw_texts, pair_logits, prompt_logits, sigmoid
 
+from poolgraph.config import PoolingParams
 from poolgraph.errors import ArtifactError, InputError
 from poolgraph.graphs.artifact import save_manifest
 from poolgraph.graphs.manifest import Scoring, parse_manifest
+from poolgraph.runtime.llm import LLM
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.score_options import ScoreOptions
 
@@ -165,6 +167,14 @@ def test_an_instruction_that_the_template_reads_leaves_out_the_models_own_prompt
         ):
             found = model.score("w1", "w2", use_activation=False, **keywords)
             np.testing.assert_allclose(found, [prompt_logits(model, text)], atol=1e-5)
+
+
+def test_llm_takes_the_default_prompt_and_vllms_instruction(tmp_path):
+    llm = LLM(str(build_prompted(tmp_path / "model")))
+    encode = llm.get_tokenizer().backend.encode
+    assert llm.score("w1", "w2")[0].prompt_token_ids == encode("w5 w1 about w2").ids
+    params = PoolingParams(extra_kwargs={"chat_template_kwargs": {"instruction": "w7"}})
+    assert llm.score("w1", "w2", pooling_params=params)[0].prompt_token_ids == encode("w7 w1 about w2").ids
 
 
 def test_a_prompt_goes_before_the_query_of_a_pair(tmp_path):
