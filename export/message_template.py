@@ -22,9 +22,12 @@ PROBES = (("what swims", "an otter"), ("who sleeps here", "an otter"), ("what sw
 SIZE_ARGUMENTS = frozenset({"padding", "truncation", "max_length", "return_tensors", "restore_suffix"})
 """Arguments about the tokens of a finished text: the limit is read, how longer texts are cut is the runtime's part."""
 
+TYPES: Mapping[str, type] = {"max_length": int, "chat_template": str}
+"""Arguments that are read here."""
+
 REFUSED_ARGUMENTS = (
     frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | frozenset(RESERVED)
-) - {"add_generation_prompt", "chat_template"}
+) - {"add_generation_prompt", "chat_template", *SIZE_ARGUMENTS}
 """Arguments that are no variables of a template, or that every score template is given."""
 
 OTHER_TEMPLATE = f"give --score-template with a file or one of {', '.join(sorted(TEMPLATES))}"
@@ -76,8 +79,9 @@ def parse_message_form(transformer: TransformerOptions, file: str) -> MessageFor
     if message is None:
         return None
     form = message.get("format", "auto") if isinstance(message, dict) else "auto"
-    arguments = dict((transformer.processing_kwargs or {}).get("chat_template") or {})
-    if refused := sorted(set(arguments) & REFUSED_ARGUMENTS - SIZE_ARGUMENTS):
+    arguments = dict(transformer.template_arguments)
+    wrong = {name for name, kind in TYPES.items() if name in arguments and type(arguments[name]) is not kind}
+    if refused := sorted(set(arguments) & REFUSED_ARGUMENTS | wrong):
         raise ExportError(
             f"{file} gives the chat template the arguments {refused}, which cannot be compiled; variables of the "
             "template can, add_generation_prompt among them"

@@ -57,7 +57,7 @@ class TransformerOptions(msgspec.Struct, frozen=True):
     config_kwargs: dict[str, Any] = {}
     tokenizer_args: dict[str, Any] = {}
     processor_kwargs: dict[str, Any] = {}
-    processing_kwargs: dict[str, Any] | None = None
+    processing_kwargs: dict[str, dict[str, Any] | None] | None = None
     tokenizer_name_or_path: str | None = None
     query_length: int | None = None
     document_length: int | None = None
@@ -76,12 +76,14 @@ class TransformerOptions(msgspec.Struct, frozen=True):
     @property
     def limit(self) -> int | None:
         """The longest text in tokens: arguments of the chat template and the tokenizer go before max_seq_length."""
-        if "message" in (self.modality_config or {}):
-            rendered = ((self.processing_kwargs or {}).get(CHAT_TEMPLATE) or {}).get("max_length")
-            if isinstance(rendered, int) and rendered > 0:
-                return rendered
-        declared = self.tokenizer_options.get("model_max_length")
+        declared = self.template_arguments.get("max_length") or self.tokenizer_options.get("model_max_length")
         return declared if isinstance(declared, int) and declared > 0 else self.max_seq_length
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """Arguments of the tokenizer's chat template; none where texts do not go through it."""
+        rendered = "message" in (self.modality_config or {})
+        return ((self.processing_kwargs or {}).get(CHAT_TEMPLATE) or {}) if rendered else {}
 
 
 def read_form(checkpoint: Checkpoint, name: str, form: type[_Form]) -> _Form | None:

@@ -106,6 +106,22 @@ def test_arguments_that_cannot_be_compiled(causal: Path, name: str) -> None:
         plan_of(set_arguments(causal, **{name: []}))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"chat_template": ["voice"]}, "is not what it should be"),
+        ({"chat_template": {"chat_template": {"default": ANY_ROLE}}}, r"the arguments \['chat_template'\], which"),
+        ({"chat_template": {"max_length": "long"}}, r"the arguments \['max_length'\], which"),
+        ({"chat_template": {"max_length": True}}, r"the arguments \['max_length'\], which"),
+        ({"chat_template": {}, "text": {"truncation": False}}, r"processing_kwargs for \['text'\]"),
+    ],
+)
+def test_arguments_that_are_none(causal: Path, arguments: dict[str, Any], message: str) -> None:
+    change_json(causal / OPTIONS, processing_kwargs=arguments)
+    with pytest.raises(ExportError, match=message):
+        plan_of(causal)
+
+
 def test_arguments_without_a_template_have_no_effect(classifier: Path) -> None:
     assert scoring_of(set_arguments(classifier, voice="pool")) == Scoring(kind="cross_encoder")
 
