@@ -126,6 +126,27 @@ def test_arguments_without_a_template_have_no_effect(classifier: Path) -> None:
     assert scoring_of(set_arguments(classifier, voice="pool")) == Scoring(kind="cross_encoder")
 
 
+SET_FIRST = (
+    '{%- set asked = messages | selectattr("role", "eq", "system") | map(attribute="content") | first | default("?") -%}\n'
+    '{%- set found = messages | selectattr("role", "eq", "document") | map(attribute="content") | first -%}\n'
+    "<sys>{{ asked }}\n{{ (messages | selectattr('role', 'eq', 'query') | first).content }}\n{{\n    found\n}}<end>\n\n\n"
+)
+SYSTEM_APART = (
+    "{{- eos_token }}\n{%- if not tools is defined %}\n    {%- set tools = none %}\n{%- endif %}\n"
+    "{%- if messages[0]['role'] == 'system' %}\n    {%- set system = messages[0]['content'] | trim %}\n"
+    "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system = '' %}\n{%- endif %}\n"
+    "{%- if tools is not none %}tools{%- endif %}{{- system }}\n"
+    "{%- for m in messages %}\n    {{- '<' + m['role'] + '>' + m['content'] | trim }}\n{%- endfor %}\n"
+)
+
+
+@pytest.mark.parametrize("template", [SET_FIRST, SYSTEM_APART])
+def test_the_ways_in_which_templates_are_published(causal: Path, template: str) -> None:
+    """Whitespace that is taken away, lines within expressions, a system message that is looked at first."""
+    change_json(causal / SETTINGS, prompts={"find": " find  "}, default_prompt_name="find")
+    assert plan_of(set_template(causal, template)).template == template
+
+
 @pytest.mark.parametrize(
     "template",
     [
