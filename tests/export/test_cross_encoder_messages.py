@@ -127,9 +127,10 @@ def test_arguments_without_a_template_have_no_effect(classifier: Path) -> None:
 
 
 SET_FIRST = (
-    '{%- set asked = messages | selectattr("role", "eq", "system") | map(attribute="content") | first | default("?") -%}\n'
+    '{%- set asked = messages | selectattr("role", "eq", "system") | map(attribute="content") | first | d("?") -%}\n'
     '{%- set found = messages | selectattr("role", "eq", "document") | map(attribute="content") | first -%}\n'
-    "<sys>{{ asked }}\n{{ (messages | selectattr('role', 'eq', 'query') | first).content }}\n{{\n    found\n}}<end>\n\n\n"
+    "<sys>{{ asked }}\n{{ (messages | selectattr('role', 'eq', 'query') | first).content }}\n"
+    "{{\n    found\n}}<end>\n\n\n"
 )
 SYSTEM_APART = (
     "{{- eos_token }}\n{%- if not tools is defined %}\n    {%- set tools = none %}\n{%- endif %}\n"
