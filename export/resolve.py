@@ -190,6 +190,8 @@ def resolve_plan(
         score_token_ids=cross.token_ids if cross is not None else (),
     )
     head = plan_head(source) if late is None else HeadPlan(kind="embedding", pooling=None, shared=late.head)
+    if cross is not None and head.kind == "embedding":
+        sentence = replace(sentence, default_prompt_name=None)
     plan = ExportPlan(
         checkpoint=checkpoint,
         backbone=backbone,

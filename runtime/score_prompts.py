@@ -19,7 +19,6 @@ from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 _FILLERS: Final = ("0", "1 2 3 4")
 """Texts without a token in common at their ends: what prompts of them share there is the template's."""
 
-
 _MARK: Final = "\ue000"
 """Stands for the document: a character that Unicode leaves to private use."""
 

@@ -229,3 +229,11 @@ def test_several_labels_have_no_pairs_of_messages_and_no_default_prompt(tmp_path
     with pytest.raises(ExportError, match="renders every pair through its chat template, and has 3 labels"):
         plan_of(folder)
     assert plan_of(folder, task="embed").tasks == ("embed", "token_embed")
+
+
+def test_embeddings_of_a_cross_encoder_have_no_default_prompt(causal: Path) -> None:
+    """The prompt is for pairs; nothing says that a text alone begins with it."""
+    change_json(causal / SETTINGS, prompts={"find": "find "}, default_prompt_name="find")
+    for task, name in (("embed", None), ("auto", "find")):
+        made = plan_of(causal, task=task).sentence_transformer
+        assert (made.prompts, made.default_prompt_name) == ({"find": "find "}, name)
