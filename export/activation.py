@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -40,7 +41,8 @@ BY_CLASS = {
 }
 """Classes of torch.nn.modules. As in vLLM, Sigmoid and Softmax name the pair, and the number of logits decides."""
 
-MODULES = "torch.nn.modules."
+MODULES = re.compile(r"torch\.nn\.(modules\.(\w+\.)?)?\w*")
+"""A class of torch.nn.modules by any of the packages that hold it: sentence-transformers imports what is named."""
 
 
 def resolve_activation(config: PretrainedConfig, checkpoint: Checkpoint) -> str:
@@ -54,7 +56,7 @@ def resolve_activation(config: PretrainedConfig, checkpoint: Checkpoint) -> str:
     name = _declared(config, checkpoint)
     if name is None:
         return AUTO
-    if not isinstance(name, str) or not name.startswith(MODULES):
+    if not isinstance(name, str) or not MODULES.fullmatch(name):
         raise ExportError(
             "Loading of activation functions is restricted to torch.nn.modules for security reasons; "
             f"the checkpoint asks for {name!r}"
@@ -66,12 +68,17 @@ def resolve_activation(config: PretrainedConfig, checkpoint: Checkpoint) -> str:
 
 
 def _declared(config: PretrainedConfig, checkpoint: Checkpoint) -> Any:
-    """Return the dotted name in config.json, or where CrossEncoder keeps it since sentence-transformers 5.4."""
+    """Return the dotted name where CrossEncoder keeps it since sentence-transformers 5.4, or in config.json.
+
+    What it writes into the first it leaves as it was in the second.
+    """
     nested = getattr(config, "sentence_transformers", None)
-    settings = checkpoint.read_json("config_sentence_transformers.json")
+    found = checkpoint.read_json("config_sentence_transformers.json")
+    settings = found if isinstance(found, dict) else {}
     places = (
+        settings.get("activation_fn") if settings.get("model_type") == "CrossEncoder" else None,
         nested.get("activation_fn") if isinstance(nested, dict) else None,
         getattr(config, "sbert_ce_default_activation_function", None),
-        settings.get("activation_fn") if isinstance(settings, dict) else None,
+        settings.get("activation_fn"),
     )
     return next((place for place in places if place is not None), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
+from poolgraph.export.message_template import MessageForm, parse_message_form
 from poolgraph.export.sentence_transformers import SentenceTransformer
 from poolgraph.export.transformer_options import find_transformer_file, read_pair_transformer
 
@@ -26,6 +26,11 @@ class _Task(msgspec.Struct, frozen=True):
     transformer_task: str = "sequence-classification"
 
 
+class _Prompts(msgspec.Struct, frozen=True):
+    prompts: dict[str, str | None] | None = None
+    default_prompt_name: str | None = None
+
+
 class _LogitScore(msgspec.Struct, frozen=True):
     true_token_id: int
     false_token_id: int | None = None
@@ -38,12 +43,17 @@ class CrossEncoder:
     Attributes:
         sentence_transformer: Limits and prompts; no pooling and no head.
         token_ids: Rows of the language-model head: (false, true), or (true,) alone; empty for a classifier.
-        renders: Whether pairs go through the tokenizer's chat template.
+        message: How pairs become messages of the tokenizer's chat template; None where they do not.
     """
 
     sentence_transformer: SentenceTransformer
     token_ids: tuple[int, ...] = ()
-    renders: bool = False
+    message: MessageForm | None = None
+
+    @property
+    def renders(self) -> bool:
+        """Whether pairs go through the tokenizer's chat template."""
+        return self.message is not None
 
 
 def parse_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder | None:
@@ -67,28 +77,31 @@ def parse_cross_encoder(checkpoint: Checkpoint) -> CrossEncoder | None:
     if task not in TASKS:
         raise ExportError(f"{file} has transformer_task {task!r}; compiled are {list(TASKS)}")
     transformer = read_pair_transformer(checkpoint)
-    prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
-    _check_prompt(settings.get("default_prompt_name"), prompts)
+    prompts, default = _read_prompts(settings)
     return CrossEncoder(
         sentence_transformer=SentenceTransformer(
             max_seq_length=transformer.limit,
             do_lower_case=bool(transformer.do_lower_case),
             prompts=prompts,
+            default_prompt_name=default,
             config_options=transformer.config_options,
             tokenizer_options=transformer.tokenizer_options,
         ),
         token_ids=_read_logit_score(checkpoint, modules[1].path) if len(modules) > 1 else (),
-        renders="message" in (transformer.modality_config or {}),
+        message=parse_message_form(transformer, str(file)),
     )
 
 
-def _check_prompt(name: Any, prompts: Mapping[str, str]) -> None:
-    """Refuse a prompt that every pair would begin with: pairs have no prompts here."""
-    if name in prompts:
+def _read_prompts(settings: dict[str, Any]) -> tuple[dict[str, str], str | None]:
+    """Return the prompts by name, and the name of the one that is applied when none is asked for."""
+    found = _convert(settings, _Prompts, "config_sentence_transformers.json")
+    prompts = {name: text or "" for name, text in (found.prompts or {}).items()}
+    if found.default_prompt_name is not None and found.default_prompt_name not in prompts:
         raise ExportError(
-            f"config_sentence_transformers.json names the default prompt {name!r}, which this CrossEncoder puts before "
-            "every pair; prompts of pairs are not compiled. Write it into a score template, or remove it"
+            f"config_sentence_transformers.json names the default prompt {found.default_prompt_name!r}, but has only "
+            f"the prompts {sorted(prompts)}"
         )
+    return prompts, found.default_prompt_name
 
 
 def _read_logit_score(checkpoint: Checkpoint, path: str) -> tuple[int, ...]:

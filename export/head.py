@@ -30,8 +30,15 @@ from poolgraph.poolers.head import (
 DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"
 """Sentence-transformers' default for a Dense whose configuration names none."""
 
-OTHER_NAMES = {"linear.weight": ("weight", "dense.weight"), "linear.bias": ("bias", "dense.bias")}
+OTHER_NAMES = {
+    "linear.weight": ("weight", "dense.weight"),
+    "linear.bias": ("bias", "dense.bias"),
+    "activation.weight": ("activation_function.weight",),
+}
 """Names that files of a Dense use for the same tensors."""
+
+OVER_AN_AXIS = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+"""Activations that take an axis, which no file names: torch chooses the last one of pooled vectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +232,12 @@ def build_activation(name: str | None) -> nn.Module:
         raise ExportError(
             f"activation function {name!r} is not a class of torch.nn.modules, the only ones loaded by name"
         )
-    activation: nn.Module = found()
+    try:
+        activation: nn.Module = found(dim=-1) if issubclass(found, OVER_AN_AXIS) else found()
+    except TypeError as error:
+        raise ExportError(
+            f"activation function {name!r} cannot be made without arguments, of which files hold none: {error}"
+        ) from error
     return activation
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint, WeightFolder
-from poolgraph.export.head import HeadStep, StoredTensor, describe_modules
+from poolgraph.export.head import OVER_AN_AXIS, HeadStep, StoredTensor, build_activation, describe_modules
 from poolgraph.export.late_interaction_files import (
     CLASSIC_QUERY_LENGTH,
     Expansion,
@@ -226,8 +226,18 @@ def _token_modules(modules: Sequence[HeadModule], *, redirect: bool = False) -> 
                 f"module {module.kind} at {module.path!r} reads {source!r} and writes {target!r}; of a "
                 f"late-interaction checkpoint, only {TOKENS!r} can be compiled"
             )
+        _check_axis(module)
         taken.append(module)
     return taken
+
+
+def _check_axis(module: HeadModule) -> None:
+    name = module.config.get("activation_function")
+    if module.kind == "Dense" and isinstance(build_activation(name), OVER_AN_AXIS):
+        raise ExportError(
+            f"module Dense at {module.path!r} has the activation {name}, whose axis no file names: of token embeddings "
+            "torch takes that of the batch, so that an answer depends on other texts; it cannot be compiled"
+        )
 
 
 def _apply_masks(plan: LateInteractionPlan, masks: Sequence[HeadModule]) -> LateInteractionPlan:

@@ -17,9 +17,10 @@ from poolgraph.export.head import HeadPlan
 from poolgraph.export.late_interaction import parse_late_interaction
 from poolgraph.export.late_interaction_plan import LateInteractionPlan
 from poolgraph.export.late_interaction_tokens import describe_late_interaction, register_markers
+from poolgraph.export.message_template import TemplatePlan
 from poolgraph.export.options import ExportOptions
 from poolgraph.export.resolve_head import STEP_TAGS, HeadSource, plan_head
-from poolgraph.export.scoring import choose_template, describe_scoring
+from poolgraph.export.scoring import check_pairs, choose_template, describe_scoring
 from poolgraph.export.sentence_transformers import (
     SentenceTransformer,
     add_task_instructions,
@@ -47,7 +48,7 @@ class ExportPlan:
         options: What the caller asked for.
         targets: What is lowered, portable first.
         limits: Longest text and vocabulary.
-        template: Text of the score template, or None.
+        score_template: The score template, or None.
         late: What the files of a ColBERT model say of its queries and documents, or None.
     """
 
@@ -59,7 +60,7 @@ class ExportPlan:
     options: ExportOptions
     targets: tuple[Target, ...]
     limits: Limits
-    template: str | None = None
+    score_template: TemplatePlan | None = None
     late: LateInteractionPlan | None = None
 
     @property
@@ -130,7 +131,12 @@ class ExportPlan:
     def scoring(self) -> Scoring | None:
         """How pairs are scored."""
         late = self.late is not None
-        return describe_scoring(self.head, self.sequence_size or 0, self.template, late_interaction=late)
+        return describe_scoring(self.head, self.sequence_size or 0, self.score_template, late_interaction=late)
+
+    @property
+    def template(self) -> str | None:
+        """Text of the score template, None where there is none."""
+        return None if self.score_template is None else self.score_template.source
 
     @property
     def late_interaction(self) -> LateInteraction | None:
@@ -183,6 +189,8 @@ def resolve_plan(
         score_token_ids=cross.token_ids if cross is not None else (),
     )
     head = plan_head(source) if late is None else HeadPlan(kind="embedding", pooling=None, shared=late.head)
+    if cross is not None and head.kind == "embedding":
+        sentence = replace(sentence, default_prompt_name=None)
     plan = ExportPlan(
         checkpoint=checkpoint,
         backbone=backbone,
@@ -192,10 +200,12 @@ def resolve_plan(
         options=options,
         targets=chosen,
         limits=Limits(max_model_len=1, vocab_size=int(backbone.config.vocab_size)),
-        template=choose_template(options, head, backbone.config, checkpoint, tokenizer, cross),
+        score_template=choose_template(options, head, backbone.config, checkpoint, tokenizer, cross),
         late=late,
     )
     plan = replace(plan, limits=resolve_limits(plan))
+    if cross is not None:
+        check_pairs(cross, head, plan.sequence_size or 0)
     _check_task(plan)
     return plan
 

@@ -31,6 +31,9 @@ SIDE_OPTIONS = ("query_length", "document_length", "query_expansion")
 """What a MultiVectorEncoder does to queries and documents; sentence-transformers 6 does it in encode_query and
 encode_document of every model, which have nothing of the kind here."""
 
+CHAT_TEMPLATE = "chat_template"
+"""The key of processing_kwargs whose values only a text of messages sees."""
+
 LIMIT_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -55,7 +58,7 @@ class TransformerOptions(msgspec.Struct, frozen=True):
     config_kwargs: dict[str, Any] = {}
     tokenizer_args: dict[str, Any] = {}
     processor_kwargs: dict[str, Any] = {}
-    processing_kwargs: dict[str, Any] | None = None
+    processing_kwargs: dict[str, dict[str, Any] | None] | None = None
     tokenizer_name_or_path: str | None = None
     query_length: int | None = None
     document_length: int | None = None
@@ -73,9 +76,15 @@ class TransformerOptions(msgspec.Struct, frozen=True):
 
     @property
     def limit(self) -> int | None:
-        """The longest text in tokens: the tokenizer's own argument goes before max_seq_length."""
-        declared = self.tokenizer_options.get("model_max_length")
+        """The longest text in tokens: arguments of the chat template and the tokenizer go before max_seq_length."""
+        declared = self.template_arguments.get("max_length") or self.tokenizer_options.get("model_max_length")
         return declared if isinstance(declared, int) and declared > 0 else self.max_seq_length
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """Arguments of the tokenizer's chat template; none where texts do not go through it."""
+        rendered = "message" in (self.modality_config or {})
+        return ((self.processing_kwargs or {}).get(CHAT_TEMPLATE) or {}) if rendered else {}
 
 
 def read_form(checkpoint: Checkpoint, name: str, form: type[_Form]) -> _Form | None:
@@ -163,7 +172,8 @@ def check_options(transformer: TransformerOptions, file: str, *, sides: bool = F
     Raises:
         ExportError: it does.
     """
-    used = sorted(key for key, value in (transformer.processing_kwargs or {}).items() if value)
+    options = transformer.processing_kwargs or {}
+    used = sorted(key for key, value in options.items() if value and key != CHAT_TEMPLATE)
     if used:
         raise ExportError(f"{file} has processing_kwargs for {used}, which change how texts are tokenized; remove them")
     options = _without_ignored({**transformer.model_args, **transformer.model_kwargs})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -11,7 +11,7 @@ from poolgraph.errors import ManifestError
 FORMAT_VERSION: Final = 5
 """Version written. 1 (2026-11): embeddings. 2 (2026-11): every pooling task: activation, steps, scoring.
 3 (2026-11): int8: quantization, fidelity. 4 (2026-11): fp16: float_range.
-5 (2026-12): sparse embeddings."""
+5 (2026-12): sparse embeddings; pairs as messages of a chat template."""
 
 OLDEST_READABLE: Final = 1
 
@@ -196,10 +196,17 @@ class Scoring(_Record, frozen=True, kw_only=True):
             (MaxSim of token embeddings).
         template: File of the score template that a cross-encoder's texts are put into; None encodes them as a pair of
             sequences.
+        template_kwargs: Variables of that template, which a request's own go before.
+        content_parts: Whether the template gets a message's content as a list of parts; None where that is found out by
+            trying both.
+        add_special_tokens: Whether the tokenizer adds its special tokens around the text that the template makes.
     """
 
     kind: Literal["cross_encoder", "bi_encoder", "late_interaction"]
     template: str | None = None
+    template_kwargs: dict[str, Any] = {}
+    content_parts: bool | None = None
+    add_special_tokens: bool = True
 
 
 class QueryExpansion(_Record, frozen=True, kw_only=True):

@@ -125,6 +125,8 @@ def _check_entities(model: PoolingModel, **_options: object) -> None:
 
 _PROMPT_OPTIONS: Final = ("prompt_name", "prompt", "dimensions")
 _SCORE_OPTIONS: Final = (
+    "prompt_name",
+    "prompt",
     "instruction",
     "template",
     "use_activation",

@@ -22,10 +22,13 @@ class ScoreOptions:
         instruction: What is asked of the model; takes the place of the template's own default.
         template: Name of a shipped template, a file, or a template's text; None is the artifact's own.
         template_kwargs: Further variables of the template, vLLM's ``chat_template_kwargs``.
+        prompt_name: Name of one of a cross-encoder's prompts; None is its default prompt.
+        prompt: A prompt itself; goes before ``prompt_name``.
         max_tokens_per_query: Tokens kept of a query; None and 0 keep all.
         max_tokens_per_doc: Tokens kept of a document; None and 0 keep all.
         truncate_to: Tokens kept of a longer input, special tokens included; -1 means the model's limit, None refuses
-            longer ones. Of a pair the longer text is cut, of a template only the document.
+            longer ones. Of a pair the longer text is cut; in a template the document, and the prompt itself where the
+            query alone is too long.
         truncation_side: Where tokens are cut off, ``left`` or ``right``; None is the model's own side.
         plain: Take every token of a late-interaction model as it is.
     """
@@ -33,11 +36,18 @@ class ScoreOptions:
     instruction: str | None = None
     template: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    prompt_name: str | None = None
+    prompt: str | None = None
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
     truncate_to: int | None = None
     truncation_side: str | None = None
     plain: bool = False
+
+    @property
+    def names_prompt(self) -> bool:
+        """Whether the caller says which prompt, rather than the model."""
+        return self.prompt is not None or self.prompt_name is not None
 
 
 def resolve_scoring(manifest: Manifest, *, template: str | None = None) -> Scoring:
@@ -90,6 +100,13 @@ def check_options(scoring: Scoring, options: ScoreOptions, max_model_len: int) -
                     f"{name} is for a cross-encoder that reads both texts in a score template; this model is a {kind}",
                     parameter=name,
                 )
+        if options.prompt_name or options.prompt:
+            raise InputError(
+                f"a prompt is for a cross-encoder; this model is a {kind}: embed both sides with their prompts and "
+                "compare the embeddings",
+                parameter="prompt_name" if options.prompt is None else "prompt",
+                value=options.prompt_name if options.prompt is None else options.prompt,
+            )
     if options.plain and scoring.kind != "late_interaction":
         raise InputError(f"plain is for late interaction; this model is a {kind}", parameter="plain")
 
@@ -118,6 +135,17 @@ def resolve_side_texts(texts: str | Sequence[str]) -> list[str]:
     # numpy's arrays of no dimension have __len__ and refuse it.
     sized = isinstance(texts, Sized) and not isinstance(texts, str | Mapping) and getattr(texts, "ndim", 1) > 0
     return [] if sized and len(texts) == 0 else resolve_texts(texts)
+
+
+def check_ranking(query: object, top_n: int | None) -> None:
+    """Check the query of ``rerank``, and how many documents are asked for.
+
+    Raises:
+        InputError: no text, or no count.
+    """
+    if not isinstance(query, str):
+        raise InputError(f"query must be a str, got {type(query).__name__}", parameter="query")
+    check_top_n(top_n)
 
 
 def check_top_n(top_n: int | None) -> None:

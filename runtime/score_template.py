@@ -28,6 +28,11 @@ RESERVED: Final = ("chat_template", "tools", "tokenize", "messages", "query", "d
 
 _PROBES: Final = ("poolgraph asks", "poolgraph answers")
 
+_OF_EVERY_CALL: Final[Mapping[str, Any]] = MappingProxyType(
+    {"tools": None, "documents": None, "add_generation_prompt": False}
+)
+"""What transformers gives a chat template that is rendered with nothing but messages."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreTemplate:
@@ -36,7 +41,7 @@ class ScoreTemplate:
     Templates written for vLLM work unchanged: they find the texts in ``messages``, by the roles ``query`` and
     ``document``, and what is asked of the model in ``instruction``. Here the texts are also called ``query`` and
     ``document``. Templates that expect a message's content as a list of parts, as sentence-transformers writes them,
-    get it so.
+    get it so. A prompt is the message of the role ``system`` before them, as sentence-transformers has it.
 
     A template cannot read files, and its steps, its time and the text it makes are bounded. The texts themselves are
     trusted as in vLLM: a document that holds the text of a control token, such as ``<|im_end|>``, is tokenized to that
@@ -52,16 +57,20 @@ class ScoreTemplate:
     _template: Template
 
     @classmethod
-    def parse(cls, source: str) -> Self:
+    def parse(cls, source: str, *, content_parts: bool | None = None) -> Self:
         """Compile a template and see that it prints both texts.
 
         Args:
             source: Its text.
+            content_parts: Whether a message's content is a list of parts, of a template that was tried before; None
+                tries both.
 
         Raises:
             InputError: a mistake in it, something that a template must not do, or a text that it never prints.
         """
         template = _compile(source)
+        if content_parts is not None:
+            return cls(source, content_parts, template)
         plain, in_parts = cls(source, False, template), cls(source, True, template)
         missing = plain._find_missing()
         if missing == []:
@@ -91,16 +100,42 @@ class ScoreTemplate:
         check_template_kwargs(variables)
         if instruction is not None:
             variables = {**variables, "instruction": instruction}
+        return self.fill(query, document, variables=variables)
+
+    def fill(self, query: str, document: str, *, prompt: str = "", variables: Mapping[str, Any]) -> str:
+        """Put a query, a document and a prompt into the template.
+
+        Args:
+            query: The query.
+            document: The document.
+            prompt: The system message; none when empty.
+            variables: Further variables, which are not checked.
+
+        Raises:
+            InputError: the template raised, or did something that it must not.
+        """
+        system = (("system", prompt),) if prompt else ()
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}] if self.content_parts else text}
-            for role, text in (("query", query), ("document", document))
+            for role, text in (*system, ("query", query), ("document", document))
         ]
+        given = {**_OF_EVERY_CALL, **variables, "messages": messages, "query": query, "document": document}
         try:
-            return render_template(
-                self._template, {**variables, "messages": messages, "query": query, "document": document}
-            )
+            return render_template(self._template, given)
         except Exception as error:
             raise InputError(f"the score template failed: {error}", parameter="template") from error
+
+    def has_prompt(self, variables: Mapping[str, Any]) -> bool:
+        """Whether a prompt changes what the template prints, with these variables."""
+        try:
+            prompted = self.fill(*_PROBES, prompt="poolgraph prompts", variables=variables)
+        except InputError:
+            return False
+        try:
+            return prompted != self.fill(*_PROBES, variables=variables)
+        except InputError:
+            # A template that must have a system message has a place for it.
+            return True
 
     def reads(self, name: str) -> bool:
         """Whether the template looks at a variable."""
@@ -159,8 +194,12 @@ def resolve_template(template: str) -> ScoreTemplate:
     )
 
 
-def read_template(path: Path) -> ScoreTemplate:
+def read_template(path: Path, *, content_parts: bool | None = None) -> ScoreTemplate:
     """Read a template from a file.
+
+    Args:
+        path: The file.
+        content_parts: As for ``ScoreTemplate.parse``.
 
     Raises:
         InputError: the file cannot be read as text, or the template does not compile.
@@ -170,12 +209,12 @@ def read_template(path: Path) -> ScoreTemplate:
             source = file.read(MAX_SOURCE + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the score template {path} cannot be read: {error}", parameter="template") from error
-    return _parse_cached(source)
+    return _parse_cached(source, content_parts)
 
 
 @lru_cache(maxsize=32)
-def _parse_cached(source: str) -> ScoreTemplate:
-    return ScoreTemplate.parse(source)
+def _parse_cached(source: str, content_parts: bool | None = None) -> ScoreTemplate:
+    return ScoreTemplate.parse(source, content_parts=content_parts)
 
 
 @lru_cache(maxsize=len(TEMPLATES))

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
+from poolgraph.errors import TaskNotSupported
 from poolgraph.graphs.manifest import Scoring
 from poolgraph.runtime.activations import choose_activation, finish_logits
 from poolgraph.runtime.executor import Progress
@@ -20,21 +20,22 @@ from poolgraph.runtime.loaded import count_cut, progress_bar
 from poolgraph.runtime.maxsim import maxsim_pairs
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.score_embedded import EmbedScorer, Vectors
-from poolgraph.runtime.score_inputs import encode_inputs, read_special_tokens
+from poolgraph.runtime.score_inputs import encode_inputs, read_prompt_form, read_special_tokens
 from poolgraph.runtime.score_options import (
     ScoreOptions,
     check_activation,
     check_options,
-    check_top_n,
+    check_ranking,
     resolve_scoring,
     resolve_side_texts,
 )
 from poolgraph.runtime.score_pairs import cosine_scores, plan_pairs
-from poolgraph.runtime.score_template import ScoreTemplate, read_template, resolve_template
+from poolgraph.runtime.score_prompts import PromptForm
+from poolgraph.runtime.score_template import resolve_template
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.task_late_interaction import LateInteractionTasks
 from poolgraph.runtime.text_cuts import cut_texts
-from poolgraph.runtime.texts import resolve_truncation
+from poolgraph.runtime.texts import resolve_prompt, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.tasks import Side
 
@@ -83,6 +84,8 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         instruction: str | None = None,
         template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         use_activation: bool | None = None,
         max_tokens_per_query: int | None = None,
         max_tokens_per_doc: int | None = None,
@@ -99,20 +102,20 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             queries: A query, or one for each document.
             documents: A document or several.
             instruction: What is asked of a cross-encoder whose score template has a place for it.
-            template: Score template of a cross-encoder: a shipped name, a file, or a template's text; None is the
-                artifact's own.
+            template: Score template: a shipped name, a file, or a template's text; None is the artifact's own.
             template_kwargs: Further variables of the template.
+            prompt_name: Name of one of a cross-encoder's prompts; None takes its default prompt.
+            prompt: Put before the query of a pair, or the system message of a template; wins over ``prompt_name``.
             use_activation: Apply a cross-encoder's activation; None does as the model says.
             max_tokens_per_query: Tokens kept of each query, special tokens not counted; None and 0 keep all.
             max_tokens_per_doc: Tokens kept of each document, likewise.
             plain: Every token of a late-interaction model as it is, with no marker, length, expansion or skip list.
             truncate: Cut longer inputs to the model's limit, with one warning, instead of refusing them: the longer
-                text of a pair, the document in a template.
+                text of a pair, the document in a template, and the query where it leaves no room for a document.
             progress: Show a progress bar.
 
         Returns:
-            (num_pairs,), in the documents' order. A bi-encoder's texts get no prompt, as in vLLM: to score with
-            prompts, embed both sides and compare the embeddings.
+            (num_pairs,), in the documents' order. A bi-encoder's texts get no prompt, as in vLLM.
 
         Raises:
             InputError: numbers of texts that do not pair, a text that is too long, or an option that does not fit.
@@ -122,14 +125,15 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             instruction=instruction,
             template=template,
             template_kwargs=template_kwargs or {},
+            prompt_name=prompt_name,
+            prompt=prompt,
             max_tokens_per_query=max_tokens_per_query,
             max_tokens_per_doc=max_tokens_per_doc,
             truncate_to=resolve_truncation(truncate),
             plain=plain,
         )
-        answer = self._score(
-            resolve_side_texts(queries), resolve_side_texts(documents), options, use_activation, progress=progress
-        )
+        sides = resolve_side_texts(queries), resolve_side_texts(documents)
+        answer = self._score(*sides, options, use_activation, progress=progress)
         _warn_of_cuts(answer)
         return answer.scores
 
@@ -142,6 +146,8 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         instruction: str | None = None,
         template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         use_activation: bool | None = None,
         max_tokens_per_query: int | None = None,
         max_tokens_per_doc: int | None = None,
@@ -158,6 +164,8 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             instruction: As for ``score``, like the rest.
             template: Score template.
             template_kwargs: Variables of the template.
+            prompt_name: Name of a prompt.
+            prompt: A prompt.
             use_activation: Apply the activation.
             max_tokens_per_query: Tokens kept of the query.
             max_tokens_per_doc: Tokens kept of each document.
@@ -172,13 +180,13 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             InputError: as of ``score``, or ``top_n`` is no count.
             TaskNotSupported: the model does not score.
         """
-        if not isinstance(query, str):
-            raise InputError(f"query must be a str, got {type(query).__name__}", parameter="query")
-        check_top_n(top_n)
+        check_ranking(query, top_n)
         options = ScoreOptions(
             instruction=instruction,
             template=template,
             template_kwargs=template_kwargs or {},
+            prompt_name=prompt_name,
+            prompt=prompt,
             max_tokens_per_query=max_tokens_per_query,
             max_tokens_per_doc=max_tokens_per_doc,
             truncate_to=resolve_truncation(truncate),
@@ -234,13 +242,12 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         scoring = self.check_scoring(template=chosen.template)
         if scoring.kind != "cross_encoder":
             raise TaskNotSupported(f"{self.manifest.source.model!r} is a {scoring.kind}: it reads one text at a time")
-        template = self._choose_template(scoring, chosen)
         return encode_inputs(
             tokenizer or self.tokenizer,
-            template,
+            self._choose_form(scoring, chosen),
             [(queries[query], documents[document]) for query, document in pairs],
             chosen,
-            variables=None if template is None else self._special_tokens,
+            prompt=resolve_prompt(self.manifest, prompt_name=chosen.prompt_name, prompt=chosen.prompt),
             first_index=first_index,
         )
 
@@ -353,20 +360,14 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         most = options.max_tokens_per_query if side == "query" else options.max_tokens_per_doc
         return [cut.text for cut in cut_texts(self.tokenizer, texts, most or None)]
 
-    def _choose_template(self, scoring: Scoring, options: ScoreOptions) -> ScoreTemplate | None:
+    def _choose_form(self, scoring: Scoring, options: ScoreOptions) -> PromptForm | None:
         if options.template is not None:
-            return resolve_template(options.template)
-        return None if scoring.template is None else self._own_template
+            return PromptForm(template=resolve_template(options.template), variables=self._special_tokens)
+        return None if scoring.template is None else self._own_form
 
     @cached_property
-    def _own_template(self) -> ScoreTemplate:
-        name = self.manifest.scoring.template if self.manifest.scoring is not None else None
-        if name is None or name not in self.manifest.files:
-            raise ArtifactError(f"the score template {name!r} is none of the artifact's files; export it again")
-        try:
-            return read_template(self.path / name)
-        except InputError as error:
-            raise ArtifactError(f"the artifact's own score template {name!r} is not one: {error.message}") from error
+    def _own_form(self) -> PromptForm:
+        return read_prompt_form(self.path, self.manifest)
 
     @cached_property
     def _special_tokens(self) -> dict[str, str]:

@@ -98,11 +98,14 @@ def test_classify(model, texts, tmp_path, capsys):
 
 def test_score(model, pairs, tmp_path, capsys):
     argv = ["score", "m", pairs, "-o", str(tmp_path / "out.npy"), "--instruction", "rank", "--max-tokens-per-query"]
-    assert main([*argv, "4", "--max-tokens-per-doc", "0", "--score-template", "plain", "--plain"]) == 0
+    argv += ["4", "--max-tokens-per-doc", "0", "--score-template", "plain", "--plain", "--prompt-name", "swim"]
+    assert main(argv) == 0
     scores = [make_score("a b", "a"), make_score("a b", "b a")]
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.array(scores, dtype=np.float32))
     assert capsys.readouterr().out.startswith("2 pairs in 0.")
     assert model.calls[0][1] == {
+        "prompt_name": "swim",
+        "prompt": None,
         "instruction": "rank",
         "template": resolve_template("plain").source,
         "use_activation": None,

@@ -46,6 +46,13 @@ PAIR_TEMPLATE = (
 )
 """A chat template for the roles of a pair, as causal rerankers of sentence-transformers have one."""
 
+SYSTEM_TEMPLATE = (
+    '{{ messages | selectattr("role", "eq", "system") | map(attribute="content") | first | default("judge") }}\n'
+    '{{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\n'
+    '{{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}\nanswer '
+)
+"""A chat template as the documentation of sentence-transformers writes it: a prompt is the system message."""
+
 STEP_TAG = "<extra_0>"
 """The token after each step of a process reward, as Qwen2.5-Math-PRM has it."""
 STEP_TAG_ID = VOCAB_SIZE
@@ -144,7 +151,15 @@ def save_cross_encoder(folder: Path, source: Path, **options: Any) -> Path:
     return folder
 
 
-def save_logit_score(folder: Path, source: Path, *, true_token_id: int, false_token_id: int | None) -> Path:
+def save_logit_score(
+    folder: Path,
+    source: Path,
+    *,
+    true_token_id: int,
+    false_token_id: int | None,
+    processing_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Path:
     """Save a causal language model as a CrossEncoder that reads its score off one or two tokens."""
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules.transformer import Transformer
@@ -153,10 +168,10 @@ def save_logit_score(folder: Path, source: Path, *, true_token_id: int, false_to
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         modules = [
-            Transformer(str(source), transformer_task="text-generation"),
+            Transformer(str(source), transformer_task="text-generation", processing_kwargs=processing_kwargs),
             LogitScore(true_token_id=true_token_id, false_token_id=false_token_id),
         ]
-        CrossEncoder(modules=modules, device="cpu").save_pretrained(str(folder))
+        CrossEncoder(modules=modules, device="cpu", **options).save_pretrained(str(folder))
     return folder
 
 

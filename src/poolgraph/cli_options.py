@@ -37,9 +37,9 @@ LOADING: Final = (
 
 OPTIONS: Final[Mapping[str, Argument]] = {
     "prompt_name": Argument(
-        "--prompt-name", metavar="NAME", help="put the artifact's prompt of this name before each text"
+        "--prompt-name", metavar="NAME", help="put the artifact's prompt of this name before each text or pair"
     ),
-    "prompt": Argument("--prompt", metavar="TEXT", help="put this before each text"),
+    "prompt": Argument("--prompt", metavar="TEXT", help="put this before each text or pair"),
     "dimensions": Argument(
         "--dimensions", metavar="N", type=int, help="shorten the embeddings, for models trained for that"
     ),
@@ -110,6 +110,8 @@ OPTIONS: Final[Mapping[str, Argument]] = {
 
 PROMPT: Final = ("prompt_name", "prompt", "dimensions")
 SCORING: Final = (
+    "prompt_name",
+    "prompt",
     "instruction",
     "template",
     "use_activation",

@@ -51,9 +51,11 @@ def of_file(name: Any) -> dict[str, Any]:
         ({"problem_type": "regression", **nested(TORCH + "Tanh"), **older(TORCH + "ReLU")}, "identity"),
         ({"problem_type": "multi_label_classification", **of_file(IDENTITY)}, "sigmoid"),
         ({"problem_type": "single_label_classification", **older(IDENTITY)}, "auto"),
-        # then the configuration's own section, the older key, the file
-        ({**nested(TORCH + "Tanh"), **older(TORCH + "ReLU"), **of_file(IDENTITY)}, "tanh"),
-        ({**older(TORCH + "ReLU"), **of_file(IDENTITY)}, "relu"),
+        # then CrossEncoder's own file, the configuration's section, the older key
+        ({**nested(TORCH + "Tanh"), **older(TORCH + "ReLU"), **of_file(IDENTITY)}, "identity"),
+        ({**nested(TORCH + "Tanh"), **older(TORCH + "ReLU"), **of_file(None)}, "tanh"),
+        ({**older(TORCH + "ReLU"), **of_file(IDENTITY)}, "identity"),
+        ({**older(TORCH + "ReLU"), "file": {"activation_fn": IDENTITY, "model_type": "SentenceTransformer"}}, "relu"),
         (of_file(IDENTITY), "identity"),
         ({**nested(None), **older(TORCH + "ReLU")}, "relu"),
         ({"sentence_transformers": {"version": "4.1.0"}, **older(IDENTITY)}, "identity"),
@@ -69,6 +71,11 @@ def of_file(name: Any) -> dict[str, Any]:
         (older(TORCH + "Softplus"), "softplus"),
         (older(TORCH + "LogSigmoid"), "log_sigmoid"),
         (older(TORCH + "LogSoftmax"), "log_softmax"),
+        # a class may be spelled out by any of the packages that hold it
+        (nested("torch.nn.Identity"), "identity"),
+        (older("torch.nn.modules.Tanh"), "tanh"),
+        (of_file("torch.nn.Sigmoid"), "auto"),
+        (of_file("torch.nn.Identity"), "identity"),
     ],
 )
 def test_order_of_the_sources(tmp_path: Path, sources: dict[str, Any], expected: str) -> None:
@@ -77,7 +84,17 @@ def test_order_of_the_sources(tmp_path: Path, sources: dict[str, Any], expected:
 
 @pytest.mark.parametrize("place", [nested, older, of_file])
 @pytest.mark.parametrize(
-    "name", ["os.system", "my.torch.nn.modules.Tanh", "torch.nn.functional.tanh", "Sigmoid", "torch.nn.Sigmoid", "", 3]
+    "name",
+    [
+        "os.system",
+        "my.torch.nn.modules.Tanh",
+        "torch.nn.functional.tanh",
+        "torch.Tanh",
+        "torch.nnx.Tanh",
+        "Sigmoid",
+        "",
+        3,
+    ],
 )
 def test_functions_of_other_packages_are_refused(tmp_path: Path, place: Any, name: Any) -> None:
     with pytest.raises(ExportError) as caught:

@@ -83,7 +83,8 @@ def test_limits_and_prompts(copy: Path) -> None:
     found = parse(copy)
     assert found is not None
     files = found.sentence_transformer
-    assert (files.max_seq_length, files.do_lower_case, files.prompts) == (40, True, {"query": "find: "})
+    assert (files.max_seq_length, files.do_lower_case) == (40, True)
+    assert files.prompts == {"query": "find: ", "none": "", "nothing": ""}
     assert plan_of(copy).limits.max_model_len == 40
 
 
@@ -157,6 +158,20 @@ def test_several_labels_are_saved_with_their_own_activation(tmp_path: Path) -> N
     assert (made.head.activation, made.scoring) == ("identity", None)
 
 
+def test_the_activation_that_was_saved_last(tmp_path: Path) -> None:
+    """CrossEncoder keeps that of config.json as it was, and reads its own file first."""
+    from sentence_transformers import CrossEncoder
+    from torch import nn
+
+    source = save_model(tmp_path / "source", "BertModel", "BertForSequenceClassification", num_labels=1)
+    change_json(source / "config.json", sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
+    kept = save_cross_encoder(tmp_path / "kept", source)
+    changed = save_cross_encoder(tmp_path / "changed", source, activation_fn=nn.Tanh())
+    for folder, kind, word in ((kept, nn.Identity, "identity"), (changed, nn.Tanh, "tanh")):
+        assert isinstance(CrossEncoder(str(folder), device="cpu").activation_fn, kind)
+        assert plan_of(folder).head.activation == word
+
+
 @pytest.mark.parametrize(("false_token_id", "difference"), [(71, True), (None, False)])
 def test_plan_of_a_language_model_that_scores(
     causal: Path, tmp_path: Path, false_token_id: int | None, difference: bool
@@ -200,24 +215,14 @@ def test_options_in_the_file_of_another_name(copy: Path) -> None:
     assert plan_of(copy).limits.max_model_len == 24
 
 
-@pytest.mark.parametrize(("name", "prompt", "refused"), [("rerank", "quick ", True), ("rerank", "", False)])
-def test_a_prompt_before_every_pair_is_refused(copy: Path, name: str, prompt: str, refused: bool) -> None:
-    change_json(copy / "config_sentence_transformers.json", prompts={name: prompt}, default_prompt_name=name)
-    if refused:
-        with pytest.raises(ExportError, match="the default prompt 'rerank'"):
-            parse(copy)
-    else:
-        assert parse(copy) is not None
-
-
-ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+USERS = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
 
 
 def test_no_template_is_guessed_where_the_files_say_that_pairs_are_rendered(tmp_path: Path) -> None:
     """The published one of Qwen3 rerankers would be another."""
-    source = save_model(tmp_path / "source", "Qwen3Model", "Qwen3ForCausalLM", tokenizer=pair_tokenizer(ROLES))
+    source = save_model(tmp_path / "source", "Qwen3Model", "Qwen3ForCausalLM", tokenizer=pair_tokenizer(USERS))
     saved = save_logit_score(tmp_path / "saved", source, true_token_id=70, false_token_id=71)
-    with pytest.raises(TaskNotSupported, match="CrossEncoder renders pairs through a score template"):
+    with pytest.raises(TaskNotSupported, match="renders pairs through its chat template, which never prints"):
         plan_of(saved)
     assert plan_of(saved, score_template="qwen3_reranker").template is not None
 

@@ -328,3 +328,10 @@ def test_a_dense_module_whose_activation_halves_its_width_is_refused() -> None:
     config = {"in_features": 4, "out_features": 4, "activation_function": "torch.nn.modules.activation.GLU"}
     with pytest.raises(ExportError, match="GLU of a Dense module halves its width"):
         BUILDERS["Dense"](config)
+
+
+@pytest.mark.parametrize("name", ["Linear", "Conv1d"])
+def test_a_dense_module_whose_activation_needs_arguments_is_refused(name: str) -> None:
+    config = {"in_features": 4, "out_features": 4, "activation_function": f"torch.nn.{name}"}
+    with pytest.raises(ExportError, match=f"activation function 'torch.nn.{name}' cannot be made without arguments"):
+        BUILDERS["Dense"](config)

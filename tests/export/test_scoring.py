@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.export.head import HeadPlan
+from poolgraph.export.message_template import TemplatePlan
 from poolgraph.export.scoring import TEMPLATE_FILE, describe_scoring
 from poolgraph.graphs.manifest import Scoring
 from poolgraph.runtime.score_template import TEMPLATES, resolve_template
@@ -199,7 +200,7 @@ def test_classifiers_whose_kind_needs_a_template(folders: Mapping[str, Path]) ->
         open_checkpoint(folders["Qwen2ForSequenceClassification"]),
         made.tokenizer,
     )
-    assert template == shipped("nemotron_rerank")
+    assert template == TemplatePlan(source=shipped("nemotron_rerank"))
 
 
 @pytest.mark.parametrize(
@@ -219,4 +220,5 @@ def test_kind_of_scoring(
     kind: Any, pooling: Any, num_labels: int, template: str | None, late: bool, expected: Scoring | None
 ) -> None:
     head = HeadPlan(kind=kind, pooling=pooling)
-    assert describe_scoring(head, num_labels, template, late_interaction=late) == expected
+    plan = None if template is None else TemplatePlan(source=template)
+    assert describe_scoring(head, num_labels, plan, late_interaction=late) == expected

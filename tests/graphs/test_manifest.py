@@ -20,6 +20,7 @@ from poolgraph.graphs.manifest import (
     Pooler,
     Report,
     Rewrites,
+    Scoring,
     Source,
     Tensor,
     Tokenization,
@@ -119,6 +120,21 @@ def test_the_range_of_fp16_is_kept_and_older_manifests_have_none() -> None:
     kept = parse_manifest(encode_manifest(manifest(variants=(variant,))))
     assert kept.variants[0].float_range == record
     assert parse_manifest(edited(format_version=3)).variants[0].float_range is None
+
+
+def test_how_pairs_become_messages_is_kept_and_older_manifests_say_nothing_of_it() -> None:
+    scoring = Scoring(
+        kind="cross_encoder",
+        template="t.jinja",
+        template_kwargs={"add_generation_prompt": True, "voice": "pool"},
+        content_parts=True,
+        add_special_tokens=False,
+    )
+    assert parse_manifest(encode_manifest(manifest(scoring=scoring))).scoring == scoring
+    older = parse_manifest(edited(format_version=4, scoring={"kind": "cross_encoder", "template": "t.jinja"})).scoring
+    assert older == Scoring(
+        kind="cross_encoder", template="t.jinja", template_kwargs={}, content_parts=None, add_special_tokens=True
+    )
 
 
 def test_missing_version() -> None:

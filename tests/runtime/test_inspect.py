@@ -24,7 +24,7 @@ def test_the_description():
         "similarity    cosine",
         "prompts       query (default): 'query: '",
         "              document: ''",
-        "made          2026-11-22T04:00:00Z by poolgraph 0.1.0, format 4",
+        "made          2026-11-22T04:00:00Z by poolgraph 0.1.0, format 5",
         "",
         "cpu_fp32  fp32 for CPUExecutionProvider, uniform batches, verified",
         "  sequence      onnx/model_cpu_fp32.onnx (1.2 kB)",

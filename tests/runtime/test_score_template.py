@@ -296,3 +296,44 @@ def test_a_failure_leaves_no_budget_behind():
         with pytest.raises(InputError, match="failed: no"):
             template.render("bad", "b")
         assert template.render("good", "b") == "good|b"
+
+
+def test_what_every_chat_template_is_given():
+    template = ScoreTemplate.parse(
+        "{{ query }}{{ document }}{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}"
+    )
+    assert template.render("a", "b") == "abTrueTrueFalse"
+    assert template.render("a", "b", add_generation_prompt="yes") == "abTrueTrueyes"
+
+
+def test_a_prompt_is_the_first_message():
+    template = ScoreTemplate.parse("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    assert template.fill("a", "b", prompt="c", variables={}) == "<system>c<query>a<document>b"
+    assert template.fill("a", "b", variables={}) == template.render("a", "b") == "<query>a<document>b"
+    parts = ScoreTemplate.parse("{% for m in messages %}{{ m.content[0].text }}{% endfor %}")
+    assert parts.fill("a", "b", prompt="c", variables={}) == "cab"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ messages[0].content }}{{ messages[-1].content }}{{ query }}", True),
+        ("{{ query }}{{ document }}", False),
+        (
+            "{% for m in messages if m.role == 'system' %}{{ m.content | upper }}{% endfor %}{{ query }}{{ document }}",
+            True,
+        ),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ query }}{{ document }}", False),
+        ("{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}{{ query }}{{ document }}", True),
+    ],
+)
+def test_whether_a_template_has_a_place_for_a_prompt(source, expected):
+    assert ScoreTemplate.parse(source).has_prompt({}) is expected
+
+
+def test_the_form_of_a_message_that_was_found_before():
+    source = "{{ messages[0].content is string }}{{ messages[1].content is string }}"
+    assert [ScoreTemplate.parse(source, content_parts=parts).render("a", "b") for parts in (True, False)] == [
+        "FalseFalse",
+        "TrueTrue",
+    ]

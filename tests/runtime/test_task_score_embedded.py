@@ -131,6 +131,13 @@ def test_templates_are_for_cross_encoders(kind, options, request):
         request.getfixturevalue(kind).score("w1", "w2", **options)
 
 
+@pytest.mark.parametrize("name", ["prompt", "prompt_name"])
+def test_prompts_are_for_cross_encoders(bi_encoder, name):
+    with pytest.raises(InputError, match="a prompt is for a cross-encoder; this model is a bi-encoder: ") as caught:
+        bi_encoder.score("w1", "w2", **{name: "query"})
+    assert caught.value.parameter == name
+
+
 @pytest.mark.parametrize("kind", ["bi_encoder", "late"])
 def test_the_activation_is_of_cross_encoders(kind, request):
     for method in ("score", "rerank"):
