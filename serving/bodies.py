@@ -1,4 +1,4 @@
-"""A request's body to its structure: null in a field that has another default means that default."""
+"""A request's body to its structure: what clients write that differs from it is taken for what they mean."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _NULL: Final = b"null"
 def build_decoder(kind: type[msgspec.Struct]) -> Callable[[bytes], Any]:
     """Return a function from a body's bytes to a structure.
 
-    Some clients send null for what their caller left out, also where a field has a default that is not null. Only a
-    body that does not fit as it is, is looked at again without those: all others cost no more for it.
+    Some clients send null for what their caller left out, also where a field has a default that is not null. Some have
+    no whole numbers, and send 256.0, or put numbers and booleans into strings, which vLLM's models read, too. Only a
+    body that does not fit as it is, is looked at again so: all others cost no more for it.
     """
-    decode = msgspec.json.Decoder(kind).decode
+    decode, decode_loosely = (msgspec.json.Decoder(kind, strict=strict).decode for strict in (True, False))
     drop_nulls = _build_dropper(kind)
 
     def decode_body(data: bytes) -> Any:
@@ -26,9 +27,7 @@ def build_decoder(kind: type[msgspec.Struct]) -> Callable[[bytes], Any]:
             return decode(data)
         except msgspec.ValidationError:
             shorter = drop_nulls(data)
-            if shorter is None:
-                raise
-        return decode(shorter)
+        return decode_loosely(data if shorter is None else shorter)
 
     return decode_body
 

@@ -1,4 +1,4 @@
-"""Bodies whose fields are null where another default is meant."""
+"""Bodies whose fields are null where another default is meant, or numbers in another form."""
 
 from __future__ import annotations
 
@@ -36,6 +36,34 @@ def test_null_is_what_is_left_out(make_site, path, fields):
     if isinstance(wanted, dict):
         got, wanted = ({key: value for key, value in one.items() if key not in unlike} for one in (got, wanted))
     assert got == wanted
+
+
+@pytest.mark.parametrize(
+    ("path", "plain", "loose"),
+    [
+        ("/v1/embeddings", {"dimensions": 4}, {"dimensions": 4.0}),
+        ("/v1/embeddings", {"dimensions": 4, "priority": 0}, {"dimensions": "4", "priority": None}),
+        ("/v1/embeddings", {"input": [5, 6]}, {"input": [5.0, 6.0]}),
+        ("/rerank", {"top_n": 1}, {"top_n": 1.0}),
+        ("/embed", {"normalize": False}, {"normalize": "false"}),
+        ("/embed", {"inputs": "12", "dimensions": 4}, {"inputs": "12", "dimensions": 4.0}),
+    ],
+)
+def test_numbers_in_another_form(make_site, path, plain, loose):
+    """What pydantic reads by default, and so vLLM."""
+    site = make_site()
+    expected, answer = (site.post(path, GOOD[path] | fields) for fields in (plain, loose))
+    assert answer.status_code == expected.status_code == 200, answer.text
+    got, wanted = answer.json(), expected.json()
+    keys = ("data", "results")
+    assert got == wanted or [got.get(key) for key in keys] == [wanted.get(key) for key in keys]
+
+
+@pytest.mark.parametrize("value", [4.5, "4.5", "four", [4], {}])
+def test_what_is_no_number(make_site, value):
+    answer = make_site().post("/v1/embeddings", GOOD["/v1/embeddings"] | {"dimensions": value})
+    assert answer.status_code == 400
+    assert "('body', 'dimensions')" in answer.json()["error"]["message"]
 
 
 def test_null_of_predict(make_site):
