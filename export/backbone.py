@@ -37,7 +37,7 @@ FORMS: tuple[tuple[str, Form], ...] = (
 )
 """Endings of class names, the first that fits holds (vLLM's _SUFFIX_TO_DEFAULTS)."""
 
-OWN_CLASSES = MappingProxyType({"NomicBertMoeModel": "arch_nomic_moe"})
+OWN_CLASSES = MappingProxyType({"NomicBertMoeModel": "arch_nomic_moe", "Lfm2BidirectionalModel": "arch_lfm2"})
 """Classes that transformers lacks, and our modules that have them."""
 
 LATE_INTERACTION_CLASSES = ("HF_ColBERT",)

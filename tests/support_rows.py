@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from architecture_graphs import MAX_LENGTH
@@ -21,6 +22,7 @@ from support_oracles import (
     make_jamba,
     make_jina_colbert,
     make_nomic_moe,
+    mean,
     projected,
     published,
     rows_of,
@@ -42,6 +44,7 @@ from support_row import (
 from tiny_colbert import save_pylate, save_stanford
 from tiny_deberta import oracle_of as deberta_logits
 from tiny_deberta import save as save_deberta
+from tiny_embedders import save_jina_v5, save_lfm2, save_voyage
 from tiny_heads import STEP_TAG, STEP_TAG_ID, step_tokenizer
 from tiny_llamas import save_long
 from tiny_models import VOCAB_SIZE
@@ -155,6 +158,30 @@ EMBED_ROWS = (
     _rotary("JinaEmbeddingsV3Model", JINA, "native layout", publish_jina, _mean, native=True),
     embed("Gemma3TextModel", "google/embeddinggemma-300m", make_embeddinggemma),
     embed("LlamaBidirectionalModel", "nvidia/llama-nemotron-embed-1b-v2", make_bidirectional_llama(), packed=False),
+    embed(
+        "EuroBertForMaskedLM",
+        "EuroBERT/EuroBERT-210m",
+        saved(lambda folder: save_long(folder, "EuroBertModel", "EuroBertForMaskedLM"), mean(rows_of("EuroBertModel"))),
+    ),
+    embed("VoyageQwen3BidirectionalEmbedModel", "voyageai/voyage-4-nano", save_voyage, packed=False),
+    *(
+        embed(
+            "JinaEmbeddingsV5Model",
+            f"jinaai/jina-embeddings-v5-text-{size}",
+            partial(save_jina_v5, name=backbone, task=task),
+            kind=kind,
+            packed=size == "nano",
+            rebuilt=False,
+            options={"hf_overrides": {"jina_task": task}} if kind.startswith("jina_task") else {},
+        )
+        for size, backbone, task, kind in (
+            ("small", "Qwen3Model", "retrieval", "Qwen3"),
+            ("small", "Qwen3Model", "text-matching", "jina_task text-matching"),
+            ("nano", "EuroBertModel", "retrieval", "EuroBERT"),
+        )
+    ),
+    decoder("Lfm2Model", "LiquidAI/LFM2-350M"),
+    embed("Lfm2BidirectionalModel", "LiquidAI/LFM2.5-Embedding-350M", save_lfm2, oracle="torch"),
 )
 
 CLASSIFY_ROWS = (

@@ -10,10 +10,12 @@ import torch
 from tiny_models import VOCAB_SIZE, TinyModel, _words
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    EuroBertConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     ModernBertConfig,
@@ -117,6 +119,12 @@ TINY_DECODERS: Mapping[str, TinyModel] = {
                 local_attention=WINDOW,
                 layer_types=["full_attention", "sliding_attention"],
             ),
+            begin=True,
+        ),
+        _row("EuroBertModel", lambda: EuroBertConfig(**SIZES), begin=True),
+        _row(
+            "Lfm2Model",
+            lambda: Lfm2Config(**SIZES, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
             begin=True,
         ),
         _row(

@@ -27,7 +27,7 @@ def renamed(folder: Path, plain: str, name: str) -> Path:
         ("XLMRobertaModel", "BgeM3EmbeddingModel"),
         ("BertModel", "BertSpladeSparseEmbeddingModel"),
         ("BertModel", "BertClassificationModel"),
-        ("Qwen3Model", "VoyageQwen3BidirectionalEmbedModel"),
+        ("Qwen3Model", "LlamaNemotronModel"),
         ("LlamaModel", "LlamaBidirectionalModel"),
     ],
 )
