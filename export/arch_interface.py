@@ -1,4 +1,8 @@
-"""Backbones whose attention goes through transformers' AttentionInterface: only the implementation's name changes."""
+"""Backbones whose attention goes through transformers' AttentionInterface: only the implementation's name changes.
+
+So do mixtures of experts, through its ExpertsInterface. A class that computes attention by itself is traced as it is,
+to standard operators.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,27 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from poolgraph.errors import UnsupportedArchitecture
+from poolgraph.export.experts import EXPERTS_IMPLEMENTATION, register_experts
 from poolgraph.export.rotary import replace_dynamic
 from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, register_attention
 
 
 def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """Build a model whose attention layers are our semantic op.
+    """Build a model whose attention layers are our semantic op where the class lets others compute them.
 
     Raises:
         UnsupportedArchitecture: The class chooses among attentions of its own.
     """
     register_attention()
+    register_experts()
+    takes_ours = model_class._can_set_attn_implementation()
     try:
-        model = build_from_config(model_class, config, attn_implementation=ATTENTION_IMPLEMENTATION)
+        model = build_from_config(
+            model_class,
+            config,
+            attn_implementation=ATTENTION_IMPLEMENTATION if takes_ours else "eager",
+            experts_implementation=EXPERTS_IMPLEMENTATION,
+        )
     except (KeyError, ValueError) as error:
         raise UnsupportedArchitecture(
             f"{model_class.__name__} cannot be built with poolgraph's attention, which goes through transformers' "

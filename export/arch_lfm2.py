@@ -16,7 +16,8 @@ class ShortConv(nn.Module):
     """LFM2's convolution: each channel of a gated row with those of the tokens around it, then a second gate.
 
     It is a sum over the kernel's taps of rows moved along the sequence, so that texts packed one after the other keep
-    apart, and padding is cut out. The parameters, and so the weight names, are the original's.
+    apart. Padding is cut out as transformers does it, and again where a bias of the projection brings it back. The
+    parameters, and so the weight names, are the original's.
     """
 
     def __init__(self, original: Any, *, is_causal: bool) -> None:
@@ -26,10 +27,9 @@ class ShortConv(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
         """Mix (batch_size, sequence_length, hidden_size) along the sequence."""
+        hidden_states = _cut_out(hidden_states, attention_mask)
         first_gate, second_gate, rows = self.in_proj(hidden_states).chunk(3, dim=-1)
-        rows = first_gate * rows
-        if attention_mask is not None:
-            rows = rows * attention_mask.unsqueeze(-1).to(rows.dtype)
+        rows = _cut_out(first_gate * rows, attention_mask)
         mixed: Tensor = self.out_proj(second_gate * self._convolve(rows))
         return mixed
 
@@ -37,6 +37,11 @@ class ShortConv(nn.Module):
         taps = self.conv.weight.squeeze(1).unbind(-1)
         convolved: Tensor = sum(_move(rows, index - self.num_left) * tap for index, tap in enumerate(taps))
         return convolved if self.conv.bias is None else convolved + self.conv.bias
+
+
+def _cut_out(rows: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Make the rows of padding zero."""
+    return rows if attention_mask is None else rows * attention_mask.unsqueeze(-1).to(rows.dtype)
 
 
 def _move(rows: Tensor, offset: int) -> Tensor:

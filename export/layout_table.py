@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from poolgraph.export.layout_bidirectional import BIDIRECTIONAL
 from poolgraph.export.layout_gte import GTE
 from poolgraph.export.layout_jina import JINA, JINA_ADAPTERS
 from poolgraph.export.layout_jina_v5 import JINA_V5_NANO, JINA_V5_SMALL
-from poolgraph.export.layout_lfm2 import LFM2_BIDIRECTIONAL
 from poolgraph.export.layout_llama import INTERNLM2, LLAMA_BIDIRECTIONAL
 from poolgraph.export.layout_nomic import NOMIC, NOMIC_MOE
-from poolgraph.export.layout_qwen import QWEN3_BIDIRECTIONAL
 from poolgraph.export.layouts import Layout
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -21,7 +20,6 @@ LAYOUTS: tuple[Layout, ...] = (
     NOMIC_MOE,
     LLAMA_BIDIRECTIONAL,
     INTERNLM2,
-    QWEN3_BIDIRECTIONAL,
-    LFM2_BIDIRECTIONAL,
+    *BIDIRECTIONAL,
 )
 """The first that recognizes a ``config.json`` holds."""

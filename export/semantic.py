@@ -33,6 +33,9 @@ _WITHOUT_EFFECT = frozenset(
 _WINDOW = "poolgraph_window"
 """Attribute of a mask: the (left, right) window that the model built it for."""
 
+_NOTHING = (-2, -2)
+"""The window of a mask that no layer can ask for: models build one for layers that their configuration turns off."""
+
 _LEAST_REACH = 8192
 """How far a mask is asked whether it sees, at least: a mask built of other masks does not tell its window's size."""
 
@@ -176,6 +179,8 @@ def _read_window(mask_function: Callable[..., Tensor], reach: int) -> tuple[int,
             zero = torch.zeros(1, 1, dtype=torch.int64)
             seen = torch.as_tensor(mask_function(zero, zero, queries, keys)).expand(len(queries), size)
             row = seen[2].nonzero().flatten()
+            if not seen.any():
+                return _NOTHING
             left = -1 if row[0] == 0 else middle - int(row[0])
             right = -1 if row[-1] == size - 1 else int(row[-1]) - middle
             is_window = torch.equal(seen, _visible(keys - queries, left, right))
@@ -197,6 +202,7 @@ def _interface_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Adapt transformers' (batch_size, num_heads, sequence_length, head_dim) to the semantic op's shape."""
@@ -206,7 +212,9 @@ def _interface_attention(
     expected = getattr(attention_mask, _WINDOW, (left, right))
     if expected != (left, right):
         raise ExportError(f"{layer} asks for attention within {(left, right)} of each token, its mask for {expected}")
-    num_heads, head_dim = query.shape[1], query.shape[3]
+    num_heads, head_dim, value_dim = query.shape[1], query.shape[3], value.shape[3]
+    if value_dim < head_dim:  # multi-head latent attention (arXiv:2405.04434)
+        value = torch.nn.functional.pad(value, (0, head_dim - value_dim))
     result = attention(
         *(rows.transpose(1, 2).flatten(2) for rows in (query, key, value)),
         num_heads=num_heads,
@@ -216,8 +224,9 @@ def _interface_attention(
         right_window=right,
         softcap=float(softcap or 0),
         attention_mask=attention_mask,
+        attention_bias=position_bias,
     )
-    return result.view(*result.shape[:2], num_heads, head_dim), None
+    return result.view(*result.shape[:2], num_heads, head_dim)[..., :value_dim], None
 
 
 def _check_expressible(
@@ -233,10 +242,10 @@ def _check_expressible(
         )
     if key.shape[2] != query.shape[2]:
         raise ExportError(f"{layer} attends to another sequence; poolgraph::Attention is self-attention")
-    if key.shape[3] != query.shape[3] or value.shape[3] != query.shape[3]:
+    if key.shape[3] != query.shape[3] or value.shape[3] > query.shape[3]:
         raise ExportError(
             f"{layer} has query, key and value heads of {query.shape[3]}, {key.shape[3]} and {value.shape[3]} numbers; "
-            "poolgraph::Attention takes one size"
+            "poolgraph::Attention takes one size, and smaller values"
         )
 
 

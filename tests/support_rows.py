@@ -9,6 +9,7 @@ from typing import Any
 
 from architecture_graphs import MAX_LENGTH
 from head_oracles import reward_layers
+from support_embedders import EMBEDDER_ROWS
 from support_oracles import (
     Maker,
     Publish,
@@ -22,7 +23,6 @@ from support_oracles import (
     make_jamba,
     make_jina_colbert,
     make_nomic_moe,
-    mean,
     projected,
     published,
     rows_of,
@@ -41,10 +41,9 @@ from support_row import (
     rewards,
     tokens,
 )
-from tiny_colbert import save_pylate, save_stanford
+from tiny_colbert import build_lfm2, build_modern_backbone, save_pylate, save_stanford
 from tiny_deberta import oracle_of as deberta_logits
 from tiny_deberta import save as save_deberta
-from tiny_embedders import save_jina_v5, save_lfm2, save_voyage
 from tiny_heads import STEP_TAG, STEP_TAG_ID, step_tokenizer
 from tiny_llamas import save_long
 from tiny_models import VOCAB_SIZE
@@ -158,30 +157,6 @@ EMBED_ROWS = (
     _rotary("JinaEmbeddingsV3Model", JINA, "native layout", publish_jina, _mean, native=True),
     embed("Gemma3TextModel", "google/embeddinggemma-300m", make_embeddinggemma),
     embed("LlamaBidirectionalModel", "nvidia/llama-nemotron-embed-1b-v2", make_bidirectional_llama(), packed=False),
-    embed(
-        "EuroBertForMaskedLM",
-        "EuroBERT/EuroBERT-210m",
-        saved(lambda folder: save_long(folder, "EuroBertModel", "EuroBertForMaskedLM"), mean(rows_of("EuroBertModel"))),
-    ),
-    embed("VoyageQwen3BidirectionalEmbedModel", "voyageai/voyage-4-nano", save_voyage, packed=False),
-    *(
-        embed(
-            "JinaEmbeddingsV5Model",
-            f"jinaai/jina-embeddings-v5-text-{size}",
-            partial(save_jina_v5, name=backbone, task=task),
-            kind=kind,
-            packed=size == "nano",
-            rebuilt=False,
-            options={"hf_overrides": {"jina_task": task}} if kind.startswith("jina_task") else {},
-        )
-        for size, backbone, task, kind in (
-            ("small", "Qwen3Model", "retrieval", "Qwen3"),
-            ("small", "Qwen3Model", "text-matching", "jina_task text-matching"),
-            ("nano", "EuroBertModel", "retrieval", "EuroBERT"),
-        )
-    ),
-    decoder("Lfm2Model", "LiquidAI/LFM2-350M"),
-    embed("Lfm2BidirectionalModel", "LiquidAI/LFM2.5-Embedding-350M", save_lfm2, oracle="torch"),
 )
 
 CLASSIFY_ROWS = (
@@ -221,6 +196,9 @@ SCORE_ROWS = (
         packed=False,
     ),
     classifier("score", "BertModel", "BertForSequenceClassification", "cross-encoder/ms-marco-MiniLM-L-6-v2", labels=1),
+    classifier(
+        "score", "ElectraModel", "ElectraForSequenceClassification", "cross-encoder/ms-marco-electra-base", labels=1
+    ),
     classifier("score", "XLMRobertaModel", "XLMRobertaForSequenceClassification", "BAAI/bge-reranker-v2-m3", labels=1),
     language_model("Qwen2", "Qwen2ForSequenceClassification", "mixedbread-ai/mxbai-rerank-base-v2"),
     language_model("Qwen3", "Qwen3ForSequenceClassification", "Qwen/Qwen3-Reranker-0.6B"),
@@ -306,11 +284,31 @@ COLBERT_ROWS = (
         "lightonai/GTE-ModernColBERT-v1",
         saved(
             lambda folder: save_pylate(
-                folder, PYLATE, local_attention=28, max_length=MAX_LENGTH, transformer={"max_seq_length": MAX_LENGTH}
+                folder,
+                PYLATE,
+                build=partial(build_modern_backbone, 28),
+                max_length=MAX_LENGTH,
+                transformer={"max_seq_length": MAX_LENGTH},
             ),
             projected(rows_of("ModernBertModel")),
         ),
         options={"hf_overrides": {"architectures": ["ColBERTModernBertModel"]}},
+    ),
+    colbert(
+        "ColBERTLfm2Model",
+        "LiquidAI/LFM2-ColBERT-350M",
+        saved(
+            lambda folder: save_pylate(
+                folder,
+                PYLATE,
+                build=build_lfm2,
+                max_length=MAX_LENGTH,
+                transformer={"max_seq_length": MAX_LENGTH},
+            ),
+            projected(rows_of("Lfm2Model")),
+        ),
+        packed=False,
+        options={"hf_overrides": {"architectures": ["ColBERTLfm2Model"]}},
     ),
     colbert(
         "ColBERTJinaRobertaModel",
@@ -327,4 +325,4 @@ TOKEN_ROWS = (
     tokens("ModernBertModel", "disham993/electrical-ner-ModernBERT-base"),
 )
 
-SUPPORT_ROWS = (*EMBED_ROWS, *CLASSIFY_ROWS, *SCORE_ROWS, *REWARD_ROWS, *COLBERT_ROWS, *TOKEN_ROWS)
+SUPPORT_ROWS = (*EMBED_ROWS, *EMBEDDER_ROWS, *CLASSIFY_ROWS, *SCORE_ROWS, *REWARD_ROWS, *COLBERT_ROWS, *TOKEN_ROWS)

@@ -10,10 +10,10 @@ import torch
 import transformers
 from architecture_graphs import MAX_LENGTH, TextOracle
 from safetensors.torch import load_file, save_file
-from tiny_decoders import SIZES
+from tiny_decoders import SIZES, SPECIAL_IDS, decoder_tokenizer, draw_wide
 from tiny_heads import change_json
 from tiny_llamas import both_sides_rows, save_long
-from tiny_models import HeadSpec, save_head
+from tiny_models import VOCAB_SIZE, HeadSpec, dense, save_head
 from torch import Tensor
 
 HIDDEN_SIZE = SIZES["hidden_size"]
@@ -90,6 +90,32 @@ def _merge(model: Any, matrices: dict[str, tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
         for name, (down, up) in matrices.items():
             model.get_submodule(name).weight += up @ down * ALPHA / RANK
+
+
+def save_giga(folder: Path) -> TextOracle:
+    """Save as Giga-Embeddings: DeepSeek V3 that reads both ways, MEAN pooling; return what it embeds."""
+    save_long(folder, "DeepseekV3Model")
+    rows = both_sides_rows(folder, "DeepseekV3Model")
+    change_json(folder / "config.json", architectures=["DeepseekV3BidirectionalModel"], is_causal=False)
+    _save_files(folder, "pooling_mode_mean_tokens")
+    return lambda inputs: rows(inputs).mean(0)
+
+
+def save_t5(folder: Path) -> TextOracle:
+    """Save as sentence-t5: the encoder alone, MEAN pooling and a Dense without a bias; return what it embeds."""
+    config = transformers.T5Config(
+        vocab_size=VOCAB_SIZE, d_model=HIDDEN_SIZE, d_kv=16, d_ff=64, num_layers=2, num_heads=4, **SPECIAL_IDS
+    )
+    draw_wide(transformers.T5EncoderModel(config), seed=2).save_pretrained(folder)
+    tokenizer = decoder_tokenizer(begin=False)
+    tokenizer.model_max_length = MAX_LENGTH
+    tokenizer.save_pretrained(folder)
+    kind, settings, tensors = dense(HIDDEN_SIZE, PROJECTED, "torch.nn.modules.linear.Identity")
+    matrix = tensors["linear.weight"]
+    layer = kind, {**settings, "bias": False}, {"linear.weight": matrix}
+    save_head(folder, HeadSpec(modules=(layer, ("Normalize", {}, {})), max_seq_length=MAX_LENGTH), HIDDEN_SIZE)
+    model = transformers.T5EncoderModel.from_pretrained(folder, attn_implementation="eager").eval()
+    return lambda inputs: model(**inputs).last_hidden_state[0].mean(0) @ matrix.T
 
 
 def save_lfm2(folder: Path) -> TextOracle:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_colbert import build_lfm2, save_pylate
 from tiny_embedders import ALPHA, HIDDEN_SIZE, PROJECTED, RANK, save_jina_v5, save_lfm2, save_voyage
 from tiny_heads import change_json, plan_of
 
@@ -113,3 +114,13 @@ def test_lfm2_without_a_base_has_its_own(tmp_path: Path) -> None:
     backbone = find_backbone(tmp_path / "lfm2", {}, trust_remote_code=False)
     assert backbone.config.rope_parameters["rope_theta"] == 1e6
     assert (backbone.architecture, backbone.config.is_causal) == ("Lfm2BidirectionalModel", False)
+
+
+def test_queries_filled_up_for_centred_convolutions_are_refused(tmp_path: Path) -> None:
+    folder = save_pylate(tmp_path / "colbert", {"model_type": "ColBERT", "query_length": 16}, build=build_lfm2)
+    change_json(folder / "config.json", architectures=["Lfm2BidirectionalModel"])
+    with pytest.raises(UnsupportedArchitecture, match="Lfm2BidirectionalModel convolves tokens in both directions"):
+        plan_of(folder)
+    settings = {"query_length": 16, "do_query_expansion": False}
+    change_json(folder / "config_sentence_transformers.json", **settings)
+    assert plan_of(folder).backbone.architecture == "Lfm2BidirectionalModel"
