@@ -54,6 +54,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "NomicBertMoeModel": Architecture(family="nomic_moe", pooling="cls"),
         "EuroBertModel": Architecture(family="interface", pooling="mean"),
         "Lfm2BidirectionalModel": Architecture(family="lfm2", pooling="cls", expansion=False),
+        "OpenAIPrivacyFilterModel": Architecture(family="eager", pooling="cls"),
+        "GptOssModel": Architecture(family="eager", pooling="lasttoken"),
         "GPT2Model": Architecture(family="interface", pooling="lasttoken"),
         "GemmaModel": Architecture(family="interface", pooling="lasttoken"),
         "Gemma2Model": Architecture(family="interface", pooling="lasttoken", refused=NO_FP16),
@@ -88,7 +90,6 @@ _NEIGHBOURS = "mixes each token with its neighbours, padding among them, so that
 _RECURRENT = "has recurrent layers whose scan is not compiled; Jamba's is"
 _FIXED = "cuts sequences into pieces of a fixed length, which no graph for all lengths can"
 _LENGTHS = "checks the lengths of texts while it runs, by padding tokens among their ids"
-_SINKS = "gives attention a sink that takes a part of every token's weight, which poolgraph::Attention lacks"
 
 REFUSED_CLASSES: Mapping[str, str] = MappingProxyType(
     {
@@ -96,14 +97,12 @@ REFUSED_CLASSES: Mapping[str, str] = MappingProxyType(
         "FNetModel": "mixes tokens by a Fourier transform over the whole sequence, padding among them",
         "FunnelBaseModel": _FIXED,
         "FunnelModel": _FIXED,
-        "GptOssModel": _SINKS,
         "JinaForRanking": "ranks a list of documents, all of them in one prompt; poolgraph scores pairs",
         "LongformerModel": _FIXED,
         "Mamba2Model": _RECURRENT,
         "MambaModel": _RECURRENT,
         "MobileBertModel": _NEIGHBOURS,
         "NystromformerModel": _FIXED,
-        "OpenAIPrivacyFilterModel": _SINKS,
         "Qwen3NextModel": _RECURRENT,
         "Qwen3_5TextModel": _RECURRENT,
         "RoFormerModel": "counts positions from the batch's first column, so that padding on the left moves a text",

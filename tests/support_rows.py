@@ -323,6 +323,7 @@ TOKEN_ROWS = (
     tokens("RobertaModel", "Jean-Baptiste/roberta-large-ner-english"),
     tokens("XLMRobertaModel", "Davlan/xlm-roberta-base-ner-hrl"),
     tokens("ModernBertModel", "disham993/electrical-ner-ModernBERT-base"),
+    tokens("OpenAIPrivacyFilterModel", "openai/privacy-filter", packed=False),
 )
 
 SUPPORT_ROWS = (*EMBED_ROWS, *EMBEDDER_ROWS, *CLASSIFY_ROWS, *SCORE_ROWS, *REWARD_ROWS, *COLBERT_ROWS, *TOKEN_ROWS)

@@ -10,10 +10,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_decoders import TINY_DECODERS
+from tiny_decoders import SIZES as DECODER_SIZES
+from tiny_decoders import TINY_DECODERS, WINDOW, decoder_tokenizer
 from tiny_models import SIZES, TINY_MODELS, VOCAB_SIZE, TinyModel, bert_tokenizer
 from tokenizers import processors
-from transformers import AlbertConfig, ElectraConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AlbertConfig,
+    ElectraConfig,
+    OpenAIPrivacyFilterConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from poolgraph.config import parse_pooler_config
 from poolgraph.export.checkpoint import open_checkpoint
@@ -35,8 +42,15 @@ MORE_ENCODERS: Mapping[str, TinyModel] = {
         ),
         tokenizer=bert_tokenizer,
     ),
+    "OpenAIPrivacyFilterModel": TinyModel(
+        architecture="OpenAIPrivacyFilterModel",
+        config=lambda: OpenAIPrivacyFilterConfig(
+            **DECODER_SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW
+        ),
+        tokenizer=lambda: decoder_tokenizer(begin=False),
+    ),
 }
-"""Classes without a row in the architecture table."""
+"""Classes that are tried with heads alone."""
 
 TINY_BACKBONES: Mapping[str, TinyModel] = {**TINY_MODELS, **TINY_DECODERS, **MORE_ENCODERS}
 
