@@ -50,6 +50,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "ModernBertModel": Architecture(family="interface", pooling="cls"),
         "GteModel": Architecture(family="interface", pooling="cls"),
         "JinaEmbeddingsV3Model": Architecture(family="interface", pooling="mean"),
+        "JinaBertModel": Architecture(family="jina_bert", pooling="mean"),
         "NomicBertModel": Architecture(family="interface", pooling="cls"),
         "NomicBertMoeModel": Architecture(family="nomic_moe", pooling="cls"),
         "EuroBertModel": Architecture(family="interface", pooling="mean"),

@@ -43,7 +43,13 @@ FORMS: tuple[tuple[str, Form], ...] = (
 )
 """Endings of class names, the first that fits holds (vLLM's _SUFFIX_TO_DEFAULTS)."""
 
-OWN_CLASSES = MappingProxyType({"NomicBertMoeModel": "arch_nomic_moe", "Lfm2BidirectionalModel": "arch_lfm2"})
+OWN_CLASSES = MappingProxyType(
+    {
+        "JinaBertModel": "arch_jina_bert",
+        "Lfm2BidirectionalModel": "arch_lfm2",
+        "NomicBertMoeModel": "arch_nomic_moe",
+    }
+)
 """Classes that transformers lacks, and our modules that have them."""
 
 LATE_INTERACTION_CLASSES = ("HF_ColBERT",)
@@ -107,7 +113,8 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
     config, layout = load_config(folder, options, trust_remote_code=trust_remote_code)
     architecture = str((config.architectures or ["?"])[0])
     _check_refused(architecture)
-    name = architecture if architecture in ARCHITECTURES else class_for_task(config, "feature-extraction")
+    own = None if layout is None else layout.backbone
+    name = architecture if architecture in ARCHITECTURES else own or class_for_task(config, "feature-extraction")
     if name is None:
         raise UnsupportedArchitecture(
             f"architecture {architecture} of model_type {config.model_type!r} has no backbone that transformers knows"

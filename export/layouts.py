@@ -61,6 +61,7 @@ class Layout:
         derive: Further fields, from the published configuration; raises for what the class cannot express.
         transforms: Makes conversions of tensors that come before transformers' own.
         view: What the tensors are seen through before any conversion, given the finished configuration.
+        backbone: The backbone's class, where it is not transformers' for the model type.
         projection: Name of a matrix that every token's row goes through after the class, where the checkpoint has it.
     """
 
@@ -71,6 +72,7 @@ class Layout:
     derive: Callable[[Json], Json] = lambda _published: {}
     transforms: Callable[[], Sequence[WeightTransform]] = tuple
     view: Callable[[Weights, PretrainedConfig], Weights] | None = None
+    backbone: str | None = None
     projection: str | None = None
 
     @property

@@ -7,6 +7,7 @@ from functools import partial
 from support_oracles import OFFSET_FAMILY, Maker, first, mean, rows_of, save_classic, saved
 from support_row import SupportRow, decoder, embed
 from tiny_embedders import save_giga, save_jina_v5, save_lfm2, save_t5, save_voyage
+from tiny_jina_bert import save_jina_bert
 from tiny_llamas import save_long
 
 
@@ -40,6 +41,14 @@ EMBEDDER_ROWS = (
         "EuroBertForMaskedLM",
         "EuroBERT/EuroBERT-210m",
         saved(lambda folder: save_long(folder, "EuroBertModel", "EuroBertForMaskedLM"), mean(rows_of("EuroBertModel"))),
+    ),
+    embed(
+        "JinaBertForMaskedLM",
+        "jinaai/jina-embeddings-v2-base-en",
+        save_jina_bert,
+        oracle="numpy",
+        packed=False,
+        rebuilt=False,
     ),
     embed("T5EncoderModel", "sentence-transformers/sentence-t5-base", save_t5, packed=False, rebuilt=False),
     embed("VoyageQwen3BidirectionalEmbedModel", "voyageai/voyage-4-nano", save_voyage, packed=False),

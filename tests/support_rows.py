@@ -45,6 +45,7 @@ from tiny_colbert import build_lfm2, build_modern_backbone, save_pylate, save_st
 from tiny_deberta import oracle_of as deberta_logits
 from tiny_deberta import save as save_deberta
 from tiny_heads import STEP_TAG, STEP_TAG_ID, step_tokenizer
+from tiny_jina_bert import save_jina_bert
 from tiny_llamas import save_long
 from tiny_models import VOCAB_SIZE
 from tiny_nomic import publish_nomic
@@ -200,6 +201,16 @@ SCORE_ROWS = (
         "score", "ElectraModel", "ElectraForSequenceClassification", "cross-encoder/ms-marco-electra-base", labels=1
     ),
     classifier("score", "XLMRobertaModel", "XLMRobertaForSequenceClassification", "BAAI/bge-reranker-v2-m3", labels=1),
+    SupportRow(
+        task="score",
+        architecture="JinaBertForSequenceClassification",
+        example="jinaai/jina-reranker-v1-turbo-en",
+        make=lambda folder: save_jina_bert(folder, num_labels=1),
+        finish="sigmoid",
+        oracle="numpy",
+        packed=False,
+        rebuilt=False,
+    ),
     language_model("Qwen2", "Qwen2ForSequenceClassification", "mixedbread-ai/mxbai-rerank-base-v2"),
     language_model("Qwen3", "Qwen3ForSequenceClassification", "Qwen/Qwen3-Reranker-0.6B"),
     language_model("Gemma", "GemmaForSequenceClassification", "BAAI/bge-reranker-v2-gemma"),

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny_colbert import build_lfm2, save_pylate
 from tiny_embedders import ALPHA, HIDDEN_SIZE, PROJECTED, RANK, save_jina_v5, save_lfm2, save_voyage
 from tiny_heads import change_json, plan_of
+from tiny_jina_bert import save_jina_bert
 
 from poolgraph.errors import ExportError, InputError, PoolgraphError, UnsupportedArchitecture
+from poolgraph.export.arch_jina_bert import alibi_slopes
 from poolgraph.export.backbone import find_backbone
 
 ADAPTER = Path("adapters/retrieval/adapter_config.json")
@@ -124,3 +126,36 @@ def test_queries_filled_up_for_centred_convolutions_are_refused(tmp_path: Path) 
     settings = {"query_length": 16, "do_query_expansion": False}
     change_json(folder / "config_sentence_transformers.json", **settings)
     assert plan_of(folder).backbone.architecture == "Lfm2BidirectionalModel"
+
+
+def test_jinas_first_bert_is_told_by_its_positions(tmp_path: Path) -> None:
+    save_jina_bert(tmp_path / "embedder")
+    assert plan_of(tmp_path / "embedder").backbone.architecture == "JinaBertModel"
+    save_jina_bert(tmp_path / "reranker", num_labels=1)
+    plan = plan_of(tmp_path / "reranker")
+    assert (plan.backbone.architecture, plan.model_class.__name__) == (
+        "JinaBertForSequenceClassification",
+        "JinaBertModel",
+    )
+    assert (plan.head.pooling, plan.sequence_size, plan.scoring is not None) == (("cls",), 1, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auto_map": {"AutoModel": "jinaai/jina-bert-v2-qk-post-norm--modeling_bert.JinaBertModel"}}, "qk-post-norm"),
+        ({"feed_forward_type": "original"}, "feed_forward_type 'original'; it is one of geglu, reglu"),
+        ({"alibi_scaling": 4}, r"\{'alibi_scaling': 4\}"),
+    ],
+)
+def test_other_berts_of_jina(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    save_jina_bert(tmp_path / "embedder")
+    with pytest.raises(UnsupportedArchitecture, match=message):
+        plan_of(tmp_path / "embedder", hf_overrides=changes)
+
+
+def test_slopes_are_those_of_the_paper() -> None:
+    """Eight heads: 1/2 to 1/256 (arXiv:2108.12409, section 3); twelve: the first four odd ones of sixteen besides."""
+    eight = [2.0**-power for power in range(1, 9)]
+    assert alibi_slopes(8) == eight
+    assert alibi_slopes(12) == pytest.approx([*eight, 2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
