@@ -186,10 +186,11 @@ def _plan_embedding(source: HeadSource) -> HeadPlan:
 
 def _plan_projection(source: HeadSource) -> tuple[HeadStep, ...]:
     """Return the matrix that the published class ends with; it is the same before and after pooling by a mean."""
-    layout, weights = source.backbone.layout, source.weights
+    layout = source.backbone.layout
     name = None if layout is None else layout.projection
-    if name is None or name not in weights.names:
+    if name is None or name not in source.weights.names:
         return ()
+    weights = source.weights
     out_features, in_features = weights.shape(name)
     config = {"in_features": in_features, "out_features": out_features, "bias": False, "activation_function": None}
     stored = StoredTensor(folder=weights.folder, name=weights.stored_name(name))
