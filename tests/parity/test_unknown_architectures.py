@@ -32,6 +32,9 @@ OFFSET = {"max_position_embeddings": LONGEST + 2, "pad_token_id": 1}
 FALCON = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers")}
 
 
+SINKS = {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 48}
+
+
 def decoder_tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer of Llama's relatives."""
     return TINY_DECODERS["LlamaModel"].tokenizer()
@@ -47,14 +50,15 @@ UNKNOWN: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer]] = {
     "Olmo2": ("ForCausalLM", SIZES, decoder_tokenizer),
     "Mixtral": ("ForCausalLM", {**SIZES, "num_local_experts": 4}, decoder_tokenizer),
     "Qwen2Moe": ("Model", {**SIZES, "num_experts": 4, "moe_intermediate_size": 16}, decoder_tokenizer),
+    "GptOss": ("ForCausalLM", {**SIZES, **SINKS}, decoder_tokenizer),
     "BigBird": ("Model", ENCODER, bert_tokenizer),
     "RemBert": ("Model", {**ENCODER, "input_embedding_size": 24}, bert_tokenizer),
     "Luke": ("Model", {**ENCODER, **OFFSET, "entity_vocab_size": 9, "entity_emb_size": 8}, bert_tokenizer),
     "Falcon": ("Model", FALCON, decoder_tokenizer),
     "Bloom": ("Model", {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 2, "n_head": 4}, decoder_tokenizer),
 }
-"""Those from BigBird on compute attention by themselves."""
-CAUSAL = ("Phi3", "Olmo2", "Mixtral", "Qwen2Moe", "Falcon", "Bloom")
+"""GPT-OSS has a row, which says that its attention is its own. Those after it compute attention by themselves."""
+CAUSAL = ("GptOss", "Phi3", "Olmo2", "Mixtral", "Qwen2Moe", "Falcon", "Bloom")
 
 REFUSED: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer, str]] = {
     "GPTNeo": (
