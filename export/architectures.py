@@ -57,6 +57,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "Lfm2BidirectionalModel": Architecture(family="lfm2", pooling="cls", expansion=False),
         "OpenAIPrivacyFilterModel": Architecture(family="eager", pooling="cls"),
         "GptOssModel": Architecture(family="eager", pooling="lasttoken"),
+        "GPTNeoModel": Architecture(family="gpt_neo", pooling="lasttoken"),
         "GPT2Model": Architecture(family="interface", pooling="lasttoken"),
         "GemmaModel": Architecture(family="interface", pooling="lasttoken"),
         "Gemma2Model": Architecture(family="interface", pooling="lasttoken", refused=NO_FP16),

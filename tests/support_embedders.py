@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from support_oracles import OFFSET_FAMILY, Maker, first, mean, rows_of, save_classic, saved
+from support_oracles import OFFSET_FAMILY, Maker, first, last, mean, rows_of, save_classic, saved
 from support_row import SupportRow, decoder, embed
 from tiny_embedders import save_giga, save_jina_v5, save_lfm2, save_t5, save_voyage
 from tiny_jina_bert import save_jina_bert
@@ -58,5 +58,11 @@ EMBEDDER_ROWS = (
     embed("Lfm2BidirectionalModel", "LiquidAI/LFM2.5-Embedding-350M", save_lfm2, oracle="torch"),
     decoder("Lfm2Model", "LiquidAI/LFM2-350M"),
     embed("DeepseekV3BidirectionalModel", "ai-sage/Giga-Embeddings-instruct-10B-A1.8B", save_giga, packed=False),
+    embed(
+        "GPTNeoModel",
+        "Muennighoff/SGPT-125M-weightedmean-nli-bitfit",
+        saved(save_classic("GPTNeoModel", "GPTNeoModel"), last(rows_of("GPTNeoModel"))),
+        packed=False,
+    ),
     decoder("Qwen3MoeModel", "Qwen/Qwen3-30B-A3B"),
 )

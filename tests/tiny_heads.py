@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_decoders import SIZES as DECODER_SIZES
-from tiny_decoders import TINY_DECODERS, WINDOW, decoder_tokenizer
+from tiny_decoders import SPECIAL_IDS, TINY_DECODERS, WINDOW, decoder_tokenizer
 from tiny_models import SIZES, TINY_MODELS, VOCAB_SIZE, TinyModel, bert_tokenizer
 from tokenizers import processors
 from transformers import (
     AlbertConfig,
     ElectraConfig,
+    GPTNeoConfig,
     OpenAIPrivacyFilterConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -42,6 +43,19 @@ MORE_ENCODERS: Mapping[str, TinyModel] = {
         ),
         tokenizer=bert_tokenizer,
     ),
+    "GPTNeoModel": TinyModel(
+        architecture="GPTNeoModel",
+        config=lambda: GPTNeoConfig(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            window_size=WINDOW,
+            **SPECIAL_IDS,
+        ),
+        tokenizer=lambda: decoder_tokenizer(begin=False),
+    ),
     "OpenAIPrivacyFilterModel": TinyModel(
         architecture="OpenAIPrivacyFilterModel",
         config=lambda: OpenAIPrivacyFilterConfig(
@@ -50,7 +64,7 @@ MORE_ENCODERS: Mapping[str, TinyModel] = {
         tokenizer=lambda: decoder_tokenizer(begin=False),
     ),
 }
-"""Classes that are tried with heads alone."""
+"""Encoders and decoders with attention of their own, or classifiers above all."""
 
 TINY_BACKBONES: Mapping[str, TinyModel] = {**TINY_MODELS, **TINY_DECODERS, **MORE_ENCODERS}
 

@@ -61,12 +61,11 @@ UNKNOWN: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer]] = {
 CAUSAL = ("GptOss", "Phi3", "Olmo2", "Mixtral", "Qwen2Moe", "Falcon", "Bloom")
 
 REFUSED: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer, str]] = {
-    "GPTNeo": (
+    "Mpt": (
         "Model",
-        {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 300}
-        | {"attention_types": [[["global", "local"], 1]], "bos_token_id": 0, "eos_token_id": 0},
+        {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": LONGEST},
         decoder_tokenizer,
-        r"cannot be traced in the uniform layout \(GPTNeoModel computes attention without transformers' Attention",
+        r"cannot be traced in the uniform layout \(MptModel computes attention without transformers' AttentionInt",
     ),
     "FNet": ("Model", ENCODER, bert_tokenizer, "FNetModel is not supported: it mixes tokens by a Fourier transform"),
     "T5": (
