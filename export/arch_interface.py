@@ -24,20 +24,9 @@ def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig)
     Raises:
         UnsupportedArchitecture: The class chooses among attentions of its own.
     """
-    takes_ours = model_class._can_set_attn_implementation()
-    return build_with_attention(model_class, config, ATTENTION_IMPLEMENTATION if takes_ours else "eager")
-
-
-def build_with_attention(
-    model_class: type[PreTrainedModel], config: PretrainedConfig, attention: str
-) -> PreTrainedModel:
-    """Build a model with an attention known to transformers by name, and our experts.
-
-    Raises:
-        UnsupportedArchitecture: The class chooses among attentions of its own.
-    """
     register_attention()
     register_experts()
+    attention = ATTENTION_IMPLEMENTATION if model_class._can_set_attn_implementation() else "eager"
     implementations = {"attn_implementation": attention, "experts_implementation": EXPERTS_IMPLEMENTATION}
     try:
         model = build_from_config(model_class, config, **implementations)

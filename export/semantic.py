@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,7 @@ def _eager_attention(
     attention_bias: Tensor | None,
     cu_seqlens: Tensor | None,
     attributes: dict[str, Any],
+    sinks: Tensor | None = None,
 ) -> Tensor:
     num_heads, num_kv_heads, softcap = (attributes[name] for name in ("num_heads", "num_kv_heads", "softcap"))
     group = num_heads // num_kv_heads
@@ -126,8 +128,34 @@ def _eager_attention(
     if attention_mask is not None:
         visible = visible & attention_mask[:, None, None, :]
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    rows: Tensor = scores.softmax(-1) @ values.repeat_interleave(group, 1)
+    weights = scores.softmax(-1) if sinks is None else _sunk_softmax(scores, sinks.view(-1, 1, 1))
+    rows: Tensor = weights @ values.repeat_interleave(group, 1)
     return rows.transpose(1, 2).flatten(2)
+
+
+def _sunk_softmax(scores: Tensor, sinks: Tensor) -> Tensor:
+    """Return the softmax over the scores and one sink a head, (num_heads, 1, 1), without the sink's share.
+
+    Were the sink a column beside the scores, no CUDA graph could hold how they are joined.
+    """
+    highest = torch.maximum(scores.amax(-1, keepdim=True), sinks)
+    powers = (scores - highest).exp()
+    return powers / (powers.sum(-1, keepdim=True) + (sinks - highest).exp())
+
+
+def _sunk_attention(
+    sinks: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attention_mask: Tensor | None,
+    attention_bias: Tensor | None,
+    **attributes: Any,
+) -> Tensor:
+    """Attention in which a number a head takes part in the softmax as one more score, without a value."""
+    mask = None if attention_mask is None else attention_mask.bool()
+    return _eager_attention(query, key, value, mask, attention_bias, current_cu_seqlens(), attributes, sinks)
 
 
 def _visible(distance: Tensor, left_window: int, right_window: int) -> Tensor:
@@ -203,9 +231,13 @@ def _interface_attention(
     softcap: float | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Adapt transformers' (batch_size, num_heads, sequence_length, head_dim) to the semantic op's shape."""
+    """Adapt transformers' (batch_size, num_heads, sequence_length, head_dim) to the semantic op's shape.
+
+    The op has no sinks; attention with them, (num_heads,), is traced operator by operator.
+    """
     layer = type(module).__name__
     _check_expressible(layer, query, key, value, attention_mask, others)
     left, right = _window(module, sliding_window, is_causal)
@@ -215,7 +247,8 @@ def _interface_attention(
     num_heads, head_dim, value_dim = query.shape[1], query.shape[3], value.shape[3]
     if value_dim < head_dim:  # multi-head latent attention (arXiv:2405.04434)
         value = torch.nn.functional.pad(value, (0, head_dim - value_dim))
-    result = attention(
+    attend = attention if s_aux is None else functools.partial(_sunk_attention, s_aux)
+    result = attend(
         *(rows.transpose(1, 2).flatten(2) for rows in (query, key, value)),
         num_heads=num_heads,
         num_kv_heads=key.shape[1],

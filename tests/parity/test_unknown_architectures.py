@@ -57,7 +57,7 @@ UNKNOWN: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer]] = {
     "Falcon": ("Model", FALCON, decoder_tokenizer),
     "Bloom": ("Model", {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 2, "n_head": 4}, decoder_tokenizer),
 }
-"""GPT-OSS has a row, which says that its attention is its own. Those after it compute attention by themselves."""
+"""GPT-OSS has attention sinks. Those after it compute attention by themselves."""
 CAUSAL = ("GptOss", "Phi3", "Olmo2", "Mixtral", "Qwen2Moe", "Falcon", "Bloom")
 
 REFUSED: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer, str]] = {
