@@ -13,7 +13,13 @@ from typing import Any, Literal
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from poolgraph.errors import PoolgraphError, UnsupportedArchitecture
-from poolgraph.export.architectures import ARCHITECTURES, COUNTED_POSITIONS, Architecture, PositionRule
+from poolgraph.export.architectures import (
+    ARCHITECTURES,
+    COUNTED_POSITIONS,
+    REFUSED_CLASSES,
+    Architecture,
+    PositionRule,
+)
 from poolgraph.export.checkpoint import WeightFolder
 from poolgraph.export.layout_table import LAYOUTS
 from poolgraph.export.layouts import Layout, Weights, convert_weights, find_layout
@@ -48,7 +54,13 @@ FORMS: tuple[tuple[str, Form], ...] = (
 )
 """Endings of class names, the first that fits holds (vLLM's _SUFFIX_TO_DEFAULTS)."""
 
-OWN_CLASSES = MappingProxyType({"NomicBertMoeModel": "arch_nomic_moe"})
+OWN_CLASSES = MappingProxyType(
+    {
+        "JinaBertModel": "arch_jina_bert",
+        "Lfm2BidirectionalModel": "arch_lfm2",
+        "NomicBertMoeModel": "arch_nomic_moe",
+    }
+)
 """Classes that transformers lacks, and our modules that have them."""
 
 LATE_INTERACTION_CLASSES = ("HF_ColBERT",)
@@ -111,14 +123,22 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
     """
     config, layout = load_config(folder, options, trust_remote_code=trust_remote_code)
     architecture = str((config.architectures or ["?"])[0])
-    name = architecture if architecture in ARCHITECTURES else class_for_task(config, "feature-extraction")
+    _check_refused(architecture)
+    own = None if layout is None else layout.backbone
+    name = architecture if architecture in ARCHITECTURES else own or class_for_task(config, "feature-extraction")
     if name is None:
         raise UnsupportedArchitecture(
             f"architecture {architecture} of model_type {config.model_type!r} has no backbone that transformers knows"
         )
+    _check_refused(name)
     model_class = find_class(name)
     if model_class is None:
         raise UnsupportedArchitecture(f"transformers has no class {name}")
+    if config.is_encoder_decoder and name not in ARCHITECTURES:
+        raise UnsupportedArchitecture(
+            f"{name} is an encoder with a decoder, which answers no text by itself; where transformers has a class of "
+            """the encoder alone, name it, as with --hf-overrides '{"architectures": ["T5EncoderModel"]}'"""
+        )
     form = find_form(architecture)
     if form == "embedding" and architecture not in ("?", *ARCHITECTURES) and find_class(architecture) is None:
         override = json.dumps({"architectures": [name]})
@@ -135,6 +155,11 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
         model_class=model_class,
         layout=layout,
     )
+
+
+def _check_refused(name: str) -> None:
+    if name in REFUSED_CLASSES:
+        raise UnsupportedArchitecture(f"{name} is not supported: it {REFUSED_CLASSES[name]}")
 
 
 def find_form(architecture: str) -> Form:

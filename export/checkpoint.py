@@ -68,7 +68,7 @@ class WeightFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = tuple(_open_tensor_file(path) for path in _weight_files(folder))
+        self.files = tuple(open_tensor_file(path) for path in _weight_files(folder))
         self._file_of = {name: file for file in self.files for name in file.names}
 
     @property
@@ -195,7 +195,12 @@ def _read_shards(index: Path) -> list[str]:
     return shards
 
 
-def _open_tensor_file(path: Path) -> TensorFile:
+def open_tensor_file(path: Path) -> TensorFile:
+    """Open a file of tensors.
+
+    Raises:
+        ExportError: it is none.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open

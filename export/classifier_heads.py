@@ -71,6 +71,12 @@ SEQUENCE_LAYOUTS: dict[str, HeadLayout] = {
         pooled=(Layer("head.dense", "config:classifier_activation"), Layer("head.norm", is_norm=True)),
         shared=(Layer("classifier"),),
     ),
+    "eurobert": HeadLayout(
+        pooling="config:classifier_pooling",
+        pooled=(Layer("dense", GELU),),
+        shared=(Layer("classifier"),),
+        model_types=("eurobert",),
+    ),
     "electra": HeadLayout(
         pooling="cls",
         shared=(Layer("classifier.dense", GELU), Layer("classifier.out_proj")),
@@ -99,7 +105,7 @@ TOKEN_LAYOUTS: dict[str, HeadLayout] = {
 }
 """Heads of token classifiers and of reward models."""
 
-POOLING_WORDS = {"cls": "cls", "mean": "mean", "last": "lasttoken", "avg": "mean"}
+POOLING_WORDS = {"cls": "cls", "bos": "cls", "mean": "mean", "last": "lasttoken", "avg": "mean"}
 """What configurations call pooling modes."""
 
 

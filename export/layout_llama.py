@@ -10,7 +10,7 @@ import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, WeightTransform
 
 from poolgraph.errors import UnsupportedArchitecture
-from poolgraph.export.layouts import Json, Layout, check_fixed
+from poolgraph.export.layouts import Json, Layout, check_fixed, read_rope
 
 BIDIRECTIONAL_TYPES = frozenset({"llama_bidirec", "llama_nemotron"})
 POOLINGS = ("avg", "cls", "last")
@@ -39,16 +39,6 @@ class SplitGroups(ConversionOps):
         }
 
 
-def _rope(published: Json) -> dict[str, Any]:
-    """Return rotary parameters of the older fields ``rope_theta`` and ``rope_scaling``."""
-    if published.get("rope_parameters"):
-        return dict(published["rope_parameters"])
-    scaling = dict(published.get("rope_scaling") or {})
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
-    return {"rope_type": kind, "rope_theta": float(published.get("rope_theta") or 10000.0), **scaling}
-
-
 def _derive_bidirectional(published: Json) -> dict[str, Any]:
     check_fixed(published, {"temperature": 1.0})
     if published.get("pooling") not in POOLINGS:
@@ -56,12 +46,12 @@ def _derive_bidirectional(published: Json) -> dict[str, Any]:
             f"config.json of model_type {published['model_type']!r} has pooling {published.get('pooling')!r}; "
             f"it is one of {', '.join(POOLINGS)}"
         )
-    return {"rope_parameters": _rope(published), "is_causal": False}
+    return {"rope_parameters": read_rope(published), "is_causal": False}
 
 
 def _derive_internlm(published: Json) -> dict[str, Any]:
     check_fixed(published, {"bias": False})
-    return {"rope_parameters": _rope(published), "attention_bias": False, "mlp_bias": False}
+    return {"rope_parameters": read_rope(published), "attention_bias": False, "mlp_bias": False}
 
 
 def _internlm_transforms() -> Sequence[WeightTransform]:

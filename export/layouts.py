@@ -61,6 +61,8 @@ class Layout:
         derive: Further fields, from the published configuration; raises for what the class cannot express.
         transforms: Makes conversions of tensors that come before transformers' own.
         view: What the tensors are seen through before any conversion, given the finished configuration.
+        backbone: The backbone's class, where it is not transformers' for the model type.
+        projection: Name of a matrix that every token's row goes through after the class, where the checkpoint has it.
     """
 
     model_type: str
@@ -70,6 +72,8 @@ class Layout:
     derive: Callable[[Json], Json] = lambda _published: {}
     transforms: Callable[[], Sequence[WeightTransform]] = tuple
     view: Callable[[Weights, PretrainedConfig], Weights] | None = None
+    backbone: str | None = None
+    projection: str | None = None
 
     @property
     def is_own(self) -> bool:
@@ -108,6 +112,21 @@ def check_fixed(published: Json, fixed: Json) -> None:
         raise UnsupportedArchitecture(
             f"config.json of model_type {published['model_type']!r} has {wrong}; supported is {only}"
         )
+
+
+def read_rope(published: Json, base: float = 10000.0) -> dict[str, Any]:
+    """Return rotary parameters, also those of the older fields ``rope_theta`` and ``rope_scaling``.
+
+    Args:
+        published: The configuration.
+        base: Where it names none.
+    """
+    if published.get("rope_parameters"):
+        return dict(published["rope_parameters"])
+    scaling = dict(published.get("rope_scaling") or {})
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+    scaling.pop("type", None)
+    return {"rope_type": kind, "rope_theta": float(published.get("rope_theta") or base), **scaling}
 
 
 def find_layout(layouts: Iterable[Layout], published: Json) -> Layout | None:

@@ -80,7 +80,7 @@ def compute_reference(plan: ExportPlan, encoded: Sequence[EncodedText]) -> Refer
         encoded: The texts as the artifact's tokenizer encodes them.
 
     Raises:
-        ExportError: The tokenizer gives token ids that the model has no embedding of.
+        ExportError: The tokenizer gives token ids that the model has no embedding of, or the model cannot run.
     """
     largest = max(int(text.input_ids.max(initial=0)) for text in encoded)
     if largest >= plan.limits.vocab_size:
@@ -88,7 +88,15 @@ def compute_reference(plan: ExportPlan, encoded: Sequence[EncodedText]) -> Refer
             f"the tokenizer gives token id {largest}, but the model's vocabulary ends at "
             f"{plan.limits.vocab_size - 1}: they do not belong together"
         )
-    return ReferenceModel(plan).answer(encoded)
+    model = ReferenceModel(plan)
+    try:
+        return model.answer(encoded)
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"transformers' own {plan.model_class.__name__} cannot answer texts of up to "
+            f"{max(text.input_ids.size for text in encoded)} tokens, so that nothing can be verified: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 class ReferenceModel:

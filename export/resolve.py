@@ -9,7 +9,7 @@ from types import ModuleType
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from poolgraph.errors import ExportError, InputError, TaskNotSupported
+from poolgraph.errors import ExportError, InputError, TaskNotSupported, UnsupportedArchitecture
 from poolgraph.export.backbone import Backbone, find_backbone
 from poolgraph.export.checkpoint import Checkpoint, check_merged
 from poolgraph.export.cross_encoder import CrossEncoder, parse_cross_encoder
@@ -175,6 +175,7 @@ def resolve_plan(
     if late is None and cross is None:
         sentence = add_task_instructions(sentence, getattr(backbone.config, "task_instructions", None))
     _check_precisions(backbone, precisions)
+    _check_expansion(backbone, late)
     chosen = choose_targets(targets, precisions)
     translated = backbone.config if backbone.layout is not None else None
     tokenizer = load_tokenizer(folder, sentence, trust_remote_code=trust_remote_code, config=translated)
@@ -215,6 +216,15 @@ def _check_precisions(backbone: Backbone, precisions: Sequence[str]) -> None:
         if precision in backbone.row.refused:
             why = backbone.row.refused[precision]
             raise InputError(f"{backbone.architecture} cannot be exported with --precision {precision}: {why}")
+
+
+def _check_expansion(backbone: Backbone, late: LateInteractionPlan | None) -> None:
+    expansion = None if late is None else late.expansion
+    if expansion is not None and not expansion.attend and not backbone.row.expansion:
+        raise UnsupportedArchitecture(
+            f"{backbone.architecture} convolves tokens in both directions, and it is not known whether those that fill "
+            "up a query without being attended to take part in it"
+        )
 
 
 def choose_targets(

@@ -14,7 +14,7 @@ from poolgraph.export.activation import AUTO, resolve_activation
 from poolgraph.export.backbone import Backbone
 from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.classifier_heads import SEQUENCE_LAYOUTS, TOKEN_LAYOUTS, find_layout, plan_layout, read_pooling
-from poolgraph.export.head import HeadPlan, HeadStep, describe_modules
+from poolgraph.export.head import HeadPlan, HeadStep, StoredTensor, describe_modules
 from poolgraph.export.language_model_head import (
     NO_POST_PROCESSING,
     TWO_WAY,
@@ -187,7 +187,20 @@ def _plan_embedding(source: HeadSource) -> HeadPlan:
         steps = (HeadStep(kind="Normalize"),)
     own = read_pooling(source.config, "pooling") if hasattr(source.config, "pooling") else source.backbone.row.pooling
     pooling = sentence.pooling or (own,)
-    return HeadPlan(kind="embedding", pooling=pooling, shared=steps)
+    return HeadPlan(kind="embedding", pooling=pooling, shared=(*_plan_projection(source), *steps))
+
+
+def _plan_projection(source: HeadSource) -> tuple[HeadStep, ...]:
+    """Return the matrix that the published class ends with; it is the same before and after pooling by a mean."""
+    layout = source.backbone.layout
+    name = None if layout is None else layout.projection
+    if name is None or name not in source.weights.names:
+        return ()
+    weights = source.weights
+    out_features, in_features = weights.shape(name)
+    config = {"in_features": in_features, "out_features": out_features, "bias": False, "activation_function": None}
+    stored = StoredTensor(folder=weights.folder, name=weights.stored_name(name))
+    return (HeadStep(kind="Dense", config=config, tensors={"linear.weight": stored}),)
 
 
 def _plan_many_vectors(source: HeadSource) -> HeadPlan:

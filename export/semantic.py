@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,9 @@ _WITHOUT_EFFECT = frozenset(
 
 _WINDOW = "poolgraph_window"
 """Attribute of a mask: the (left, right) window that the model built it for."""
+
+_NOTHING = (-2, -2)
+"""The window of a mask that no layer can ask for: models build one for layers that their configuration turns off."""
 
 _LEAST_REACH = 8192
 """How far a mask is asked whether it sees, at least: a mask built of other masks does not tell its window's size."""
@@ -103,6 +107,7 @@ def _eager_attention(
     attention_bias: Tensor | None,
     cu_seqlens: Tensor | None,
     attributes: dict[str, Any],
+    sinks: Tensor | None = None,
 ) -> Tensor:
     num_heads, num_kv_heads, softcap = (attributes[name] for name in ("num_heads", "num_kv_heads", "softcap"))
     group = num_heads // num_kv_heads
@@ -123,8 +128,34 @@ def _eager_attention(
     if attention_mask is not None:
         visible = visible & attention_mask[:, None, None, :]
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    rows: Tensor = scores.softmax(-1) @ values.repeat_interleave(group, 1)
+    weights = scores.softmax(-1) if sinks is None else _sunk_softmax(scores, sinks.view(-1, 1, 1))
+    rows: Tensor = weights @ values.repeat_interleave(group, 1)
     return rows.transpose(1, 2).flatten(2)
+
+
+def _sunk_softmax(scores: Tensor, sinks: Tensor) -> Tensor:
+    """Return the softmax over the scores and one sink a head, (num_heads, 1, 1), without the sink's share.
+
+    Were the sink a column beside the scores, no CUDA graph could hold how they are joined.
+    """
+    highest = torch.maximum(scores.amax(-1, keepdim=True), sinks)
+    powers = (scores - highest).exp()
+    return powers / (powers.sum(-1, keepdim=True) + (sinks - highest).exp())
+
+
+def _sunk_attention(
+    sinks: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attention_mask: Tensor | None,
+    attention_bias: Tensor | None,
+    **attributes: Any,
+) -> Tensor:
+    """Attention in which a number a head takes part in the softmax as one more score, without a value."""
+    mask = None if attention_mask is None else attention_mask.bool()
+    return _eager_attention(query, key, value, mask, attention_bias, current_cu_seqlens(), attributes, sinks)
 
 
 def _visible(distance: Tensor, left_window: int, right_window: int) -> Tensor:
@@ -176,6 +207,8 @@ def _read_window(mask_function: Callable[..., Tensor], reach: int) -> tuple[int,
             zero = torch.zeros(1, 1, dtype=torch.int64)
             seen = torch.as_tensor(mask_function(zero, zero, queries, keys)).expand(len(queries), size)
             row = seen[2].nonzero().flatten()
+            if not seen.any():
+                return _NOTHING
             left = -1 if row[0] == 0 else middle - int(row[0])
             right = -1 if row[-1] == size - 1 else int(row[-1]) - middle
             is_window = torch.equal(seen, _visible(keys - queries, left, right))
@@ -197,17 +230,25 @@ def _interface_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Adapt transformers' (batch_size, num_heads, sequence_length, head_dim) to the semantic op's shape."""
+    """Adapt transformers' (batch_size, num_heads, sequence_length, head_dim) to the semantic op's shape.
+
+    The op has no sinks; attention with them, (num_heads,), is traced operator by operator.
+    """
     layer = type(module).__name__
     _check_expressible(layer, query, key, value, attention_mask, others)
     left, right = _window(module, sliding_window, is_causal)
     expected = getattr(attention_mask, _WINDOW, (left, right))
     if expected != (left, right):
         raise ExportError(f"{layer} asks for attention within {(left, right)} of each token, its mask for {expected}")
-    num_heads, head_dim = query.shape[1], query.shape[3]
-    result = attention(
+    num_heads, head_dim, value_dim = query.shape[1], query.shape[3], value.shape[3]
+    if value_dim < head_dim:  # multi-head latent attention (arXiv:2405.04434)
+        value = torch.nn.functional.pad(value, (0, head_dim - value_dim))
+    attend = attention if s_aux is None else functools.partial(_sunk_attention, s_aux)
+    result = attend(
         *(rows.transpose(1, 2).flatten(2) for rows in (query, key, value)),
         num_heads=num_heads,
         num_kv_heads=key.shape[1],
@@ -216,8 +257,9 @@ def _interface_attention(
         right_window=right,
         softcap=float(softcap or 0),
         attention_mask=attention_mask,
+        attention_bias=position_bias,
     )
-    return result.view(*result.shape[:2], num_heads, head_dim), None
+    return result.view(*result.shape[:2], num_heads, head_dim)[..., :value_dim], None
 
 
 def _check_expressible(
@@ -233,10 +275,10 @@ def _check_expressible(
         )
     if key.shape[2] != query.shape[2]:
         raise ExportError(f"{layer} attends to another sequence; poolgraph::Attention is self-attention")
-    if key.shape[3] != query.shape[3] or value.shape[3] != query.shape[3]:
+    if key.shape[3] != query.shape[3] or value.shape[3] > query.shape[3]:
         raise ExportError(
             f"{layer} has query, key and value heads of {query.shape[3]}, {key.shape[3]} and {value.shape[3]} numbers; "
-            "poolgraph::Attention takes one size"
+            "poolgraph::Attention takes one size, and smaller values"
         )
 
 

@@ -136,4 +136,5 @@ def _same(stored: Any, source: ir.TensorProtocol, directory: Path) -> bool:
 def _count_kinds(config: PretrainedConfig) -> int:
     """Return how many of the first layers show every kind of layer that the model has."""
     kinds: Sequence[str] = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
-    return max((list(kinds).index(kind) + 1 for kind in set(kinds)), default=1)
+    first_experts = (getattr(config, "first_k_dense_replace", None) or 0) + 1  # DeepSeek's
+    return max([first_experts, *(list(kinds).index(kind) + 1 for kind in set(kinds))])

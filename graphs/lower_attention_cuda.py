@@ -63,7 +63,8 @@ def fits_packed(model: ir.Model) -> bool:
     """Whether every attention of a semantic graph, padded or packed, has a form without padding."""
     if any(value.name == ATTENDED for value in model.graph.inputs):
         return False
-    return all(_has_packed_form(read_attention(node)) for node in attention_nodes(model))
+    nodes = attention_nodes(model)
+    return bool(nodes) and all(_has_packed_form(read_attention(node)) for node in nodes)
 
 
 def _has_packed_form(attention: AttentionNode) -> bool:

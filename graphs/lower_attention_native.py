@@ -45,7 +45,7 @@ def fits_native_packed(model: ir.Model) -> bool:
         return False
     mixing = [node for node in model.graph if node.domain == SEMANTIC_DOMAIN]
     nodes = [read_attention(node) for node in mixing if node.op_type == "Attention"]
-    return len(nodes) == len(mixing) and all(_is_known(it) and it.bias is None for it in nodes)
+    return 0 < len(nodes) == len(mixing) and all(_is_known(it) and it.bias is None for it in nodes)
 
 
 def _is_known(attention: AttentionNode) -> bool:

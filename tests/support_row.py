@@ -182,7 +182,7 @@ def rewards(architecture: str, example: str, make: Maker, **rest: Any) -> Suppor
     )
 
 
-def tokens(backbone: str, example: str) -> SupportRow:
+def tokens(backbone: str, example: str, **rest: Any) -> SupportRow:
     """A token classifier."""
     cls = backbone.replace("Model", "ForTokenClassification")
     return SupportRow(
@@ -191,6 +191,7 @@ def tokens(backbone: str, example: str) -> SupportRow:
         example=example,
         make=saved(save_classic(backbone, cls, num_labels=5), logits_of(cls)),
         finish="softmax",
+        **rest,
     )
 
 

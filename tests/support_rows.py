@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from architecture_graphs import MAX_LENGTH
 from head_oracles import reward_layers
+from support_embedders import EMBEDDER_ROWS
 from support_oracles import (
     Maker,
     Publish,
@@ -39,10 +41,11 @@ from support_row import (
     rewards,
     tokens,
 )
-from tiny_colbert import save_pylate, save_stanford
+from tiny_colbert import build_lfm2, build_modern_backbone, save_pylate, save_stanford
 from tiny_deberta import oracle_of as deberta_logits
 from tiny_deberta import save as save_deberta
 from tiny_heads import STEP_TAG, STEP_TAG_ID, step_tokenizer
+from tiny_jina_bert import save_jina_bert
 from tiny_llamas import save_long
 from tiny_models import VOCAB_SIZE
 from tiny_nomic import publish_nomic
@@ -194,7 +197,20 @@ SCORE_ROWS = (
         packed=False,
     ),
     classifier("score", "BertModel", "BertForSequenceClassification", "cross-encoder/ms-marco-MiniLM-L-6-v2", labels=1),
+    classifier(
+        "score", "ElectraModel", "ElectraForSequenceClassification", "cross-encoder/ms-marco-electra-base", labels=1
+    ),
     classifier("score", "XLMRobertaModel", "XLMRobertaForSequenceClassification", "BAAI/bge-reranker-v2-m3", labels=1),
+    SupportRow(
+        task="score",
+        architecture="JinaBertForSequenceClassification",
+        example="jinaai/jina-reranker-v1-turbo-en",
+        make=lambda folder: save_jina_bert(folder, num_labels=1),
+        finish="sigmoid",
+        oracle="numpy",
+        packed=False,
+        rebuilt=False,
+    ),
     language_model("Qwen2", "Qwen2ForSequenceClassification", "mixedbread-ai/mxbai-rerank-base-v2"),
     language_model("Qwen3", "Qwen3ForSequenceClassification", "Qwen/Qwen3-Reranker-0.6B"),
     language_model("Gemma", "GemmaForSequenceClassification", "BAAI/bge-reranker-v2-gemma"),
@@ -279,11 +295,31 @@ COLBERT_ROWS = (
         "lightonai/GTE-ModernColBERT-v1",
         saved(
             lambda folder: save_pylate(
-                folder, PYLATE, local_attention=28, max_length=MAX_LENGTH, transformer={"max_seq_length": MAX_LENGTH}
+                folder,
+                PYLATE,
+                build=partial(build_modern_backbone, 28),
+                max_length=MAX_LENGTH,
+                transformer={"max_seq_length": MAX_LENGTH},
             ),
             projected(rows_of("ModernBertModel")),
         ),
         options={"hf_overrides": {"architectures": ["ColBERTModernBertModel"]}},
+    ),
+    colbert(
+        "ColBERTLfm2Model",
+        "LiquidAI/LFM2-ColBERT-350M",
+        saved(
+            lambda folder: save_pylate(
+                folder,
+                PYLATE,
+                build=build_lfm2,
+                max_length=MAX_LENGTH,
+                transformer={"max_seq_length": MAX_LENGTH},
+            ),
+            projected(rows_of("Lfm2Model")),
+        ),
+        packed=False,
+        options={"hf_overrides": {"architectures": ["ColBERTLfm2Model"]}},
     ),
     colbert(
         "ColBERTJinaRobertaModel",
@@ -298,6 +334,7 @@ TOKEN_ROWS = (
     tokens("RobertaModel", "Jean-Baptiste/roberta-large-ner-english"),
     tokens("XLMRobertaModel", "Davlan/xlm-roberta-base-ner-hrl"),
     tokens("ModernBertModel", "disham993/electrical-ner-ModernBERT-base"),
+    tokens("OpenAIPrivacyFilterModel", "openai/privacy-filter", packed=False),
 )
 
-SUPPORT_ROWS = (*EMBED_ROWS, *CLASSIFY_ROWS, *SCORE_ROWS, *REWARD_ROWS, *COLBERT_ROWS, *TOKEN_ROWS)
+SUPPORT_ROWS = (*EMBED_ROWS, *EMBEDDER_ROWS, *CLASSIFY_ROWS, *SCORE_ROWS, *REWARD_ROWS, *COLBERT_ROWS, *TOKEN_ROWS)

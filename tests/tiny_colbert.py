@@ -6,8 +6,7 @@ import json
 import random
 import string
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,16 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import SIZES, bert_tokenizer
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    Lfm2Config,
+    Lfm2Model,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from poolgraph.export.probes import PROBE_SENTENCES
 
@@ -68,6 +76,23 @@ def build_modern_backbone(
     return _draw(ModernBertModel(config).eval())
 
 
+def build_lfm2(vocab_size: int, seed: int = 0, *, max_length: int = MAX_LENGTH) -> Lfm2Model:
+    """Build an LFM2, likewise."""
+    torch.manual_seed(seed)
+    config = Lfm2Config(
+        vocab_size=vocab_size,
+        max_position_embeddings=max_length,
+        layer_types=["conv", "full_attention"],
+        num_key_value_heads=2,
+        block_auto_adjust_ff_dim=False,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        **SIZES,
+    )
+    return _draw(Lfm2Model(config).eval())
+
+
 def projection(size: int = VECTOR_SIZE, seed: int = 1) -> torch.Tensor:
     """Return the weight of a projection, (size, HIDDEN_SIZE)."""
     return torch.randn(size, HIDDEN_SIZE, generator=torch.Generator().manual_seed(seed)) * 0.3
@@ -101,18 +126,17 @@ def save_pylate(
     settings: Mapping[str, Any],
     *,
     transformer: Mapping[str, Any] | None = None,
-    local_attention: int | None = None,
+    build: Callable[..., PreTrainedModel] = build_backbone,
     max_length: int = MAX_LENGTH,
 ) -> Path:
     """Save as PyLate does: markers as added tokens, options of the whole model, a Dense of its own class.
 
-    The backbone is a BERT, or with ``local_attention`` a ModernBERT whose local layers see so many tokens.
+    ``build`` makes the backbone of the size of a vocabulary and ``max_length``.
     """
     tokenizer = colbert_tokenizer(max_length=max_length)
     tokenizer.add_tokens(["[Q] ", "[D] "])
     folder.mkdir(parents=True)
     tokenizer.save_pretrained(folder)
-    build = build_backbone if local_attention is None else partial(build_modern_backbone, local_attention)
     build(len(tokenizer), max_length=max_length).save_pretrained(folder)
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": 39, "do_lower_case": False, **(transformer or {})}

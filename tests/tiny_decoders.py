@@ -10,10 +10,13 @@ import torch
 from tiny_models import VOCAB_SIZE, TinyModel, _words
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    DeepseekV3Config,
+    EuroBertConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     ModernBertConfig,
@@ -22,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 END, BEGIN = "<|endoftext|>", "<bos>"
@@ -40,6 +44,7 @@ SIZES = {
     "max_position_embeddings": MAX_LENGTH,
     **SPECIAL_IDS,
 }
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LAYER_TYPES = ["sliding_attention", "full_attention"]
 
 
@@ -117,6 +122,30 @@ TINY_DECODERS: Mapping[str, TinyModel] = {
                 local_attention=WINDOW,
                 layer_types=["full_attention", "sliding_attention"],
             ),
+            begin=True,
+        ),
+        _row("Qwen3MoeModel", lambda: Qwen3MoeConfig(head_dim=16, num_experts=4, **EXPERTS, **SIZES)),
+        _row(
+            "DeepseekV3Model",
+            lambda: DeepseekV3Config(
+                **{**SIZES, "num_key_value_heads": 4},
+                **EXPERTS,
+                n_routed_experts=8,
+                n_group=4,
+                topk_group=2,
+                first_k_dense_replace=1,
+                q_lora_rank=16,
+                kv_lora_rank=16,
+                qk_rope_head_dim=8,
+                qk_nope_head_dim=8,
+                v_head_dim=8,
+            ),
+            begin=True,
+        ),
+        _row("EuroBertModel", lambda: EuroBertConfig(**SIZES), begin=True),
+        _row(
+            "Lfm2Model",
+            lambda: Lfm2Config(**SIZES, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
             begin=True,
         ),
         _row(

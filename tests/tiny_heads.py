@@ -10,10 +10,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_decoders import TINY_DECODERS
+from tiny_decoders import SIZES as DECODER_SIZES
+from tiny_decoders import SPECIAL_IDS, TINY_DECODERS, WINDOW, decoder_tokenizer
 from tiny_models import SIZES, TINY_MODELS, VOCAB_SIZE, TinyModel, bert_tokenizer
 from tokenizers import processors
-from transformers import AlbertConfig, ElectraConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AlbertConfig,
+    ElectraConfig,
+    GPTNeoConfig,
+    OpenAIPrivacyFilterConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from poolgraph.config import parse_pooler_config
 from poolgraph.export.checkpoint import open_checkpoint
@@ -35,8 +43,28 @@ MORE_ENCODERS: Mapping[str, TinyModel] = {
         ),
         tokenizer=bert_tokenizer,
     ),
+    "GPTNeoModel": TinyModel(
+        architecture="GPTNeoModel",
+        config=lambda: GPTNeoConfig(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            window_size=WINDOW,
+            **SPECIAL_IDS,
+        ),
+        tokenizer=lambda: decoder_tokenizer(begin=False),
+    ),
+    "OpenAIPrivacyFilterModel": TinyModel(
+        architecture="OpenAIPrivacyFilterModel",
+        config=lambda: OpenAIPrivacyFilterConfig(
+            **DECODER_SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW
+        ),
+        tokenizer=lambda: decoder_tokenizer(begin=False),
+    ),
 }
-"""Classes without a row in the architecture table."""
+"""Encoders and decoders with attention of their own, or classifiers above all."""
 
 TINY_BACKBONES: Mapping[str, TinyModel] = {**TINY_MODELS, **TINY_DECODERS, **MORE_ENCODERS}
 

@@ -11,6 +11,7 @@ from tiny_heads import plan_of
 from tiny_models import save_checkpoint
 
 from poolgraph.errors import UnsupportedArchitecture
+from poolgraph.export.architectures import ARCHITECTURES, REFUSED_CLASSES
 
 
 def renamed(folder: Path, plain: str, name: str) -> Path:
@@ -25,7 +26,7 @@ def renamed(folder: Path, plain: str, name: str) -> Path:
     ("plain", "name"),
     [
         ("BertModel", "BertClassificationModel"),
-        ("Qwen3Model", "VoyageQwen3BidirectionalEmbedModel"),
+        ("Qwen3Model", "LlamaNemotronModel"),
         ("LlamaModel", "LlamaBidirectionalModel"),
     ],
 )
@@ -36,3 +37,15 @@ def test_a_class_that_may_compute_more_than_its_backbone(plain: str, name: str, 
     with pytest.raises(UnsupportedArchitecture, match=message):
         plan_of(checkpoint)
     assert plan_of(renamed(tmp_path / "plain", plain, plain)).backbone.architecture == plain
+
+
+def test_a_class_that_is_known_not_to_be_right_is_refused_with_the_reason(tmp_path: Path) -> None:
+    listwise = renamed(tmp_path / "checkpoint", "Qwen3Model", "JinaForRanking")
+    with pytest.raises(UnsupportedArchitecture, match="JinaForRanking is not supported: it ranks a list of documents"):
+        plan_of(listwise)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED_CLASSES))
+def test_refused_classes_have_no_row_and_say_what_they_do(name: str) -> None:
+    assert name not in ARCHITECTURES
+    assert REFUSED_CLASSES[name].split()[0].endswith("s")

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_heads import MORE_ENCODERS, plan_of, save_model, save_reward_model
+from tiny_heads import plan_of, save_model, save_reward_model
 from tiny_models import HeadSpec, bert_tokenizer, save_checkpoint, save_head
 from transformers import (
     BertConfig,
     DistilBertConfig,
-    ElectraConfig,
+    ErnieConfig,
     MPNetConfig,
     PreTrainedTokenizerBase,
     RobertaConfig,
@@ -246,13 +246,13 @@ def test_classifier_whose_embeddings_are_asked_for_is_its_backbone(folders: Mapp
 
 
 def test_class_without_a_row(tmp_path: Path) -> None:
-    made = plan_of(write(tmp_path, ElectraConfig(), "ElectraModel"))
-    assert (made.backbone.architecture, made.backbone.row.family) == ("ElectraModel", "interface")
+    made = plan_of(write(tmp_path, ErnieConfig(), "ErnieModel"))
+    assert (made.backbone.architecture, made.backbone.row.family) == ("ErnieModel", "interface")
     assert made.head.pooling == ("cls",)
 
 
-@pytest.mark.parametrize("name", MORE_ENCODERS)
-def test_classifier_without_a_row(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["ElectraModel", "AlbertModel"])
+def test_classifier_has_the_class_of_its_backbone(tmp_path: Path, name: str) -> None:
     cls = name.replace("Model", "ForSequenceClassification")
     made = plan_of(save_model(tmp_path, name, cls, num_labels=3))
     assert (made.backbone.architecture, made.model_class.__name__, made.tasks) == (cls, name, CLASSIFY)

@@ -12,6 +12,7 @@ import torch
 import transformers
 from little_graphs import attention_feeds, bare_attention, random, run_semantic
 from tiny_decoders import LAYER_TYPES, TINY_DECODERS, VOCAB_SIZE, WINDOW, build_decoder, draw_wide
+from tiny_decoders import SIZES as DECODER_SIZES
 from tiny_models import SIZES, TINY_MODELS
 from torch import Tensor
 from transformers.masking_utils import (
@@ -61,6 +62,15 @@ def assert_same_rows(reference: Any, *, with_positions: bool = True) -> None:
 @pytest.mark.parametrize("name", TINY_DECODERS)
 def test_decoders_equal_transformers(name: str) -> None:
     assert_same_rows(build_decoder(name))
+
+
+@pytest.mark.parametrize("family", ["OpenAIPrivacyFilter", "GptOss"])
+def test_sinks_equal_transformers(family: str) -> None:
+    sizes = {**DECODER_SIZES, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW}
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    assert_same_rows(
+        draw_wide(getattr(transformers, f"{family}Model")._from_config(config, attn_implementation="eager"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +227,7 @@ def call(*, mask: Tensor | None = None, value_dim: int = 4, key_length: int = 3,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"s_aux": torch.zeros(2)}, "Identity hands s_aux to its attention"),
+        ({"cache": torch.zeros(2)}, "Identity hands cache to its attention"),
         ({"head_mask": torch.zeros(2), "indices": [1]}, "hands head_mask, indices to"),
         ({"cu_seq_lens_q": torch.zeros(2)}, "hands cu_seq_lens_q to"),
         ({"mask": torch.zeros(1, 1, 3, 3)}, "masks attention with 4 axes"),

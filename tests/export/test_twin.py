@@ -45,6 +45,12 @@ def test_the_twin_is_as_deep_as_fits_and_shows_every_kind(
     assert choose_twin(sizes, config, memory) == layers  # type: ignore[arg-type]
 
 
+def test_the_twin_has_a_layer_of_experts() -> None:
+    sizes = WeightSizes(layer=100, rest=100, num_layers=9)
+    config = SimpleNamespace(num_hidden_layers=9, first_k_dense_replace=3)
+    assert choose_twin(sizes, config, 1) == 4  # type: ignore[arg-type]
+
+
 def test_weights_are_counted_by_layer() -> None:
     names = {"backbone.embed.weight": 10, "backbone.layers.0.a": 5, "backbone.layers.1.a": 5, "backbone.layers.1.b": 2}
     sources = {name: lazy(name, np.zeros(size, dtype=np.float32)) for name, size in names.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 from native_graphs import FLOAT32
 from parity_table import largest_difference, record
-from tiny_colbert import load_oracle, mixed_texts, save_native, save_pylate, save_stanford
+from tiny_colbert import (
+    build_lfm2,
+    build_modern_backbone,
+    load_oracle,
+    mixed_texts,
+    save_native,
+    save_pylate,
+    save_stanford,
+)
 from transformers import BertModel
 
 from poolgraph import PoolingModel, export_model
@@ -36,7 +45,8 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
         folder, {"query_maxlen": 16, "doc_maxlen": 40, "attend_to_mask_tokens": True, "mask_punctuation": False}
     ),
     "pylate": lambda folder: save_pylate(folder, PYLATE),
-    "pylate, local attention": lambda folder: save_pylate(folder, PYLATE, local_attention=28),
+    "pylate, local attention": lambda folder: save_pylate(folder, PYLATE, build=partial(build_modern_backbone, 28)),
+    "pylate, convolutions": lambda folder: save_pylate(folder, PYLATE, build=build_lfm2),
     "native": lambda folder: save_native(
         folder,
         prompts={"query": "query: ", "document": "document: "},

@@ -180,6 +180,8 @@ SEQUENCE_ROWS = (
     classifier(
         "modernbert mean", "ModernBertModel", "ModernBertForSequenceClassification", classifier_pooling="mean", seed=1
     ),
+    classifier("eurobert bos", "EuroBertModel", "EuroBertForSequenceClassification", classifier_pooling="bos"),
+    classifier("eurobert mean", "EuroBertModel", "EuroBertForSequenceClassification", classifier_pooling="mean"),
     classifier("gpt2 score", "GPT2Model", "GPT2ForSequenceClassification", "score"),
     classifier("qwen2 score", "Qwen2Model", "Qwen2ForSequenceClassification", "score"),
     classifier(

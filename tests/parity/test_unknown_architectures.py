@@ -28,6 +28,13 @@ SIZES = {**TINY_SIZES, "max_position_embeddings": LONGEST}
 ENCODER = {key: size for key, size in SIZES.items() if key != "num_key_value_heads"}
 
 
+OFFSET = {"max_position_embeddings": LONGEST + 2, "pad_token_id": 1}
+FALCON = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers")}
+
+
+SINKS = {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 48}
+
+
 def decoder_tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer of Llama's relatives."""
     return TINY_DECODERS["LlamaModel"].tokenizer()
@@ -35,40 +42,37 @@ def decoder_tokenizer() -> PreTrainedTokenizerBase:
 
 Tokenizer = Callable[[], PreTrainedTokenizerBase]
 UNKNOWN: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer]] = {
-    "Albert": ("ForMaskedLM", {**ENCODER, "embedding_size": 24}, bert_tokenizer),
+    "Ernie": ("ForMaskedLM", ENCODER, bert_tokenizer),
     "Camembert": ("Model", {**ENCODER, "max_position_embeddings": LONGEST + 2}, bert_tokenizer),
     "Data2VecText": ("Model", {**ENCODER, "max_position_embeddings": LONGEST + 2}, bert_tokenizer),
     "RobertaPreLayerNorm": ("Model", {**ENCODER, "max_position_embeddings": LONGEST + 2}, bert_tokenizer),
     "Phi3": ("ForCausalLM", {**SIZES, "sliding_window": 48}, decoder_tokenizer),
     "Olmo2": ("ForCausalLM", SIZES, decoder_tokenizer),
-    "EuroBert": ("ForMaskedLM", SIZES, decoder_tokenizer),
+    "Mixtral": ("ForCausalLM", {**SIZES, "num_local_experts": 4}, decoder_tokenizer),
+    "Qwen2Moe": ("Model", {**SIZES, "num_experts": 4, "moe_intermediate_size": 16}, decoder_tokenizer),
+    "GptOss": ("ForCausalLM", {**SIZES, **SINKS}, decoder_tokenizer),
+    "BigBird": ("Model", ENCODER, bert_tokenizer),
+    "RemBert": ("Model", {**ENCODER, "input_embedding_size": 24}, bert_tokenizer),
+    "Luke": ("Model", {**ENCODER, **OFFSET, "entity_vocab_size": 9, "entity_emb_size": 8}, bert_tokenizer),
+    "Falcon": ("Model", FALCON, decoder_tokenizer),
+    "Bloom": ("Model", {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 2, "n_head": 4}, decoder_tokenizer),
 }
-CAUSAL = ("Phi3", "Olmo2")
+"""GPT-OSS has attention sinks. Those after it compute attention by themselves."""
+CAUSAL = ("GptOss", "Phi3", "Olmo2", "Mixtral", "Qwen2Moe", "Falcon", "Bloom")
 
 REFUSED: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer, str]] = {
-    "FNet": (
+    "Mpt": (
         "Model",
-        ENCODER,
-        bert_tokenizer,
-        r"checks against transformers .* portable_fp32 sequence in batches: cosine 0\.",
-    ),
-    "BigBird": (
-        "Model",
-        ENCODER,
-        bert_tokenizer,
-        r"cannot be traced in the uniform layout \(BigBirdModel computes attention without transformers' Attention",
-    ),
-    "Falcon": (
-        "Model",
-        {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers")},
+        {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": LONGEST},
         decoder_tokenizer,
-        "FalconModel cannot be built with poolgraph's attention",
+        r"cannot be traced in the uniform layout \(MptModel computes attention without transformers' AttentionInt",
     ),
-    "XLNet": (
+    "FNet": ("Model", ENCODER, bert_tokenizer, "FNetModel is not supported: it mixes tokens by a Fourier transform"),
+    "T5": (
         "Model",
-        {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_head": 4, "d_inner": 64, "n_layer": 2},
+        {"vocab_size": VOCAB_SIZE, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
         bert_tokenizer,
-        "XLNetModel computes attention without",
+        r"T5Model is an encoder with a decoder, .*--hf-overrides '\{\"architectures\": \[\"T5EncoderModel\"\]\}'",
     ),
     "Llama": ("Model", {**SIZES, "vocab_size": 70}, decoder_tokenizer, "but the model's vocabulary ends at 69"),
 }

@@ -1,0 +1,55 @@
+"""T5's encoder: attention through transformers' interface, with a bias by relative distance and no scale."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel
+
+from poolgraph.export.arch_interface import build_backbone as build_interface_backbone
+
+
+def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """Build T5's encoder with the buckets of its distances in a table."""
+    model: Any = build_interface_backbone(model_class, config)
+    model.forward = MethodType(_forward, model)
+    for block in model.encoder.block:
+        attention = block.layer[0].SelfAttention
+        if attention.has_relative_attention_bias:
+            _tabulate_buckets(attention)
+    result: PreTrainedModel = model
+    return result
+
+
+def _forward(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
+    """Look up the tokens in the one embedding that checkpoints store, which the encoder has under another name."""
+    return model.encoder(inputs_embeds=model.shared(input_ids), attention_mask=attention_mask, **others)
+
+
+def _tabulate_buckets(attention: Any) -> None:
+    """Store each distance's bucket, from the reference's own formula.
+
+    Another runtime may round its logarithm differently, and so move a distance to the next bucket.
+    """
+    farthest = int(attention.relative_attention_max_distance)
+    distances = torch.arange(-farthest, farthest + 1)
+    buckets = attention._relative_position_bucket(
+        distances, num_buckets=attention.relative_attention_num_buckets, max_distance=farthest
+    )
+    attention.register_buffer("buckets", buckets[:, None], persistent=False)
+    attention.compute_bias = MethodType(_bias_of_distances, attention)
+
+
+def _bias_of_distances(attention: Any, query_length: int, *_: Any, **__: Any) -> Tensor:
+    """Return the bias, (1, num_heads, sequence_length, sequence_length)."""
+    farthest = attention.buckets.shape[0] // 2
+    index = torch.arange(query_length, device=attention.buckets.device)
+    distance = (index[None, :] - index[:, None]).clamp(-farthest, farthest)
+    # As an embedding: ``buckets[distance]`` is traced as GatherND, which no CUDA graph can hold.
+    buckets = functional.embedding(distance + farthest, attention.buckets).squeeze(-1)
+    bias: Tensor = attention.relative_attention_bias(buckets).permute(2, 0, 1).unsqueeze(0)
+    return bias
