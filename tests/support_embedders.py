@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
+from architecture_graphs import TextOracle
+from head_oracles import logits_of
 from support_oracles import OFFSET_FAMILY, Maker, first, last, mean, rows_of, save_classic, saved
 from support_row import SupportRow, decoder, embed
+from tiny_bge_m3 import OVERRIDES, add_layers
 from tiny_embedders import save_giga, save_jina_v5, save_lfm2, save_t5, save_voyage
 from tiny_jina_bert import save_jina_bert
 from tiny_llamas import save_long
@@ -29,8 +33,30 @@ def _jina(size: str, backbone: str, task: str, kind: str) -> SupportRow:
     )
 
 
+def _weights_of_words(folder: Path) -> TextOracle:
+    """SPLADE of a masked language model of transformers."""
+    scores = saved(save_classic("BertModel", "BertForMaskedLM"), logits_of("BertForMaskedLM"))(folder)
+    return lambda inputs: scores(inputs).relu().log1p().amax(0)
+
+
+def _bge_m3(folder: Path) -> TextOracle:
+    backbone = "XLMRobertaModel"
+    oracle = saved(save_classic(backbone, backbone), first(rows_of(backbone)))(folder)
+    add_layers(folder)
+    return oracle
+
+
 EMBEDDER_ROWS = (
     embed("BertForMaskedLM", "google-bert/bert-base-uncased", _masked("Bert")),
+    embed(
+        "BertSpladeSparseEmbeddingModel",
+        "naver/splade-v3",
+        _weights_of_words,
+        finish="nothing",
+        packed=False,
+        options={"hf_overrides": {"architectures": ["BertSpladeSparseEmbeddingModel"]}},
+    ),
+    embed("BgeM3EmbeddingModel", "BAAI/bge-m3", _bge_m3, options={"hf_overrides": OVERRIDES}),
     embed("RobertaForMaskedLM", "FacebookAI/roberta-base", _masked("Roberta")),
     embed(
         "AlbertModel",

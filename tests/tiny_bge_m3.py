@@ -17,8 +17,13 @@ HIDDEN_SIZE, VECTOR_SIZE = 32, 32
 
 
 def save_bge_m3(folder: Path) -> Path:
-    """Save the backbone with its modules, and the two layers beside it; about half of the words weigh something."""
+    """Save the backbone with its modules, and the two layers beside it."""
     save_checkpoint(folder, "XLMRobertaModel", HeadSpec(pooling={"pooling_mode_cls_token": True}))
+    return add_layers(folder)
+
+
+def add_layers(folder: Path) -> Path:
+    """Save the two layers beside a backbone; about half of the words weigh something."""
     generator = torch.Generator().manual_seed(3)
     vector, weight = (8 * torch.randn(size, HIDDEN_SIZE, generator=generator) for size in (VECTOR_SIZE, 1))
     vector_bias = torch.randn(VECTOR_SIZE, generator=generator)
