@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from poolgraph.runtime.embeddings import at_token_width, check_dimensions, choose_norm, finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
-from poolgraph.runtime.sparse import keep_largest
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 
 
@@ -95,8 +94,13 @@ class EmbedTasks(LoadedModel):
             windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
         ) as found:
             for first, window, raw in found:
-                rows = finish_embeddings(raw, normalize=unit, dimensions=dimensions)
-                answers[first : first + len(window)] = keep_largest(rows, self.manifest.pooler.max_active_dims)
+                answers[first : first + len(window)] = finish_embeddings(
+                    raw,
+                    normalize=unit,
+                    dimensions=dimensions,
+                    max_active_dims=self.manifest.pooler.max_active_dims,
+                    to_unit=bool(normalize),
+                )
                 num_cut += count_cut(window)
         return answers, num_cut
 

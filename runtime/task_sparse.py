@@ -10,7 +10,7 @@ from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import count_cut, progress_bar
-from poolgraph.runtime.sparse import SparseEmbedding, check_active_dims, keep_largest, sparsify
+from poolgraph.runtime.sparse import SparseEmbedding, check_active_dims, sparsify
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 
@@ -86,8 +86,8 @@ class SparseTasks(EmbedTasks):
             windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
         ) as found:
             for _, window, raw in found:
-                rows = finish_embeddings(raw, normalize=pooler.normalize, dimensions=None)
-                answers += sparsify(keep_largest(rows, most))
+                rows = finish_embeddings(raw, normalize=pooler.normalize, dimensions=None, max_active_dims=most)
+                answers += sparsify(rows)
                 num_cut += count_cut(window)
         return answers, num_cut
 
@@ -115,15 +115,19 @@ class SparseTasks(EmbedTasks):
             top_k: The most that are returned, None for all.
 
         Raises:
-            InputError: an embedding of another size, or a number that is none.
+            InputError: no embedding, one of another size, or a number that is none.
         """
+        if not isinstance(embedding, SparseEmbedding):
+            raise InputError(
+                f"embedding must be one SparseEmbedding, got {type(embedding).__name__}", parameter="embedding"
+            )
         if embedding.size != self.manifest.pooler.embedding_size:
             raise InputError(
                 f"the embedding has {embedding.size} words, those of {self.manifest.source.model!r} "
                 f"{self.manifest.pooler.embedding_size}",
                 parameter="embedding",
             )
-        number = len(embedding) if top_k is None else check_active_dims(top_k)
+        number = len(embedding) if top_k is None else check_active_dims(top_k, "top_k")
         order = np.argsort(-embedding.values, kind="stable")[:number]
         vocabulary = self.tokenizer.backend
         return [
