@@ -101,7 +101,7 @@ def _plan_scores(weights: Weights, config: PretrainedConfig, base_prefix: str) -
 
 def _plan_decoder(layout: MaskedLanguageHead, weights: Weights, config: PretrainedConfig, base_prefix: str) -> HeadStep:
     tables = TABLES if getattr(config, "tie_word_embeddings", True) else ()
-    names = (layout.decoder, *(f"{base_prefix}.{table}" for table in tables))
+    names = (layout.decoder, *(f"{prefix}{table}" for table in tables for prefix in (f"{base_prefix}.", "")))
     name = next((name for name in names if f"{name}.weight" in weights.names), None)
     if name is None:
         raise ExportError(f"the head of the masked language model has no matrix; looked for {list(names)}")

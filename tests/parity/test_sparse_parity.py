@@ -109,7 +109,11 @@ def other_bias(tensors: dict[str, Any]) -> dict[str, Any]:
     return {**tensors, "cls.predictions.decoder.bias": -tensors["cls.predictions.bias"]}
 
 
-@pytest.mark.parametrize("change", [old_names, other_bias])
+def no_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("change", [old_names, other_bias, no_prefix])
 def test_tensors_as_checkpoints_have_them(change: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path) -> None:
     checkpoint = save_splade(tmp_path / "checkpoint", "BertModel")
     change_tensors(checkpoint, change)
@@ -126,6 +130,12 @@ def test_decoder_that_is_not_tied(tmp_path: Path) -> None:
     overrides = {"architectures": ["BertSpladeSparseEmbeddingModel"]}
     with pytest.raises(ExportError, match="has no matrix; looked for "):
         export_model(checkpoint, tmp_path / "artifact", hf_overrides=overrides)
+
+
+def test_the_model_card_tells_what_graphs_leave_out(splade: Path) -> None:
+    card = (splade / "artifact" / "README.md").read_text()
+    assert "is the answer with all weights, of which the 20 largest are kept" in card
+    assert 'weights = model.embed_sparse(["a text", "another text"])' in card
 
 
 def test_words_of_an_embedding(splade: Path) -> None:

@@ -24,7 +24,7 @@ def test_the_description():
         "similarity    cosine",
         "prompts       query (default): 'query: '",
         "              document: ''",
-        "made          2026-11-22T04:00:00Z by poolgraph 0.1.0, format 4",
+        "made          2026-11-22T04:00:00Z by poolgraph 0.1.0, format 5",
         "",
         "cpu_fp32  fp32 for CPUExecutionProvider, uniform batches, verified",
         "  sequence      onnx/model_cpu_fp32.onnx (1.2 kB)",
@@ -54,6 +54,10 @@ def test_the_description():
         (
             {"pooler": Pooler(pooling=("cls",), embedding_size=8, is_matryoshka=True, matryoshka_dimensions=(2, 4))},
             "dimensions    8, may be shortened to 2, 4\n",
+        ),
+        (
+            {"pooler": Pooler(pooling=("max",), embedding_size=8, sparse=True, max_active_dims=3)},
+            "pooler        max, not normalized, weights of words, the 3 largest\n",
         ),
         ({"pooler": Pooler(pooling=("cls",), embedding_size=8, is_matryoshka=True)}, "8, may be shortened\n"),
         ({"source": msgspec.structs.replace(MANIFEST.source, revision=None)}, "model         acme/tiny\n"),
