@@ -51,7 +51,7 @@ class Finish:
     Attributes:
         embeds: Whether the answer is an embedding; else it is logits.
         normalize: Divide embeddings by their norm.
-        to_unit: Divide by the norm of what is kept: the request asks for it.
+        to_unit: Divide by the norm of the values that are kept, which the request asks for, not of all.
         dimensions: Leading values of embeddings that are kept, None for all.
         max_active_dims: The largest values of sparse embeddings that are kept, None for all.
         activation: Applied to logits, None for none.
@@ -100,7 +100,7 @@ def plan_finish(
     return Finish(
         embeds=True,
         normalize=manifest.pooler.normalize if params.use_activation is None else params.use_activation,
-        to_unit=bool(params.use_activation),
+        to_unit=bool(params.use_activation) and manifest.pooler.max_active_dims is not None,
         dimensions=width,
         max_active_dims=manifest.pooler.max_active_dims,
         steps=steps,
