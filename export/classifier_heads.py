@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from poolgraph.errors import ExportError
+from poolgraph.export.bind import OLD_SUFFIXES
 from poolgraph.export.head import HeadPlan, HeadStep, StoredTensor
 from poolgraph.export.layouts import Weights
 
@@ -122,7 +123,7 @@ def find_layout(
         named = not layout.model_types or config.model_type in layout.model_types
         names = [str(it) for it in (layout.pooling, *(layer.activation for layer in layers))]
         configured = named and all(_is_set(name, config) for name in names)
-        if configured and all(_fits(layer, weights, base_prefix) for layer in layers):
+        if configured and all(fits_layer(layer, weights, base_prefix) for layer in layers):
             return layout
     outside = sorted(name for name in weights.names if not name.startswith(f"{base_prefix}."))
     raise ExportError(
@@ -172,8 +173,15 @@ def _is_set(name: str, config: PretrainedConfig) -> bool:
     return not name.startswith("config:") or hasattr(config, name.removeprefix("config:"))
 
 
-def _fits(layer: Layer, weights: Weights, base_prefix: str) -> bool:
-    return f"{layer.tensor.format(base=base_prefix)}.weight" in weights.names
+def fits_layer(layer: Layer, weights: Weights, base_prefix: str) -> bool:
+    """Whether a checkpoint has the layer."""
+    return _find_tensor(f"{layer.tensor.format(base=base_prefix)}.weight", weights) is not None
+
+
+def _find_tensor(name: str, weights: Weights) -> str | None:
+    """Return the checkpoint's name of a head's tensor, None where it has none."""
+    spellings = (name, *(name.replace(new, old) for new, old in OLD_SUFFIXES if name.endswith(new)))
+    return next((spelling for spelling in spellings if spelling in weights.names), None)
 
 
 def plan_layers(
@@ -184,12 +192,13 @@ def plan_layers(
 
 
 def _plan_layer(layer: Layer, name: str, weights: Weights, config: PretrainedConfig) -> HeadStep:
-    shape = weights.shape(f"{name}.weight")
+    found = {part: _find_tensor(f"{name}.{part}", weights) for part in ("weight", "bias")}
+    parts = {part: tensor for part, tensor in found.items() if tensor is not None}
+    shape = weights.shape(parts["weight"])
     inner = "norm" if layer.is_norm else "linear"
-    parts = [part for part in ("weight", "bias") if f"{name}.{part}" in weights.names]
     tensors = {
-        f"{inner}.{part}": StoredTensor(folder=weights.folder, name=weights.stored_name(f"{name}.{part}"))
-        for part in parts
+        f"{inner}.{part}": StoredTensor(folder=weights.folder, name=weights.stored_name(tensor))
+        for part, tensor in parts.items()
     }
     if layer.is_norm:
         eps = next((float(getattr(config, n)) for n in ("norm_eps", "layer_norm_eps") if hasattr(config, n)), BERT_EPS)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from transformers import PretrainedConfig
 
 from poolgraph.errors import ExportError
-from poolgraph.export.classifier_heads import GELU, IDENTITY, Layer, plan_layers
+from poolgraph.export.classifier_heads import GELU, IDENTITY, Layer, fits_layer, plan_layers
 from poolgraph.export.head import HeadPlan, HeadStep, StoredTensor
 from poolgraph.export.layouts import Weights
 from poolgraph.export.sentence_transformers import Splade
@@ -25,7 +25,7 @@ class MaskedLanguageHead:
     Attributes:
         layers: What a row passes before it is multiplied with the vocabulary.
         decoder: Name of the last layer without ``.weight``, which is left out where it is tied.
-        biases: Names that its bias has.
+        biases: Names that its bias has. The decoder's own comes first: where the two differ transformers adds it alone.
     """
 
     layers: tuple[Layer, ...]
@@ -41,12 +41,12 @@ LAYOUTS: Mapping[str, MaskedLanguageHead] = MappingProxyType(
                 Layer("cls.predictions.transform.LayerNorm", is_norm=True),
             ),
             decoder="cls.predictions.decoder",
-            biases=("cls.predictions.bias", "cls.predictions.decoder.bias"),
+            biases=("cls.predictions.decoder.bias", "cls.predictions.bias"),
         ),
         "roberta": MaskedLanguageHead(
             layers=(Layer("lm_head.dense", GELU), Layer("lm_head.layer_norm", is_norm=True)),
             decoder="lm_head.decoder",
-            biases=("lm_head.bias", "lm_head.decoder.bias"),
+            biases=("lm_head.decoder.bias", "lm_head.bias"),
         ),
         "distilbert": MaskedLanguageHead(
             layers=(Layer("vocab_transform", "config:activation"), Layer("vocab_layer_norm", is_norm=True)),
@@ -63,7 +63,7 @@ LAYOUTS: Mapping[str, MaskedLanguageHead] = MappingProxyType(
 """The first whose layers a checkpoint has is taken; MPNet, CamemBERT and XLM-RoBERTa are laid out as RoBERTa."""
 
 TABLES = ("embeddings.word_embeddings", "embeddings.tok_embeddings")
-"""Names of the token embeddings, to which the last layer is tied."""
+"""Names of the token embeddings, to which the last layer is tied unless the configuration says otherwise."""
 
 
 def plan_splade(weights: Weights, config: PretrainedConfig, base_prefix: str, splade: Splade) -> HeadPlan:
@@ -89,9 +89,9 @@ def plan_splade(weights: Weights, config: PretrainedConfig, base_prefix: str, sp
 
 def _plan_scores(weights: Weights, config: PretrainedConfig, base_prefix: str) -> tuple[HeadStep, ...]:
     for layout in LAYOUTS.values():
-        if all(f"{layer.tensor}.weight" in weights.names for layer in layout.layers):
+        if all(fits_layer(layer, weights, base_prefix) for layer in layout.layers):
             layers = plan_layers(layout.layers, weights, config, base_prefix)
-            return (*layers, _plan_decoder(layout, weights, base_prefix))
+            return (*layers, _plan_decoder(layout, weights, config, base_prefix))
     outside = sorted(name for name in weights.names if not name.startswith(f"{base_prefix}."))
     raise ExportError(
         "SPLADE needs the head of a masked language model; none that poolgraph knows fits the checkpoint's tensors "
@@ -99,8 +99,9 @@ def _plan_scores(weights: Weights, config: PretrainedConfig, base_prefix: str) -
     )
 
 
-def _plan_decoder(layout: MaskedLanguageHead, weights: Weights, base_prefix: str) -> HeadStep:
-    names = (layout.decoder, *(f"{base_prefix}.{table}" for table in TABLES))
+def _plan_decoder(layout: MaskedLanguageHead, weights: Weights, config: PretrainedConfig, base_prefix: str) -> HeadStep:
+    tables = TABLES if getattr(config, "tie_word_embeddings", True) else ()
+    names = (layout.decoder, *(f"{prefix}{table}" for table in tables for prefix in (f"{base_prefix}.", "")))
     name = next((name for name in names if f"{name}.weight" in weights.names), None)
     if name is None:
         raise ExportError(f"the head of the masked language model has no matrix; looked for {list(names)}")

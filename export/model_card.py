@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Tensor
+from poolgraph.graphs.manifest import CheckRow, Fidelity, Manifest, Pooler, Tensor
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
 from poolgraph.runtime.inspect import describe_float_range, describe_quantization
 from poolgraph.runtime.providers import list_needs
@@ -82,11 +82,12 @@ RANGES = """
 
 USAGE: Mapping[str, str] = {
     "embed": 'vectors = model.embed(["a text", "another text"])  # numpy, (2, {size})',
+    "embed_sparse": 'weights = model.embed_sparse(["a text", "another text"])  # a list, token ids and their weights',
     "classify": 'probabilities = model.classify(["a text", "another text"])  # numpy, (2, {size})',
     "token_embed": 'matrices = model.token_embed(["a text", "another text"])  # a list of numpy, (num_tokens, {size})',
     "token_classify": 'matrices = model.token_classify(["a text", "another"])  # a list of numpy, (num_rows, {size})',
 }
-"""The line of code that shows each task."""
+"""The line of code that shows each task, or sparse embeddings."""
 
 
 def render_model_card(manifest: Manifest) -> str:
@@ -101,9 +102,9 @@ def render_model_card(manifest: Manifest) -> str:
         pooling=" + ".join(pooler.pooling) or "every token",
         normalize=", normalized" if pooler.normalize else "",
         width="embedding size" if pooler.activation is None else "labels",
-        usage=USAGE[manifest.tasks[0]].format(size=pooler.embedding_size),
+        usage=USAGE["embed_sparse" if pooler.sparse else manifest.tasks[0]].format(size=pooler.embedding_size),
         output=_finished_output(manifest),
-        kind="finished answer" if pooler.activation is None else f"answer before its activation ({pooler.activation})",
+        kind=_describe_answer(pooler),
         size=pooler.embedding_size,
         limit=manifest.limits.max_model_len,
         prompts=", ".join(manifest.prompts) or "none",
@@ -114,6 +115,14 @@ def render_model_card(manifest: Manifest) -> str:
         unverified=_describe_unverified(manifest),
         fidelity="" if manifest.report.fidelity is None else _render_fidelity(manifest, manifest.report.fidelity),
     )
+
+
+def _describe_answer(pooler: Pooler) -> str:
+    if pooler.activation is not None:
+        return f"answer before its activation ({pooler.activation})"
+    if pooler.max_active_dims is not None:
+        return f"answer with all weights, of which the {pooler.max_active_dims} largest are kept"
+    return "finished answer"
 
 
 def _render_fidelity(manifest: Manifest, fidelity: Fidelity) -> str:

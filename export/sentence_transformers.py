@@ -13,7 +13,7 @@ import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
-from poolgraph.export.transformer_options import read_form, read_transformer
+from poolgraph.export.transformer_options import TransformerOptions, read_form, read_transformer
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -147,15 +147,15 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
     splade = _read_splade(checkpoint, modules, kinds)
     task = "feature-extraction" if splade is None else "fill-mask"
     transformer = read_transformer(checkpoint, modules[0].path, task=task, multi_vector=multi_vector)
+    if splade is not None:
+        _check_splade(kinds, transformer)
     settings = read_form(checkpoint, "config_sentence_transformers.json", _Settings) or _Settings()
     if multi_vector:
         # MultiVectorEncoder always has these two prompts, and knows no truncate_dim.
         prompts = {"query": None, "document": None, **(settings.prompts or {})}
         settings = msgspec.structs.replace(settings, prompts=prompts, truncate_dim=None)
     if splade is not None:
-        # SparseEncoder compares by dot product unless told otherwise, and knows no truncate_dim.
-        similarity = settings.similarity_fn_name or "dot"
-        settings = msgspec.structs.replace(settings, similarity_fn_name=similarity, truncate_dim=None)
+        settings = msgspec.structs.replace(settings, truncate_dim=None)  # which SparseEncoder does not know
     _check_default_prompt(settings)
     return SentenceTransformer(
         transformer_path=modules[0].path,
@@ -175,7 +175,11 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
         do_lower_case=bool(transformer.do_lower_case),
         prompts=_name_prompts(settings),
         default_prompt_name=settings.default_prompt_name,
-        similarity_fn_name=settings.similarity_fn_name or "cosine" if multi_vector else _choose_similarity(settings),
+        similarity_fn_name=(
+            settings.similarity_fn_name or "cosine"
+            if multi_vector
+            else _choose_similarity(settings, "cosine" if splade is None else "dot")
+        ),
         config_options=transformer.config_options,
         tokenizer_options=transformer.tokenizer_options,
     )
@@ -228,18 +232,18 @@ def _name_prompts(settings: _Settings) -> dict[str, str]:
     return {name: prompt or "" for name, prompt in {**always, **(settings.prompts or {})}.items()}
 
 
-def _choose_similarity(settings: _Settings) -> str:
-    """Return the name of the similarity; of one that it does not know sentence-transformers takes the cosine."""
+def _choose_similarity(settings: _Settings, default: str) -> str:
+    """Return the name of the similarity; of one that it does not know sentence-transformers takes its default."""
     name = settings.similarity_fn_name
     if name is None or name in SIMILARITY_FUNCTIONS:
-        return name or SIMILARITY_FUNCTIONS[0]
+        return name or default
     warnings.warn(
         f"similarity_fn_name {name!r} is none of {list(SIMILARITY_FUNCTIONS)}; "
-        "cosine is taken, as by sentence-transformers",
+        f"{default} is taken, as by sentence-transformers",
         UserWarning,
         stacklevel=2,
     )
-    return SIMILARITY_FUNCTIONS[0]
+    return default
 
 
 def _module_kind(module: _Module, compiled: tuple[str, ...]) -> str:
@@ -266,6 +270,21 @@ def _read_splade(checkpoint: Checkpoint, modules: list[_Module], kinds: list[str
     if "MLMTransformer" in kinds:
         raise ExportError("modules.json has an MLMTransformer without a SpladePooling, which cannot be compiled")
     return None
+
+
+def _check_splade(kinds: list[str], transformer: TransformerOptions) -> None:
+    if kinds[0] == "Transformer" and transformer.transformer_task is None:
+        raise ExportError(
+            "modules.json has a SpladePooling behind a Transformer without transformer_task, of which "
+            "sentence-transformers pools the last hidden states and not scores of words; write 'fill-mask' into its "
+            "sentence_bert_config.json"
+        )
+    behind = [kind for kind in kinds[2:] if kind not in ("Normalize", "Dropout")]
+    if behind:
+        raise ExportError(
+            f"modules.json has {behind} behind its SpladePooling, after which embeddings are weights of words no more; "
+            "only Normalize and Dropout can be compiled there"
+        )
 
 
 def _check_order(kinds: list[str]) -> None:

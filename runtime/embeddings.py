@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest
+from poolgraph.runtime.sparse import keep_largest
 
 MIN_NORM: Final = 1e-12
 """Smallest norm divided by: an answer of zeros stays zeros."""
@@ -66,20 +67,32 @@ def choose_norm(manifest: Manifest, normalize: bool | None) -> bool:
     return manifest.pooler.normalize if normalize is None else bool(normalize)
 
 
-def finish_embeddings(raw: NDArray[np.float32], *, normalize: bool, dimensions: int | None) -> NDArray[np.float32]:
-    """Shorten to ``dimensions``, then divide by the L2 norm; a row's bits do not depend on the other rows.
+def finish_embeddings(
+    raw: NDArray[np.float32],
+    *,
+    normalize: bool,
+    dimensions: int | None,
+    max_active_dims: int | None = None,
+    to_unit: bool = False,
+) -> NDArray[np.float32]:
+    """Shorten to ``dimensions``, divide by the L2 norm, keep the largest; a row's bits do not depend on other rows.
 
     Args:
         raw: (..., embedding_size), left as it is.
         normalize: Whether to divide each row by its norm.
         dimensions: Leading values kept, None for all.
+        max_active_dims: The largest values of sparse rows that are kept, None for all.
+        to_unit: Whether the norm is that of what is kept, as who asks for a norm of 1 expects. The model's own is of
+            all values: sentence-transformers' Normalize comes before the smaller ones are left out.
 
     Returns:
         A new array (..., dimensions).
     """
     # A contiguous copy: numpy sums a strided row in another order than a contiguous one.
     answer = np.array(raw[..., :dimensions], dtype=np.float32, order="C")
+    if normalize and to_unit:
+        answer = keep_largest(answer, max_active_dims)
     if normalize:
         norm = np.sqrt(np.square(answer, dtype=np.float64).sum(axis=-1, keepdims=True))
         answer /= np.maximum(norm, MIN_NORM).astype(np.float32)
-    return answer
+    return keep_largest(answer, max_active_dims)

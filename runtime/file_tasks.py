@@ -152,6 +152,7 @@ FILE_TASKS: Final[Mapping[str, FileTask]] = {
         check_model=lambda model, **options: model.check_sparse_options(**options),
         checked=("prompt_name", "prompt", "max_active_dims"),
         answer=embed_sparse,
+        chunk_items=256,
     ),
     "classify": FileTask(
         name="classify",

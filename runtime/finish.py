@@ -15,7 +15,6 @@ from poolgraph.graphs.manifest import Manifest, Pooler
 from poolgraph.runtime.activations import choose_activation, finish_logits
 from poolgraph.runtime.embeddings import at_token_width, check_dimensions, finish_embeddings
 from poolgraph.runtime.late_chunking import average_chunks
-from poolgraph.runtime.sparse import keep_largest
 from poolgraph.runtime.steps import resolve_columns, resolve_step_tag, select_steps
 from poolgraph.runtime.tokenizer import EncodedText
 
@@ -52,6 +51,7 @@ class Finish:
     Attributes:
         embeds: Whether the answer is an embedding; else it is logits.
         normalize: Divide embeddings by their norm.
+        to_unit: Divide by the norm of the values that are kept, which the request asks for, not of all.
         dimensions: Leading values of embeddings that are kept, None for all.
         max_active_dims: The largest values of sparse embeddings that are kept, None for all.
         activation: Applied to logits, None for none.
@@ -62,6 +62,7 @@ class Finish:
 
     embeds: bool
     normalize: bool = False
+    to_unit: bool = False
     dimensions: int | None = None
     max_active_dims: int | None = None
     activation: str | None = None
@@ -107,6 +108,7 @@ def plan_finish(
     return Finish(
         embeds=True,
         normalize=manifest.pooler.normalize if params.use_activation is None else params.use_activation,
+        to_unit=bool(params.use_activation) and manifest.pooler.max_active_dims is not None,
         dimensions=width,
         max_active_dims=manifest.pooler.max_active_dims,
         steps=steps,
@@ -118,8 +120,13 @@ def plan_finish(
 def finish_rows(raw: NDArray[np.float32], finish: Finish) -> NDArray[np.float32]:
     """Finish rows of the sequence graph, (num_texts, size); a row's bits do not depend on the other rows."""
     if finish.embeds:
-        rows = finish_embeddings(raw, normalize=finish.normalize, dimensions=finish.dimensions)
-        return keep_largest(rows, finish.max_active_dims)
+        return finish_embeddings(
+            raw,
+            normalize=finish.normalize,
+            dimensions=finish.dimensions,
+            max_active_dims=finish.max_active_dims,
+            to_unit=finish.to_unit,
+        )
     return finish_logits(raw, finish.activation)
 
 

@@ -151,6 +151,10 @@ def _describe_pooler(pooler: Pooler) -> str:
     parts = [" + ".join(pooler.pooling) or "every token", _describe_finish(pooler)]
     if pooler.tok_pooling_type == "STEP":
         parts.append(f"rows of token {pooler.step_tag_id}")
+    if pooler.sparse:
+        parts.append(
+            f"weights of words{'' if pooler.max_active_dims is None else f', the {pooler.max_active_dims} largest'}"
+        )
     if not pooler.include_prompt:
         parts.append("the prompt's tokens left out")
     return ", ".join(parts)

@@ -54,21 +54,21 @@ def weighs_words(manifest: Manifest) -> bool:
     return manifest.pooler.sparse or manifest.pooler.token_weights is not None
 
 
-def check_active_dims(max_active_dims: int | None) -> int | None:
+def check_active_dims(number: int | None, parameter: str = "max_active_dims") -> int | None:
     """Return the number of weights that are kept, None for all.
+
+    Args:
+        number: As the caller gives it.
+        parameter: What it is called, for the message.
 
     Raises:
         InputError: not an int of 1 or more.
     """
-    if max_active_dims is None:
+    if number is None:
         return None
-    if isinstance(max_active_dims, bool) or not isinstance(max_active_dims, Integral) or max_active_dims < 1:
-        raise InputError(
-            f"max_active_dims must be an int of 1 or more, not {max_active_dims!r}",
-            parameter="max_active_dims",
-            value=max_active_dims,
-        )
-    return int(max_active_dims)
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise InputError(f"{parameter} must be an int of 1 or more, not {number!r}", parameter=parameter, value=number)
+    return int(number)
 
 
 def keep_largest(rows: NDArray[np.float32], max_active_dims: int | None) -> NDArray[np.float32]:

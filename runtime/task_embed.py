@@ -12,7 +12,6 @@ from poolgraph.runtime.embeddings import check_dimensions, choose_norm, finish_e
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import finish_tokens, plan_finish
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
-from poolgraph.runtime.sparse import keep_largest
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 
 
@@ -97,8 +96,13 @@ class EmbedTasks(LoadedModel):
             windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
         ) as found:
             for first, window, raw in found:
-                rows = finish_embeddings(raw, normalize=unit, dimensions=dimensions)
-                answers[first : first + len(window)] = keep_largest(rows, self.manifest.pooler.max_active_dims)
+                answers[first : first + len(window)] = finish_embeddings(
+                    raw,
+                    normalize=unit,
+                    dimensions=dimensions,
+                    max_active_dims=self.manifest.pooler.max_active_dims,
+                    to_unit=bool(normalize),
+                )
                 num_cut += count_cut(window)
         return answers, num_cut
 

@@ -42,8 +42,8 @@ from poolgraph.tasks import Side
 _TASKS: Final = {"cross_encoder": "classify", "bi_encoder": "embed", "late_interaction": "token_embed"}
 """Way of scoring to the pooling task that it runs."""
 
-_STEP_TEXTS: Final = 16_384
-"""Texts of a bi-encoder whose embeddings are there at a time."""
+_STEP_VALUES: Final = 2**24
+"""Numbers of a bi-encoder's embeddings that are there at a time: 16,384 texts of 1,024 each, 549 of a vocabulary's."""
 
 _STEP_CHARACTERS: Final = 2**19
 """Characters of a late-interaction model's texts whose vectors are there at a time: some 2**17 vectors."""
@@ -335,7 +335,9 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         def compare(queries: Vectors, documents: Vectors, pairs: list[tuple[int, int]]) -> NDArray[np.float32]:
             return cosine_scores(np.stack(queries), np.stack(documents), pairs)
 
-        return EmbedScorer(embed=embed, compare=compare, cost=lambda _text: 1, budget=_STEP_TEXTS)
+        return EmbedScorer(
+            embed=embed, compare=compare, cost=lambda _text: self.manifest.pooler.embedding_size, budget=_STEP_VALUES
+        )
 
     def _compare_tokens(self, options: ScoreOptions, on_progress: Progress | None) -> EmbedScorer:
         mean = self.manifest.similarity_fn_name == "meanmaxsim"

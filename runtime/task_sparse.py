@@ -138,14 +138,18 @@ class SparseTasks(EmbedTasks):
             top_k: The most that are returned, None for all.
 
         Raises:
-            InputError: an embedding of another size, or a number that is none.
+            InputError: no embedding, one of another size, or a number that is none.
         """
+        if not isinstance(embedding, SparseEmbedding):
+            raise InputError(
+                f"embedding must be one SparseEmbedding, got {type(embedding).__name__}", parameter="embedding"
+            )
         if embedding.size != self.sparse_size:
             raise InputError(
                 f"the embedding has {embedding.size} words, those of {self.manifest.source.model!r} {self.sparse_size}",
                 parameter="embedding",
             )
-        number = len(embedding) if top_k is None else check_active_dims(top_k)
+        number = len(embedding) if top_k is None else check_active_dims(top_k, "top_k")
         order = np.argsort(-embedding.values, kind="stable")[:number]
         vocabulary = self.tokenizer.backend
         return [

@@ -15,6 +15,7 @@ from poolgraph.export.sentence_transformers import (
     COMPILED_MODULES,
     POOLING_FLAGS,
     SentenceTransformer,
+    Splade,
     add_task_instructions,
     parse_pooling,
     parse_sentence_transformers,
@@ -307,6 +308,21 @@ def test_a_similarity_that_is_not_known_is_the_cosine(tmp_path: Path) -> None:
     settings = {"config_sentence_transformers.json": {"similarity_fn_name": "dot_product"}}
     with pytest.warns(UserWarning, match="'dot_product' is none of"):
         assert parse(tmp_path, ["Transformer", "Pooling"], settings).similarity_fn_name == "cosine"
+
+
+def test_a_splade_pools_scores_of_words(tmp_path: Path) -> None:
+    files = {"sentence_bert_config.json": {"transformer_task": "fill-mask"}}
+    unknown = {"config_sentence_transformers.json": {"similarity_fn_name": "dot_product"}}
+    assert parse(tmp_path / "task", ["Transformer", "SpladePooling"], files).similarity_fn_name == "dot"
+    with pytest.warns(UserWarning, match="dot is taken, as by sentence-transformers"):
+        old = parse(tmp_path / "old", ["MLMTransformer", "SpladePooling", "Normalize"], unknown)
+    assert (old.splade, old.similarity_fn_name) == (Splade(), "dot")
+    with pytest.raises(ExportError, match="behind a Transformer without transformer_task"):
+        parse(tmp_path / "none", ["Transformer", "SpladePooling"])
+    with pytest.raises(
+        ExportError, match="behind its SpladePooling, after which embeddings are weights of words no more"
+    ):
+        parse(tmp_path / "dense", ["MLMTransformer", "SpladePooling", "Dense"])
 
 
 def test_a_default_prompt_that_every_model_has(tmp_path: Path) -> None:

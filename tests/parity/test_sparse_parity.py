@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from parity_table import TOLERANCE, largest_difference, make_texts
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SparseEncoder
+from tiny_heads import save_model
 from tiny_sparse import encode, save_splade
 
-from poolgraph import PoolingModel, export_model
+from poolgraph import LLM, PoolingModel, PoolingParams, export_model
 from poolgraph.cli import main
-from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.errors import ExportError, InputError, TaskNotSupported
 from poolgraph.runtime.sparse import sparsify
 
 
@@ -79,6 +82,62 @@ def test_sparse_embeddings(splade: Path) -> None:
     assert not np.array_equal(query, dense)
 
 
+def test_norms_of_what_is_kept(splade: Path) -> None:
+    with PoolingModel.load(splade / "artifact") as model:
+        rows = model.embed(["the lazy dog", "a fox"], normalize=True)
+        assert [np.count_nonzero(row) for row in rows] == [20, 20]
+        assert np.allclose(np.linalg.norm(rows, axis=1), 1)
+        assert np.allclose(model.score("a fox", ["a fox", "the lazy dog"]), [1, rows[0] @ rows[1]])
+    outputs = LLM(str(splade / "artifact")).embed("a fox", pooling_params=PoolingParams(use_activation=True))
+    assert np.array_equal(outputs[0].outputs.embedding, rows[1])
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def old_names(tensors: dict[str, Any]) -> dict[str, Any]:
+    spellings = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+    return {
+        next((name.replace(new, old) for new, old in spellings if name.endswith(new)), name): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def other_bias(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {**tensors, "cls.predictions.decoder.bias": -tensors["cls.predictions.bias"]}
+
+
+def no_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("change", [old_names, other_bias, no_prefix])
+def test_tensors_as_checkpoints_have_them(change: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path) -> None:
+    checkpoint = save_splade(tmp_path / "checkpoint", "BertModel")
+    change_tensors(checkpoint, change)
+    export_model(checkpoint, tmp_path / "artifact")
+    texts = ["the lazy dog", "a fox"]
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        found = model.embed(texts)
+    assert largest_difference(list(encode(checkpoint, texts)), list(found)) <= TOLERANCE * found.max()
+
+
+def test_decoder_that_is_not_tied(tmp_path: Path) -> None:
+    checkpoint = save_model(tmp_path / "checkpoint", "BertModel", "BertForMaskedLM", tie_word_embeddings=False)
+    change_tensors(checkpoint, lambda it: {name: it[name] for name in it if name != "cls.predictions.decoder.weight"})
+    overrides = {"architectures": ["BertSpladeSparseEmbeddingModel"]}
+    with pytest.raises(ExportError, match="has no matrix; looked for "):
+        export_model(checkpoint, tmp_path / "artifact", hf_overrides=overrides)
+
+
+def test_the_model_card_tells_what_graphs_leave_out(splade: Path) -> None:
+    card = (splade / "artifact" / "README.md").read_text()
+    assert "is the answer with all weights, of which the 20 largest are kept" in card
+    assert 'weights = model.embed_sparse(["a text", "another text"])' in card
+
+
 def test_words_of_an_embedding(splade: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,6 +147,10 @@ def test_words_of_an_embedding(splade: Path) -> None:
         (embedding,) = model.embed_sparse("the lazy dog")
         found = model.decode(embedding, top_k=5)
         assert len(model.decode(embedding)) == 20
+        with pytest.raises(InputError, match="embedding must be one SparseEmbedding, got list"):
+            model.decode([embedding])  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="top_k must be an int of 1 or more, not 0"):
+            model.decode(embedding, top_k=0)
         with pytest.raises(InputError, match="the embedding has 3 words, those of"):
             model.decode(sparsify(np.ones((1, 3), dtype=np.float32))[0])
     assert [token for token, _ in found] == [token for token, _ in expected]

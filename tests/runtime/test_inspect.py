@@ -55,6 +55,10 @@ def test_the_description():
             {"pooler": Pooler(pooling=("cls",), embedding_size=8, is_matryoshka=True, matryoshka_dimensions=(2, 4))},
             "dimensions    8, may be shortened to 2, 4\n",
         ),
+        (
+            {"pooler": Pooler(pooling=("max",), embedding_size=8, sparse=True, max_active_dims=3)},
+            "pooler        max, not normalized, weights of words, the 3 largest\n",
+        ),
         ({"pooler": Pooler(pooling=("cls",), embedding_size=8, is_matryoshka=True)}, "8, may be shortened\n"),
         ({"source": msgspec.structs.replace(MANIFEST.source, revision=None)}, "model         acme/tiny\n"),
         ({"report": Report(reference="nothing")}, "  nothing was verified"),

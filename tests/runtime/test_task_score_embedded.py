@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import numpy as np
 import pytest
 from little_scorers import build_scorer, draw_texts
@@ -85,7 +86,7 @@ def test_embedded_scores_have_the_same_bits_in_any_step(kind, request, monkeypat
     together = model.score(queries, documents)
     alone = [model.score(query, document)[0] for query, document in zip(queries, documents, strict=True)]
     np.testing.assert_array_equal(together, alone)
-    for name, budget in (("_STEP_TEXTS", 3), ("_STEP_CHARACTERS", 50)):
+    for name, budget in (("_STEP_VALUES", 3 * model.manifest.pooler.embedding_size), ("_STEP_CHARACTERS", 50)):
         monkeypatch.setattr(task_score, name, budget)
     np.testing.assert_array_equal(model.score(queries, documents), together)
     order = random.Random(0).sample(range(50), 50)
@@ -102,9 +103,23 @@ def test_each_distinct_text_is_embedded_once(bi_encoder, monkeypatch):
         return embed_chunk(texts, **options)
 
     monkeypatch.setattr(bi_encoder, "embed_chunk", record)
-    monkeypatch.setattr(task_score, "_STEP_TEXTS", 2)
+    monkeypatch.setattr(task_score, "_STEP_VALUES", 2 * bi_encoder.manifest.pooler.embedding_size)
     bi_encoder.score(["w1", "w2", "w1", "w3", "w1"], ["w4", "w5", "w5", "w6", "w7"])
     assert sorted(embedded) == ["w1", "w2", "w3", "w4", "w5", "w6", "w7"]
+
+
+def test_wide_embeddings_are_compared_few_at_a_time(bi_encoder, monkeypatch):
+    sizes = []
+
+    def embed_chunk(texts, **_options):
+        sizes.append(len(texts))
+        return np.ones((len(texts), 2), dtype=np.float32), 0
+
+    wide = msgspec.structs.replace(bi_encoder.manifest.pooler, embedding_size=2**18)
+    monkeypatch.setattr(bi_encoder, "manifest", msgspec.structs.replace(bi_encoder.manifest, pooler=wide))
+    monkeypatch.setattr(bi_encoder, "embed_chunk", embed_chunk)
+    bi_encoder.score("w1", [f"w{number}" for number in range(2, 102)])
+    assert max(sizes) == 64
 
 
 @pytest.mark.parametrize("kind", ["bi_encoder", "late"])
