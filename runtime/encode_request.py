@@ -25,6 +25,7 @@ _REFUSED: Final[Mapping[str, str]] = MappingProxyType(
         "device": "the provider is chosen when the model is loaded, by PoolingModel.load(provider=...)",
         "pool": "there are no worker processes: one call uses all cores of this one",
         "chunk_size": "there are no worker processes: one call uses all cores of this one",
+        "convert_to_sparse_tensor": "there is no torch at run time; embed_sparse answers without the zeros",
     }
 )
 """Options of sentence-transformers that have no meaning here, and what to do instead."""
@@ -44,6 +45,9 @@ class EncodeOptions(TypedDict, total=False):
     truncate_dim: int | None
     pool: None
     chunk_size: None
+    convert_to_sparse_tensor: bool
+    save_to_cpu: bool
+    max_active_dims: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,9 @@ class EncodeRequest:
     truncate_dim: int | None = None
     pool: None = None
     chunk_size: None = None
+    convert_to_sparse_tensor: bool = False
+    save_to_cpu: bool = False
+    max_active_dims: int | None = None
 
     def __post_init__(self) -> None:
         for name, cure in _REFUSED.items():
@@ -73,7 +80,7 @@ class EncodeRequest:
                     parameter=name,
                     value=getattr(self, name),
                 )
-        for name in ("batch_size", "truncate_dim"):
+        for name in ("batch_size", "truncate_dim", "max_active_dims"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
                 raise InputError(f"{name} must be a positive int, got {value!r}", parameter=name, value=value)

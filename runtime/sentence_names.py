@@ -53,8 +53,13 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
         chunk_size: None = None,
         *,
         sentences: Texts | None = None,
+        convert_to_sparse_tensor: bool = False,
+        save_to_cpu: bool = False,
+        max_active_dims: int | None = None,
     ) -> Encoded:
-        """Embed texts as ``SentenceTransformer.encode`` does; InputError for options that are refused or unknown.
+        """Embed texts as ``SentenceTransformer.encode`` and ``SparseEncoder.encode`` do.
+
+        Options that have no meaning here are refused with an InputError.
 
         Args:
             inputs: A text or several.
@@ -72,6 +77,9 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
             pool: Refused.
             chunk_size: Refused.
             sentences: Older name of ``inputs``.
+            convert_to_sparse_tensor: Refused: there is no torch at run time; ``embed_sparse`` answers without zeros.
+            save_to_cpu: Without effect: that is where answers are.
+            max_active_dims: Of sparse embeddings, keep so many of the largest weights; None does as the model says.
 
         Returns:
             (num_texts, embedding_size), a byte for 8 values in binary; a list of (num_tokens, size) for tokens.
@@ -89,6 +97,9 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
             truncate_dim=truncate_dim,
             pool=pool,
             chunk_size=chunk_size,
+            convert_to_sparse_tensor=convert_to_sparse_tensor,
+            save_to_cpu=save_to_cpu,
+            max_active_dims=max_active_dims,
         )
         self._check_one_side()
         answers, num_cut = self._answer(texts, prompt_name, prompt, request)
@@ -226,7 +237,13 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
             return self.token_embed(texts, prompt=prefix, normalize=False, truncate=True, progress=shown), 0
         self.check_task("embed")
         with progress_bar(len(texts), shown=shown) as on_progress:
-            answers, num_cut = self.embed_chunk(texts, prompt=prefix, truncate=True, on_progress=on_progress)
+            answers, num_cut = self.embed_chunk(
+                texts,
+                prompt=prefix,
+                truncate=True,
+                max_active_dims=request.max_active_dims,
+                on_progress=on_progress,
+            )
         if request.normalize_embeddings or request.truncate_dim is not None:
             answers = finish_embeddings(
                 answers, normalize=request.normalize_embeddings, dimensions=request.truncate_dim

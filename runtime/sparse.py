@@ -71,6 +71,21 @@ def check_active_dims(number: int | None, parameter: str = "max_active_dims") ->
     return int(number)
 
 
+def choose_active_dims(manifest: Manifest, max_active_dims: int | None) -> int | None:
+    """Return how many weights of an embedding are kept, None for all; a request's number goes before the model's.
+
+    Raises:
+        InputError: not an int of 1 or more, or the model's embeddings are dense.
+    """
+    if max_active_dims is not None and not weighs_words(manifest):
+        raise InputError(
+            f"max_active_dims is for sparse embeddings, and those of {manifest.source.model!r} are dense",
+            parameter="max_active_dims",
+            value=max_active_dims,
+        )
+    return manifest.pooler.max_active_dims if max_active_dims is None else check_active_dims(max_active_dims)
+
+
 def keep_largest(rows: NDArray[np.float32], max_active_dims: int | None) -> NDArray[np.float32]:
     """Put 0 in the place of all weights of each row but the largest ones; of equal ones the first are kept.
 

@@ -12,6 +12,7 @@ from poolgraph.runtime.embeddings import check_dimensions, choose_norm, finish_e
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import finish_tokens, plan_finish
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
+from poolgraph.runtime.sparse import choose_active_dims
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 
 
@@ -68,6 +69,7 @@ class EmbedTasks(LoadedModel):
         dimensions: int | None = None,
         normalize: bool | None = None,
         truncate: bool = False,
+        max_active_dims: int | None = None,
         on_progress: Progress | None = None,
     ) -> tuple[NDArray[np.float32], int]:
         """Embed a part of a longer list, without a warning; the options are those of ``embed``.
@@ -80,6 +82,7 @@ class EmbedTasks(LoadedModel):
             dimensions: Leading values kept.
             normalize: Divide by the L2 norm.
             truncate: Cut longer texts.
+            max_active_dims: Of sparse embeddings, keep so many of the largest weights; None does as the model says.
             on_progress: Called with the number of texts that each finished batch adds.
 
         Returns:
@@ -88,6 +91,7 @@ class EmbedTasks(LoadedModel):
         self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions)
         unit = choose_norm(self.manifest, normalize)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        most = choose_active_dims(self.manifest, max_active_dims)
         answers = np.empty((len(texts), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
         num_cut = 0
         windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
@@ -100,7 +104,7 @@ class EmbedTasks(LoadedModel):
                     raw,
                     normalize=unit,
                     dimensions=dimensions,
-                    max_active_dims=self.manifest.pooler.max_active_dims,
+                    max_active_dims=most,
                     to_unit=bool(normalize),
                 )
                 num_cut += count_cut(window)

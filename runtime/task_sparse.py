@@ -12,7 +12,14 @@ from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import count_cut, progress_bar
-from poolgraph.runtime.sparse import SparseEmbedding, check_active_dims, sparsify, weigh_words, weighs_words
+from poolgraph.runtime.sparse import (
+    SparseEmbedding,
+    check_active_dims,
+    choose_active_dims,
+    sparsify,
+    weigh_words,
+    weighs_words,
+)
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText
@@ -81,8 +88,8 @@ class SparseTasks(EmbedTasks):
             One embedding a text, and how many texts were cut.
         """
         self.check_sparse_options(prompt_name=prompt_name, prompt=prompt, max_active_dims=max_active_dims)
-        pooler, weights = self.manifest.pooler, self.manifest.pooler.token_weights
-        most = pooler.max_active_dims if max_active_dims is None else check_active_dims(max_active_dims)
+        weights = self.manifest.pooler.token_weights
+        most = choose_active_dims(self.manifest, max_active_dims)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         answers: list[SparseEmbedding] = []
         num_cut = 0

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def find_model(registry: ModelRegistry, name: str | None, task: str | None, api: str) -> ServedModel:
-    """Return the model of a request; without a name, the only one, or the first that does the task.
+    """Return the model of a request; without a name, the only one, or the only one that does the task.
+
+    Where several score pairs, that is the only one made for it: embedding models score too, by the way.
 
     Args:
         registry: The models.
@@ -33,8 +35,9 @@ def find_model(registry: ModelRegistry, name: str | None, task: str | None, api:
     """
     if not name and task is not None:
         able = [model for model in registry.models if can(model, task)]
-        if len(able) == 1:
-            return able[0]
+        chosen = able if len(able) == 1 else [model for model in able if _is_made_for(model, task)]
+        if len(chosen) == 1:
+            return chosen[0]
     model = registry.find(name or None)
     if task is not None and not can(model, task):
         raise TaskNotServed(
@@ -42,6 +45,11 @@ def find_model(registry: ModelRegistry, name: str | None, task: str | None, api:
             f"{list(model.manifest.tasks)}."
         )
     return model
+
+
+def _is_made_for(model: ServedModel, task: str) -> bool:
+    scoring = model.manifest.scoring
+    return task == "score" and scoring is not None and scoring.kind != "bi_encoder"
 
 
 def list_names(model: ServedModel) -> tuple[str, ...]:

@@ -138,6 +138,24 @@ def test_the_model_card_tells_what_graphs_leave_out(splade: Path) -> None:
     assert 'weights = model.embed_sparse(["a text", "another text"])' in card
 
 
+def test_options_of_sparse_encoder(splade: Path, tmp_path: Path) -> None:
+    texts = ["the lazy dog", "a fox"]
+    with PoolingModel.load(splade / "artifact") as model:
+        found = model.encode(texts, max_active_dims=7, save_to_cpu=True)
+        document = model.encode_document(texts, max_active_dims=7)
+        with pytest.raises(InputError, match=r"convert_to_sparse_tensor has no meaning here: .* embed_sparse"):
+            model.encode(texts, convert_to_sparse_tensor=True)
+    assert (
+        largest_difference(list(encode(splade / "checkpoint", texts, max_active_dims=7)), list(found))
+        <= TOLERANCE * found.max()
+    )
+    assert np.array_equal(document, found)
+    export_model(splade / "checkpoint-mlm", tmp_path / "artifact", task="embed")
+    refusal = pytest.raises(InputError, match=r"max_active_dims is for sparse embeddings, and those of .* are dense")
+    with PoolingModel.load(tmp_path / "artifact") as model, refusal:
+        model.encode(texts, max_active_dims=7)
+
+
 def test_words_of_an_embedding(splade: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

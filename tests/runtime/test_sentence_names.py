@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 
 from poolgraph import PoolingModel
 from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
@@ -65,8 +65,12 @@ def test_options_are_those_of_sentence_transformers() -> None:
         found = {key: value.default for key, value in ours.items() if key not in ("self", "sentences", "options")}
         if name != "encode":
             found |= {item.name: item.default for item in fields(EncodeRequest)}
-        assert list(found) == list(expected)
-        assert found == expected | {"inputs": None}
+        of_sparse = set(inspect.signature(getattr(SparseEncoder, name)).parameters) - set(theirs)
+        assert list(found)[len(expected) :] == ["convert_to_sparse_tensor", "save_to_cpu", "max_active_dims"]
+        assert of_sparse == set(list(found)[len(expected) :])
+        assert list(found)[: len(expected)] == list(expected)
+        off = {"convert_to_sparse_tensor": False, "save_to_cpu": False, "max_active_dims": None}
+        assert found == expected | {"inputs": None} | off
     assert list(EncodeOptions.__annotations__) == [item.name for item in fields(EncodeRequest)]
 
 

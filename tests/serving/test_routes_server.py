@@ -114,6 +114,14 @@ def test_models_are_chosen_by_name(make_site):
     assert unclear.json()["error"]["message"].startswith("model is required where several are served")
 
 
+def test_pairs_go_to_the_model_that_is_made_for_them(make_site):
+    site = make_site("embedder", "reranker")
+    assert site.post("/rerank", {"query": "w1", "documents": ["w2"]}).json()["model"] == "reranker"
+    assert site.post("/score", {"text_1": "w1", "text_2": ["w2"]}).json()["model"] == "reranker"
+    assert site.post("/v1/embeddings", {"input": "w1"}).json()["model"] == "embedder"
+    assert make_site("embedder", "plain").post("/rerank", {"query": "w1", "documents": ["w2"]}).status_code == 404
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/"), ("GET", "/ping"), ("POST", "/ping")])
 def test_health(make_site, method, path):
     site = make_site()
