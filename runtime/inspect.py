@@ -155,6 +155,8 @@ def _describe_pooler(pooler: Pooler) -> str:
         parts.append(
             f"weights of words{'' if pooler.max_active_dims is None else f', the {pooler.max_active_dims} largest'}"
         )
+    if pooler.token_weights is not None:
+        parts.append("vectors of tokens with weights of words")
     if not pooler.include_prompt:
         parts.append("the prompt's tokens left out")
     return ", ".join(parts)

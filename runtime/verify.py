@@ -18,7 +18,7 @@ from poolgraph.graphs.artifact import open_artifact, save_manifest
 from poolgraph.graphs.manifest import CheckRow, Manifest, Report, Variant
 from poolgraph.graphs.probe_files import StoredProbes, load_probes
 from poolgraph.runtime.activations import finish_logits
-from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, Comparison, Threshold, compare_answers
+from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, TOKEN_WEIGHTS, Comparison, Threshold, compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.loaded import LoadedModel
 from poolgraph.runtime.model import PoolingModel
@@ -105,6 +105,16 @@ def check_model(model: PoolingModel, probes: StoredProbes, families: Sequence[st
                 left, right = ([finish(rows) for rows in side] for side in (reference, answers))
             found = compare_answers(left, right, threshold)
             yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
+        if family == "token" and model.manifest.pooler.token_weights is not None and stored[family]:
+            yield _check_weights(model.variant, expected, batched)
+
+
+def _check_weights(variant: Variant, expected: Answers, answers: Answers) -> CheckRow:
+    """Compare the weights of words behind the vectors of tokens."""
+    left, right = ([rows[:, -1:] for rows in side] for side in (expected, answers))
+    threshold = TOKEN_WEIGHTS[variant.precision]
+    found = compare_answers(left, right, threshold)
+    return build_row(found, threshold, variant=variant.name, family="token", check="weights of words")
 
 
 def has_same_bits(model: LoadedModel) -> bool:

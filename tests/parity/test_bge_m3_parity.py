@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from tiny_bge_m3 import OVERRIDES, answer_bge_m3, save_bge_m3
 
 from poolgraph import LLM, PoolingModel, export_model
 from poolgraph.errors import ExportError, TaskNotSupported
+from poolgraph.graphs.probe_files import load_probes
+from poolgraph.runtime.verify import check_model
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,9 @@ def test_three_answers_of_one_artifact(bge_m3: Path) -> None:
     with PoolingModel.load(bge_m3 / "artifact") as model:
         assert model.manifest.tasks == ("embed", "token_embed", "token_classify")
         assert model.manifest.default_task == "embed"
+        rows = {row.variant: row for row in model.manifest.report.rows if row.check == "weights of words"}
+        assert rows.keys() == {variant.name for variant in model.manifest.variants}
+        assert all(0 < row.max_difference < row.allowed_difference == 1e-4 for row in rows.values())
         texts = make_texts(model.count_tokens, 100)
         expected = answer_bge_m3(bge_m3 / "checkpoint", texts)
         dense, vectors, weights = model.embed(texts), model.token_embed(texts), model.token_classify(texts)
@@ -70,6 +77,17 @@ def test_int8_weighs_words_too(bge_m3: Path, tmp_path: Path) -> None:
             np.concatenate([embedding.to_dense() for embedding in one.embed_sparse(texts)]) for one in (full, model)
         )
     assert float(left @ right) > 0.98 * float(np.linalg.norm(left) * np.linalg.norm(right))
+
+
+def test_weights_that_differ_are_seen(bge_m3: Path, tmp_path: Path) -> None:
+    shutil.copytree(bge_m3 / "artifact", tmp_path / "artifact")
+    probes = load_probes(tmp_path / "artifact")
+    changed = {
+        index: np.hstack([rows[:, :-1], rows[:, -1:] * np.float32(1.01)]) for index, rows in probes.token.items()
+    }
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        rows = list(check_model(model, replace(probes, token=changed), families=("token",)))
+    assert "weights of words" in [row.check for row in rows if not row.passed]
 
 
 def test_what_is_missing_is_named(bge_m3: Path, tmp_path: Path) -> None:
