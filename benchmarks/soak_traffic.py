@@ -319,7 +319,7 @@ def _make_faults(draw: random.Random, table: Table) -> list[tuple[Any, ...]]:
         (embed, {**good, "input": [[10**9]]}, (400,)),
         (embed, {**good, "input": ["a"] * 9000}, (413,)),
         (embed, {**good, "input": draw.choice(table.long_texts)}, (400,)),
-        (embed, {**good, "dimensions": draw.choice([0, -1, 10**30, "7"])}, (400,)),
+        (embed, {**good, "dimensions": draw.choice([0, -1, 10**30, 4.5, "seven"])}, (400,)),
         (embed, {**good, "truncate_prompt_tokens": draw.choice([-2, 10**6, 0.5])}, (400,)),
         (embed, {**good, "priority": 2**40}, (400,)),
         (embed, {**good, "timeout": 0}, (400,)),

@@ -259,7 +259,8 @@ def _interface_attention(
         attention_mask=attention_mask,
         attention_bias=position_bias,
     )
-    return result.view(*result.shape[:2], num_heads, head_dim)[..., :value_dim], None
+    rows = result.view(*result.shape[:2], num_heads, head_dim)
+    return rows if value_dim == head_dim else rows[..., :value_dim], None
 
 
 def _check_expressible(
