@@ -31,7 +31,21 @@ _REFUSED: Final[Mapping[str, str]] = MappingProxyType(
 """Options of sentence-transformers that have no meaning here, and what to do instead."""
 
 
-class EncodeOptions(TypedDict, total=False):
+class SparseOptions(TypedDict, total=False):
+    """The options that only sparse embeddings have.
+
+    Attributes:
+        convert_to_sparse_tensor: Refused: there is no torch at run time.
+        save_to_cpu: Without effect: that is where answers are.
+        max_active_dims: Keep so many of the largest weights; None does as the model says.
+    """
+
+    convert_to_sparse_tensor: bool
+    save_to_cpu: bool
+    max_active_dims: int | None
+
+
+class EncodeOptions(SparseOptions, total=False):
     """The options of ``encode`` that ``encode_query`` and ``encode_document`` take as they are."""
 
     batch_size: int
@@ -45,9 +59,6 @@ class EncodeOptions(TypedDict, total=False):
     truncate_dim: int | None
     pool: None
     chunk_size: None
-    convert_to_sparse_tensor: bool
-    save_to_cpu: bool
-    max_active_dims: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

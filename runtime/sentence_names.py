@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.runtime.embeddings import finish_embeddings
-from poolgraph.runtime.encode_request import Encoded, EncodeOptions, EncodeRequest, Texts, take_texts
+from poolgraph.runtime.encode_request import Encoded, EncodeOptions, EncodeRequest, SparseOptions, Texts, take_texts
 from poolgraph.runtime.loaded import progress_bar
 from poolgraph.runtime.module_kinds import read_head_kinds
 from poolgraph.runtime.similarity import (
@@ -51,15 +51,10 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
         truncate_dim: int | None = None,
         pool: None = None,
         chunk_size: None = None,
-        *,
         sentences: Texts | None = None,
-        convert_to_sparse_tensor: bool = False,
-        save_to_cpu: bool = False,
-        max_active_dims: int | None = None,
+        **sparse_options: Unpack[SparseOptions],
     ) -> Encoded:
-        """Embed texts as ``SentenceTransformer.encode`` and ``SparseEncoder.encode`` do.
-
-        Options that have no meaning here are refused with an InputError.
+        """Embed texts as ``SentenceTransformer.encode`` does; InputError for options without a meaning here.
 
         Args:
             inputs: A text or several.
@@ -77,9 +72,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
             pool: Refused.
             chunk_size: Refused.
             sentences: Older name of ``inputs``.
-            convert_to_sparse_tensor: Refused: there is no torch at run time; ``embed_sparse`` answers without zeros.
-            save_to_cpu: Without effect: that is where answers are.
-            max_active_dims: Of sparse embeddings, keep so many of the largest weights; None does as the model says.
+            **sparse_options: What only ``SparseEncoder.encode`` has.
 
         Returns:
             (num_texts, embedding_size), a byte for 8 values in binary; a list of (num_tokens, size) for tokens.
@@ -97,11 +90,8 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
             truncate_dim=truncate_dim,
             pool=pool,
             chunk_size=chunk_size,
-            convert_to_sparse_tensor=convert_to_sparse_tensor,
-            save_to_cpu=save_to_cpu,
-            max_active_dims=max_active_dims,
+            **sparse_options,
         )
-        self._check_one_side()
         answers, num_cut = self._answer(texts, prompt_name, prompt, request)
         warn_of_cuts(num_cut, len(texts), self.manifest)
         return request.convert(answers, lone=lone)
@@ -228,6 +218,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
         self, texts: list[str], prompt_name: str | None, prompt: str | None, request: EncodeRequest
     ) -> tuple[NDArray[np.float32] | list[NDArray[np.float32]], int]:
         """Return the embeddings in float32, and how many texts were cut without a warning so far."""
+        self._check_one_side()
         prefix = self._find_prompt(prompt_name, prompt)
         shown = bool(request.show_progress_bar)
         if request.output_value == "token_embeddings":
