@@ -68,7 +68,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "Qwen2Model": Architecture(family="interface", pooling="lasttoken"),
         "Qwen3Model": Architecture(family="interface", pooling="lasttoken"),
         "Qwen3MoeModel": Architecture(family="interface", pooling="lasttoken"),
-        "DeepseekV3Model": Architecture(family="interface", pooling="lasttoken"),
+        "DeepseekV3Model": Architecture(family="deepseek", pooling="lasttoken"),
     }
 )
 """Default pooling: vLLM's class defaults (CLS for the BERT and RoBERTa families, LAST for decoders)."""

@@ -37,7 +37,7 @@ TRANSLATED = frozenset(
         *(_ATEN.cos.default, _ATEN.sin.default, _ATEN.clamp.default, _ATEN.clamp_min.default),
         *(_ATEN.linear.default, _ATEN.addmm.default, _ATEN.matmul.default, _ATEN.conv1d.default),
         *(_ATEN.embedding.default, _ATEN.layer_norm.default, _ATEN.dropout.default, _ATEN.softmax.int),
-        *(_ATEN.gelu.default, _ATEN.silu.default, _ATEN.relu.default, _ATEN.tanh.default),
+        *(_ATEN.gelu.default, _ATEN.silu.default, _ATEN.relu.default, _ATEN.sigmoid.default, _ATEN.tanh.default),
         *(_ATEN.mean.dim, _ATEN.sum.dim_IntList, _ATEN.amax.default, _ATEN.amin.default, _ATEN.cumsum.default),
         *(_ATEN.linalg_vector_norm.default, _ATEN.topk.default),
         *(
