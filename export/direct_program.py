@@ -22,8 +22,10 @@ from poolgraph.export.spare_notes import code_on_demand, replaced
 
 _ATEN = torch.ops.aten
 
-CASTS = frozenset({_ATEN.to.dtype, _ATEN.to.device, _ATEN.to.dtype_layout})
-"""What decomposition turns into a copy, or into nothing where the value has that type already."""
+CASTS = frozenset(
+    {_ATEN.to.dtype, _ATEN.to.device, _ATEN.to.dtype_layout, _ATEN.lift_fresh_copy.default, _ATEN.detach_.default}
+)
+"""What decomposition turns into a copy, or into nothing where the value has that type already: a constant's too."""
 
 ASSERTIONS = frozenset({_ATEN._assert_tensor_metadata.default})
 """What the exporter drops."""
@@ -34,6 +36,7 @@ TRANSLATED = frozenset(
         *(operator.getitem, operator.add, operator.sub, operator.mul, operator.neg),
         *(_ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor, _ATEN.neg.default, _ATEN.abs.default),
         *(_ATEN.pow.Tensor_Scalar, _ATEN.pow.Tensor_Tensor, _ATEN.sqrt.default, _ATEN.rsqrt.default, _ATEN.exp.default),
+        *(_ATEN.log1p.default, _ATEN.maximum.default),
         *(_ATEN.cos.default, _ATEN.sin.default, _ATEN.clamp.default, _ATEN.clamp_min.default),
         *(_ATEN.linear.default, _ATEN.addmm.default, _ATEN.matmul.default, _ATEN.conv1d.default),
         *(_ATEN.embedding.default, _ATEN.layer_norm.default, _ATEN.dropout.default, _ATEN.softmax.int),
@@ -42,20 +45,24 @@ TRANSLATED = frozenset(
         *(_ATEN.linalg_vector_norm.default, _ATEN.topk.default),
         *(
             _ATEN.eq.Scalar,
+            _ATEN.eq.Tensor,
             _ATEN.ne.Scalar,
             _ATEN.gt.Scalar,
             _ATEN.gt.Tensor,
+            _ATEN.ge.Scalar,
             _ATEN.ge.Tensor,
+            _ATEN.le.Scalar,
             _ATEN.lt.Scalar,
             _ATEN.lt.Tensor,
             _ATEN.logical_and.default,
+            _ATEN.logical_not.default,
             _ATEN.where.self,
             _ATEN.where.ScalarOther,
             _ATEN.where.ScalarSelf,
         ),
         *(_ATEN.masked_fill.Scalar, _ATEN.type_as.default),
         *(_ATEN.arange.default, _ATEN.arange.start, _ATEN.zeros.default, _ATEN.ones.default, _ATEN.zeros_like.default),
-        *(_ATEN.full_like.default, _ATEN.sym_size.int),
+        *(_ATEN.ones_like.default, _ATEN.full_like.default, _ATEN.sym_size.int),
         *(
             _ATEN.view.default,
             _ATEN.reshape.default,
@@ -64,9 +71,22 @@ TRANSLATED = frozenset(
             _ATEN.clone.default,
         ),
         *(_ATEN.transpose.int, _ATEN.permute.default, _ATEN.unsqueeze.default, _ATEN.squeeze.dim, _ATEN.pad.default),
-        *(_ATEN.expand.default, _ATEN.expand_as.default, _ATEN.cat.default, _ATEN.chunk.default, _ATEN.unbind.int),
+        *(
+            _ATEN.expand.default,
+            _ATEN.expand_as.default,
+            _ATEN.cat.default,
+            _ATEN.stack.default,
+            _ATEN.chunk.default,
+            _ATEN.unbind.int,
+        ),
         *(_ATEN.split.Tensor, _ATEN.split_with_sizes.default, _ATEN.slice.Tensor, _ATEN.select.int),
-        *(_ATEN.index.Tensor, _ATEN.index_select.default, _ATEN.gather.default, _ATEN.scatter.src),
+        *(
+            _ATEN.index.Tensor,
+            _ATEN.index_select.default,
+            _ATEN.gather.default,
+            _ATEN.scatter.src,
+            _ATEN.repeat_interleave.self_int,
+        ),
     }
 )
 """Operators that torch's exporter has a translation of; none writes to its inputs. One that is missing here only costs

@@ -124,10 +124,10 @@ def _eager_attention(
     visible = _visible(index[None, :] - index[:, None], attributes["left_window"], attributes["right_window"])
     if cu_seqlens is not None:
         text = text_index(cu_seqlens, query.shape[1])
-        visible = visible & (text[None, :] == text[:, None])
+        visible = visible.logical_and(text[None, :] == text[:, None])
     if attention_mask is not None:
-        visible = visible & attention_mask[:, None, None, :]
-    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+        visible = visible.logical_and(attention_mask[:, None, None, :])
+    scores = scores.masked_fill(visible.logical_not(), torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1) if sinks is None else _sunk_softmax(scores, sinks.view(-1, 1, 1))
     rows: Tensor = weights @ values.repeat_interleave(group, 1)
     return rows.transpose(1, 2).flatten(2)
@@ -162,8 +162,8 @@ def _visible(distance: Tensor, left_window: int, right_window: int) -> Tensor:
     """Return whether a query sees a key, given how far the key is to its right; of bool, in the distance's shape."""
     visible = torch.ones_like(distance, dtype=torch.bool)
     if left_window >= 0:
-        visible = visible & (distance >= -left_window)
-    return visible & (distance <= right_window) if right_window >= 0 else visible
+        visible = visible.logical_and(distance >= -left_window)
+    return visible.logical_and(distance <= right_window) if right_window >= 0 else visible
 
 
 def register_attention() -> None:

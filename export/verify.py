@@ -26,7 +26,7 @@ from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.providers import PORTABLE
 from poolgraph.runtime.runner import Runner, build_runner
-from poolgraph.runtime.session import mapped_errors, open_session
+from poolgraph.runtime.session import Session, mapped_errors, open_session
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.runtime.verify import build_row, check_model, choose_comparison, encode_probes
 
@@ -173,8 +173,10 @@ def _check_padding(
     threshold, finish = choose_comparison(model)
     normalize = model.manifest.pooler.normalize and model.variant.graphs[family].output is not None
     finished = [finish_embeddings(answer, normalize=normalize, dimensions=None) for answer in expected]
-    right, done = _run_mixed(model, family, texts, "right")
-    left, _ = _run_mixed(model, family, texts, "left")
+    file = model.path / model.variant.graphs[family].file
+    session = open_session(file, model.variant, read_cpu_info().num_cores, provider=model.provider)
+    right, done = _run_mixed(model, family, texts, "right", session)
+    left, _ = _run_mixed(model, family, texts, "left", session)
     checks = (
         ("padded right", expected, right),
         ("padded left", expected, left),
@@ -185,11 +187,12 @@ def _check_padding(
         yield build_row(found, threshold, variant=model.variant.name, family=family, check=check)
 
 
-def _run_mixed(model: PoolingModel, family: str, texts: Sequence[EncodedText], side: str) -> tuple[Answers, Answers]:
+def _run_mixed(
+    model: PoolingModel, family: str, texts: Sequence[EncodedText], side: str, session: Session
+) -> tuple[Answers, Answers]:
     """Run batches of very different lengths, padded on ``side``; return the raw and the finished answers of one run."""
     graph = model.variant.graphs[family]
     runner = build_runner(model.variant, msgspec.structs.replace(model.manifest.tokenization, padding_side=side))
-    session = open_session(model.path / graph.file, model.variant, read_cpu_info().num_cores, provider=model.provider)
     outputs = list(dict.fromkeys((graph.raw_output, graph.output or graph.raw_output)))
     answers: dict[int, Answers] = {}
     for indices in mix_lengths([text.num_tokens for text in texts]):

@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from poolgraph.runtime.providers import CUDA_PROVIDER
 
 # Torch's memo of what operators answer costs more than it spares where models have two layers; torch reads this first.
 os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
+
+SHORT = 66
+"""Tokens of the longest text of ``short_probes``: past the bucket of 64, and past every window of tiny models."""
 
 
 @cache
@@ -61,6 +64,16 @@ def one_trace_each() -> Iterator[None]:
     from shared_traces import shared_traces
 
     with shared_traces():
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_probes() -> Iterator[None]:
+    """Let the module's exports verify themselves with short texts: for tests that ask for long ones on their own."""
+    from poolgraph.export import verify
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "choose_lengths", partial(verify.choose_lengths, longest=SHORT))
         yield
 
 

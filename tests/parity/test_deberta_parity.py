@@ -18,6 +18,8 @@ from transformers import AutoTokenizer
 from poolgraph import PoolingModel, export_model
 from poolgraph.export.probes import PROBE_SENTENCES
 
+pytestmark = pytest.mark.usefixtures("short_probes")
+
 ELSEWHERE = ("DebertaV2ForSequenceClassification", "projections of positions")
 """The row of the support table, which goes to 640 tokens, and the one that embeds and scores below."""
 LONGEST = 300

@@ -29,7 +29,7 @@ EXPECTED = frozenset({501, 503, 504})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kinds", "num_examples"), [("embedder", 25), ("reranker", 10), ("embedder and reranker", 6)])
+@pytest.mark.parametrize(("kinds", "num_examples"), [("embedder", 15), ("reranker", 6), ("embedder and reranker", 4)])
 def test_no_request_breaks_it(make_site, kinds, num_examples):
     """Routes that an earlier site has too get fewer examples: what another model, or a choice of two, changes."""
     site = make_site(*kinds.split(" and "), max_texts=50, max_text_chars=400)
@@ -39,7 +39,7 @@ def test_no_request_breaks_it(make_site, kinds, num_examples):
     statuses = set()
     for operation in operations:
         is_own = kinds == "reranker" and re.search("classify|predict|score|rerank", operation.path)
-        number = 25 if is_own else num_examples
+        number = 15 if is_own else num_examples
         statuses |= ask_all(operation, GenerationMode.POSITIVE, number)
         if operation.method == "post" and operation.path != "/ping":
             good = operation.Case(
