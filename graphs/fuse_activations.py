@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from poolgraph.graphs.native import PRODUCTS, Activation, Gate, native_nodes, number, set_number
@@ -48,9 +50,29 @@ def _fuse_activation(graph: ir.Graph, node: ir.Node) -> int:
 
 
 def _fuse_gate(graph: ir.Graph, node: ir.Node) -> int:
-    halves = _match_halves(node.outputs[0])
-    if halves is None:
+    found = match_gate(node.outputs[0])
+    if found is None:
         return 0
+    set_number(node, "activation", found.activation)
+    set_number(node, "gate", found.gate)
+    _take_place(graph, node, found.nodes[0].outputs[0], found.nodes)
+    return 1
+
+
+@dataclass(frozen=True, slots=True)
+class GatedColumns:
+    """What is made of a product's columns, and the nodes that do it, the last one first."""
+
+    activation: Activation
+    gate: Gate
+    nodes: list[ir.Node]
+
+
+def match_gate(value: ir.Value) -> GatedColumns | None:
+    """Match one half of the last axis, under an activation, times the other half."""
+    halves = _match_halves(value)
+    if halves is None:
+        return None
     split, first, second = halves
     for gate, (active, other) in {Gate.FIRST: (first, second), Gate.SECOND: (second, first)}.items():
         found = _match_activation(active)
@@ -58,13 +80,9 @@ def _fuse_gate(graph: ir.Graph, node: ir.Node) -> int:
             continue
         activation, activated, nodes = found
         (use,), (other_use,) = activated.uses(), other.uses()
-        if use.node is not other_use.node or (use.node.domain, use.node.op_type) != ("", "Mul"):
-            continue
-        set_number(node, "activation", activation)
-        set_number(node, "gate", gate)
-        _take_place(graph, node, use.node.outputs[0], [use.node, *nodes, split])
-        return 1
-    return 0
+        if use.node is other_use.node and (use.node.domain, use.node.op_type) == ("", "Mul"):
+            return GatedColumns(activation, gate, [use.node, *nodes, split])
+    return None
 
 
 def _match_halves(value: ir.Value) -> tuple[ir.Node, ir.Value, ir.Value] | None:

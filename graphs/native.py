@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -16,7 +17,7 @@ NATIVE_DOMAIN: Final = "poolgraph.cpu"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProductOperators:
-    """The two operators of one kind of product.
+    """The operators of one kind of product.
 
     Attributes:
         matmul: ``finish(activation(rows @ weights + bias) + residual)``. Inputs: rows (..., in_features); those of the
@@ -24,31 +25,41 @@ class ProductOperators:
             Outputs: the answer; the sum in front of the norm, where it is asked for.
         feed_forward: Two products, the first with its activation: rows, the inputs of the first, those of the second,
             residual, the norm's weight and bias. Attributes of the products have the prefixes ``up_`` and ``down_``.
+        experts: ``num_experts`` such pairs, the first products side by side, the second ones below each other. Inputs:
+            rows; by how much each expert's answer counts, (..., num_experts), 0 for those that are left out; then as of
+            two products, whose last bias is added once.
         num_inputs: Of one product, the matrix of its weights first, (in_features, out_features).
         attributes: Of one product.
     """
 
     matmul: str
     feed_forward: str
+    experts: str
     num_inputs: int
     attributes: tuple[str, ...]
 
     @property
     def residuals(self) -> dict[str, int]:
         """Index of the residual among the inputs, by operator; the norm's weight and bias follow."""
-        return {self.matmul: 1 + self.num_inputs, self.feed_forward: 1 + 2 * self.num_inputs}
+        two = 2 * self.num_inputs
+        return {self.matmul: 1 + self.num_inputs, self.feed_forward: 1 + two, self.experts: 2 + two}
 
 
 QUANTIZED: Final = ProductOperators(
     matmul="QuantizedMatMul",
     feed_forward="QuantizedFeedForward",
+    experts="QuantizedExperts",
     num_inputs=4,
     attributes=("scale", "zero_point", "activation", "gate"),
 )
 """Weights of int8, scales and bias (out_features,), what rows are multiplied by first (in_features,)."""
 
 FUSED: Final = ProductOperators(
-    matmul="FusedMatMul", feed_forward="FusedFeedForward", num_inputs=2, attributes=("activation", "gate")
+    matmul="FusedMatMul",
+    feed_forward="FusedFeedForward",
+    experts="FusedExperts",
+    num_inputs=2,
+    attributes=("activation", "gate"),
 )
 """Weights of float32, bias (out_features,)."""
 
@@ -110,6 +121,28 @@ def product_attributes(**of_kind: float) -> dict[str, int | float]:
     """Return the attributes of a bare product; 8-bit ones have ``scale``, 0 for ranges of rows, and ``zero_point``."""
     bare = {"activation": int(Activation.NONE), "gate": int(Gate.NONE), "norm": int(Norm.NONE), "epsilon": 0.0}
     return {**of_kind, **bare}
+
+
+def is_plain(node: ir.Node) -> bool:
+    """Whether nothing is added to a product but its bias, and no norm follows."""
+    return number(node, "norm") == Norm.NONE and len(node.inputs) <= 1 + PRODUCTS[node.op_type].num_inputs
+
+
+def product_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
+    """Return a product's own inputs, None for those that it leaves out."""
+    count = PRODUCTS[node.op_type].num_inputs
+    return (*node.inputs[1:], *[None] * count)[:count]
+
+
+def pair_attributes(up: ir.Node, down: ir.Node) -> dict[str, int | float]:
+    """Return the attributes of an operator of two products, which nothing follows yet."""
+    names = PRODUCTS[up.op_type].attributes
+    pairs = {
+        f"{prefix}{name}": node.attributes[name].value
+        for prefix, node in (("up_", up), ("down_", down))
+        for name in names
+    }
+    return {**pairs, "norm": int(Norm.NONE), "epsilon": 0.0}
 
 
 def native_nodes(model: ir.Model, *op_types: str) -> list[ir.Node]:

@@ -16,6 +16,7 @@ from poolgraph.graphs.fold_reshapes import fold_reshapes
 from poolgraph.graphs.fold_transposes import fold_transposes, store_transposed_weights
 from poolgraph.graphs.fuse_activations import fuse_activations, fuse_gates
 from poolgraph.graphs.fuse_bias_products import fuse_bias_products
+from poolgraph.graphs.fuse_experts import fuse_experts
 from poolgraph.graphs.fuse_feed_forward import fuse_feed_forward
 from poolgraph.graphs.fuse_gelu import fuse_gelu
 from poolgraph.graphs.fuse_residual_norm import fuse_norms, fuse_residuals
@@ -152,6 +153,8 @@ def _native_passes(*lower_attention: Pass) -> tuple[Pass, ...]:
         lower_products_to_native,  # those that were not quantized
         fuse_activations,
         fuse_gates,
+        fuse_experts,
+        remove_dead_nodes,  # what the experts' rows went through
         fuse_feed_forward,  # before the norms: a product that has one does not stand in the middle
         fuse_residuals,
         fuse_norms,

@@ -46,6 +46,14 @@ inline Packed<Weight> share_packed(Buffer<Weight> made, size_t count) {
   return kept;
 }
 
+// A matrix, (in_features, columns), whose rows lie `stride` apart.
+template <class Weight>
+struct Weights {
+  const Weight* first;
+  int in_features, columns;
+  size_t stride;
+};
+
 // Which half of the columns, under the activation, multiplies the other half.
 enum class Gate : int64_t { kNone = 0, kFirst = 1, kSecond = 2 };
 

@@ -14,17 +14,17 @@ class ByteProduct : public Panels {
  public:
   using Rows = RowBytes;
 
-  // `weights` is (in_features, matrix_columns), `scales` and `bias` (matrix_columns,).
-  ByteProduct(const int8_t* weights, int in_features, int matrix_columns, const float* scales, const float* bias,
-              const float* factors, Rounding rounding, Activation activation, Gate gate)
-      : Panels(in_features, matrix_columns, activation, gate),
+  // `scales` and `bias` are (weights.columns,), `factors` (weights.in_features,); the last two may be nullptr.
+  ByteProduct(const Weights<int8_t>& weights, const float* scales, const float* bias, const float* factors, Rounding rounding,
+              Activation activation, Gate gate)
+      : Panels(weights.in_features, weights.columns, activation, gate),
         rounding(rounding),
         steps_((in_features + kDepth - 1) / kDepth),
         scales_(place_columns(scales)),
         bias_(place_columns(bias)),
         sums_(bias_.size(), 0) {
     if (factors) factors_.assign(factors, factors + in_features);
-    pack(weights, matrix_columns);
+    pack(weights);
   }
 
   // What rows are multiplied by before they are rounded, or nullptr.
@@ -45,7 +45,7 @@ class ByteProduct : public Panels {
   size_t tile_size() const { return static_cast<size_t>(steps_) * kTileColumns * kDepth; }
 
   // Weights in the order in which tiles read them: [tile][depth / kDepth][kTileColumns][kDepth].
-  void pack(const int8_t* weights, size_t matrix_columns) {
+  void pack(const Weights<int8_t>& weights) {
     const size_t panel_size = tile_size() * kPanelTiles;
     Buffer<int8_t> packed(panels * panel_size);
     std::memset(packed.get(), 0, panels * panel_size);
@@ -53,7 +53,7 @@ class ByteProduct : public Panels {
       int8_t* to = packed.get() + panel * panel_size;
       int32_t* sums = sums_.data() + panel * kPanelColumns;
       for_columns(panel, in_features, [&](int k, int column, int source) {
-        const int8_t weight = weights[k * matrix_columns + source];
+        const int8_t weight = weights.first[k * weights.stride + source];
         to[column / kTileColumns * tile_size() + (k / kDepth * kTileColumns + column % kTileColumns) * kDepth + k % kDepth] = weight;
         sums[column] += weight;
       });

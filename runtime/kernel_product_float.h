@@ -14,10 +14,9 @@ class FloatProduct : public Panels {
  public:
   using Rows = BlockRows<Singles>;
 
-  // `weights` is (in_features, matrix_columns), `bias` (matrix_columns,) or nullptr.
-  FloatProduct(const float* weights, int in_features, int matrix_columns, const float* bias, Activation activation, Gate gate)
-      : Panels(in_features, matrix_columns, activation, gate), bias_(place_columns(bias)) {
-    const auto columns = static_cast<size_t>(matrix_columns);
+  // `bias` is (weights.columns,) or nullptr.
+  FloatProduct(const Weights<float>& weights, const float* bias, Activation activation, Gate gate)
+      : Panels(weights.in_features, weights.columns, activation, gate), bias_(place_columns(bias)) {
     Buffer<float> packed(panels * panel_size());
     std::memset(packed.get(), 0, panels * panel_size() * sizeof(float));
     for (int panel = 0; panel < panels; ++panel) {
@@ -25,7 +24,7 @@ class FloatProduct : public Panels {
       for_columns(panel, in_features, [&](int k, int column, int source) {
         const int step = k / kFloatSteps * kFloatSteps;
         float* tile = to + tile_place(step, column / kTileColumns);
-        tile[(k - step) * kTileColumns + column % kTileColumns] = weights[k * columns + source];
+        tile[(k - step) * kTileColumns + column % kTileColumns] = weights.first[k * weights.stride + source];
       });
     }
     packed_ = share_packed(std::move(packed), panels * panel_size());

@@ -56,6 +56,21 @@ inline void give_back(const void* weights, size_t size) {
 #endif
 }
 
+// Of products that lie side by side or below each other in one matrix, one.
+struct Part {
+  enum Axis { kAll, kColumns, kRows } axis = kAll;
+  int index = 0, count = 1;
+
+  int size(Axis of, int whole) const {
+    if (of != axis) return whole;
+    if (whole % count != 0) throw std::runtime_error("the matrix does not have equal parts");
+    return whole / count;
+  }
+  int first(Axis of, int whole) const { return of == axis ? index * size(of, whole) : 0; }
+  bool is_last() const { return index + 1 == count; }
+  bool has_bias() const { return axis != kRows; }  // what is summed up has one bias, that of the sum
+};
+
 // A product's matrix and what becomes of its columns, as a node has them.
 template <class Weight>
 struct Matrix {
@@ -78,13 +93,21 @@ struct Matrix {
     gate = choice("gate", Gate::kSecond);
     if (gate != Gate::kNone && columns % 2 != 0) throw std::runtime_error("a gate needs as many columns as it opens");
   }
+  Weights<Weight> part(const Part& part) const {
+    const size_t row = part.first(Part::kRows, in_features), column = part.first(Part::kColumns, columns);
+    return {weights + row * columns + column, part.size(Part::kRows, in_features), part.size(Part::kColumns, columns),
+            static_cast<size_t>(columns)};
+  }
   void release() const { give_back(weights, sizeof(Weight) * in_features * columns); }
 };
 
+// Where a part's numbers begin, of one number for each of the whole.
+inline const float* from(const float* numbers, int first) { return numbers ? numbers + first : nullptr; }
+
 // Products with 8-bit weights: inputs weights, scales, bias, factors.
 struct Quantized {
-  static constexpr const char *kMatMul = "QuantizedMatMul", *kFeedForward = "QuantizedFeedForward";
-  static constexpr size_t kInputs = 4, kRequired = 2;
+  static constexpr const char *kMatMul = "QuantizedMatMul", *kFeedForward = "QuantizedFeedForward", *kExperts = "QuantizedExperts";
+  static constexpr size_t kInputs = 4, kRequired = 2, kBias = 2;
   static constexpr int kType = kInt8;
   using Product = ByteProduct;
 
@@ -92,18 +115,20 @@ struct Quantized {
   static constexpr int kColumnRows = 32, kPanelsOfTask = 4;
   static bool shares_columns(int count) { return count <= kColumnRows; }
 
-  static std::unique_ptr<Product> read(const Api& api, const OrtKernelInfo* info, size_t first, const std::string& prefix) {
+  static std::unique_ptr<Product> read(const Api& api, const OrtKernelInfo* info, size_t first, const std::string& prefix,
+                                       const Part& part = {}) {
     const Constants constants(api, info);
     const Matrix<int8_t> matrix(api, info, first, prefix);
     const Rounding rounding{api.float_attribute(info, (prefix + "scale").c_str()),
                             static_cast<int>(api.int_attribute(info, (prefix + "zero_point").c_str()))};
     const float* scales = constants.floats(first + 1, matrix.columns);
     if (!scales) throw std::runtime_error("a product needs the scales of its columns");
-    auto product = std::make_unique<Product>(matrix.weights, matrix.in_features, matrix.columns, scales,
-                                             constants.floats(first + 2, matrix.columns),
-                                             constants.floats(first + 3, matrix.in_features), rounding, matrix.activation,
-                                             matrix.gate);
-    matrix.release();
+    const float* bias = part.has_bias() ? constants.floats(first + kBias, matrix.columns) : nullptr;
+    const float* factors = constants.floats(first + 3, matrix.in_features);
+    const int column = part.first(Part::kColumns, matrix.columns), row = part.first(Part::kRows, matrix.in_features);
+    auto product = std::make_unique<Product>(matrix.part(part), scales + column, from(bias, column), from(factors, row), rounding,
+                                             matrix.activation, matrix.gate);
+    if (part.is_last()) matrix.release();
     return product;
   }
 
@@ -123,8 +148,8 @@ struct Quantized {
 
 // Products with float weights: inputs weights, bias.
 struct Fused {
-  static constexpr const char *kMatMul = "FusedMatMul", *kFeedForward = "FusedFeedForward";
-  static constexpr size_t kInputs = 2, kRequired = 1;
+  static constexpr const char *kMatMul = "FusedMatMul", *kFeedForward = "FusedFeedForward", *kExperts = "FusedExperts";
+  static constexpr size_t kInputs = 2, kRequired = 1, kBias = 1;
   static constexpr int kType = kFloat;
   using Product = FloatProduct;
 
@@ -132,12 +157,13 @@ struct Fused {
   static constexpr int kColumnRows = 512, kPanelsOfTask = 1;
   static bool shares_columns(int) { return true; }
 
-  static std::unique_ptr<Product> read(const Api& api, const OrtKernelInfo* info, size_t first, const std::string& prefix) {
+  static std::unique_ptr<Product> read(const Api& api, const OrtKernelInfo* info, size_t first, const std::string& prefix,
+                                       const Part& part = {}) {
     const Matrix<float> matrix(api, info, first, prefix);
-    auto product = std::make_unique<Product>(matrix.weights, matrix.in_features, matrix.columns,
-                                             Constants(api, info).floats(first + 1, matrix.columns), matrix.activation,
-                                             matrix.gate);
-    matrix.release();
+    const float* bias = part.has_bias() ? Constants(api, info).floats(first + kBias, matrix.columns) : nullptr;
+    auto product = std::make_unique<Product>(matrix.part(part), from(bias, part.first(Part::kColumns, matrix.columns)),
+                                             matrix.activation, matrix.gate);
+    if (part.is_last()) matrix.release();
     return product;
   }
 

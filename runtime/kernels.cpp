@@ -1,10 +1,11 @@
 // The custom operators of domain "poolgraph.cpu" for ONNX Runtime: products with what surrounds them, in 8 bits and in
-// float32, attention of both, and sums over packed texts.
+// float32, mixtures of experts, attention of both, and sums over packed texts.
 //
 // Compiled for AVX-512 with VNNI, by kernels_avxvnni.cpp for AVX-VNNI, and by kernels_avx2.cpp for AVX2 with FMA; the runtime
 // registers the library that the processor runs.
 
 #include "kernel_attention_op.h"
+#include "kernel_experts_op.h"
 #include "kernel_onnxruntime.h"
 #include "kernel_operator.h"
 #include "kernel_product_op.h"
@@ -21,14 +22,14 @@ struct Library {
 }  // namespace poolgraph
 
 // The operators and the versions of their meaning that this library has, as manifests name them (NATIVE_OPERATORS of
-// graphs/manifest.py). Version 2 added packed texts, version 3 float32.
+// graphs/manifest.py). Version 2 added packed texts, version 3 float32, version 4 experts.
 extern "C" __attribute__((visibility("default"))) const char* poolgraph_operators() {
-  return "poolgraph.cpu/1 poolgraph.cpu/2 poolgraph.cpu/3";
+  return "poolgraph.cpu/1 poolgraph.cpu/2 poolgraph.cpu/3 poolgraph.cpu/4";
 }
 
 extern "C" __attribute__((visibility("default"))) poolgraph::OrtStatus* RegisterCustomOps(
     poolgraph::OrtSessionOptions* options, const poolgraph::OrtApiBase* base) {
   using namespace poolgraph;
   return register_operators<Library, MatMul<Quantized>, FeedForward<Quantized>, MatMul<Fused>, FeedForward<Fused>,
-                            AttentionOperator<ShortAttention>, AttentionOperator<FloatAttention>, TextSum>(options, base);
+                            Experts<Quantized>, Experts<Fused>, AttentionOperator<ShortAttention>, AttentionOperator<FloatAttention>, TextSum>(options, base);
 }

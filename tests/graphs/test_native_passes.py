@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 from little_graphs import build, ops, random
 from native_graphs import needs_native
+from native_passes import apply, each_kind, native, run
 
 from poolgraph.graphs.fuse_activations import fuse_activations, fuse_gates
 from poolgraph.graphs.fuse_feed_forward import fuse_feed_forward
@@ -22,7 +21,6 @@ from poolgraph.graphs.lower_attention_native import (
 )
 from poolgraph.graphs.lower_products import lower_products_to_native
 from poolgraph.graphs.lower_text_sums import lower_text_sums
-from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.native import (
     FUSED,
     QUANTIZED,
@@ -36,43 +34,11 @@ from poolgraph.graphs.native import (
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.products import find_products
 from poolgraph.graphs.quantize_products import Recipe, quantize_products
-from poolgraph.runtime.session import register_operators
 
 ROWS = random(2, 7, 16, seed=3)
 W = {"backbone__up": random(16, 24), "backbone__down": random(24, 16, seed=1), "backbone__b": random(24, seed=2)}
 NORM = {"weight": random(16, seed=4), "shift": random(16, seed=5)}
 AXES = "float[batch, length, 16] x"
-
-
-each_kind = pytest.mark.parametrize("kind", [QUANTIZED, FUSED], ids=lambda it: it.matmul)
-
-
-def native(kind: ProductOperators, text: str, **weights: np.ndarray) -> ir.Model:
-    """A little graph whose products are native ones."""
-    model = build(text, **weights)
-    if kind is FUSED:
-        assert lower_products_to_native(model) > 0
-        assert lower_products_to_native(model) == 0
-        return model
-    recipes = {group.name: Recipe(scheme="range") for group in find_products(model)}
-    assert quantize_products(recipes, native=True)(model) == len(recipes)
-    return model
-
-
-def run(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    register_operators(options, NATIVE_OPERATORS)
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options).run(None, feeds)
-
-
-def apply(model: ir.Model, passes: Sequence[Pass]) -> list[int]:
-    """Run passes; a second run of each finds nothing."""
-    counts = []
-    for one in passes:
-        counts.append(one(model))
-        assert one(model) == 0
-    return counts
 
 
 FEED_FORWARD = f"""g ({AXES}) => (float[batch, length, 16] y)

@@ -1,0 +1,95 @@
+"""Pass: experts that are all computed, and weighted, become an operator that computes those alone that count."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from poolgraph.graphs.fuse_activations import match_gate
+from poolgraph.graphs.native import (
+    NATIVE_DOMAIN,
+    PRODUCTS,
+    Gate,
+    is_plain,
+    native_nodes,
+    number,
+    pair_attributes,
+    product_inputs,
+    set_number,
+)
+from poolgraph.graphs.pattern import dimensions, producer, replace_node, used_once
+
+
+def fuse_experts(model: ir.Model) -> int:
+    """Fuse the products of experts side by side, whose rows in between are multiplied by their weights.
+
+    Given:   %h = Reshape(poolgraph.cpu::FusedMatMul(%x, ...))  # (..., num_experts, size), gated if there is a gate
+             %y = poolgraph.cpu::FusedMatMul(Reshape(Mul(%h, Unsqueeze(%weights))), ...)
+    Result:  %y = poolgraph.cpu::FusedExperts(%x, %weights, ...)
+    """
+    return sum(_fuse(model.graph, node) for node in native_nodes(model, *PRODUCTS))
+
+
+def _fuse(graph: ir.Graph, down: ir.Node) -> int:
+    weighted = _before_reshape(down.inputs[0])
+    product = producer(weighted, "Mul")
+    if not is_plain(down) or weighted is None or product is None or not used_once(weighted):
+        return 0
+    for weights, inner in (product.inputs, product.inputs[::-1]):
+        unsqueezed = producer(weights, "Unsqueeze")
+        if (
+            unsqueezed is not None
+            and _is_of_experts(unsqueezed, inner, down)
+            and _fuse_pair(graph, down, unsqueezed, inner)
+        ):
+            return 1
+    return 0
+
+
+def _before_reshape(value: ir.Value | None) -> ir.Value | None:
+    """Return what alone is reshaped into ``value``, which nothing else reads."""
+    reshape = producer(value, "Reshape")
+    return None if reshape is None or value is None or not used_once(value) else reshape.inputs[0]
+
+
+def _is_of_experts(unsqueezed: ir.Node, inner: ir.Value | None, down: ir.Node) -> bool:
+    """Whether rows (..., num_experts, size) are multiplied by (..., num_experts, 1) and then laid side by side."""
+    rows, weights = dimensions(inner) or (), dimensions(unsqueezed.outputs[0]) or ()
+    if len(rows) < 3:
+        return False
+    num_experts, size = rows[-2:]
+    if not (isinstance(num_experts, int) and isinstance(size, int)):
+        return False
+    return weights == (*rows[:-1], 1) and dimensions(down.inputs[0]) == (*rows[:-2], num_experts * size)
+
+
+def _fuse_pair(graph: ir.Graph, down: ir.Node, unsqueezed: ir.Node, inner: ir.Value | None) -> int:
+    kind, num_experts = PRODUCTS[down.op_type], (dimensions(inner) or ())[-2]
+    gated = _gated(inner)
+    rows = _before_reshape(inner if gated is None else gated)
+    up = producer(rows, kind.matmul, NATIVE_DOMAIN)
+    if up is None or rows is None or inner is None or not (used_once(rows) and used_once(inner) and is_plain(up)):
+        return 0
+    if gated is not None:
+        found = match_gate(gated)
+        if found is None or number(up, "activation") or number(up, "gate"):
+            return 0
+        set_number(up, "activation", found.activation)
+        set_number(up, "gate", found.gate)
+    elif number(up, "gate") != Gate.NONE:
+        return 0
+    inputs = [up.inputs[0], unsqueezed.inputs[0], *product_inputs(up), *product_inputs(down)]
+    attributes = {**pair_attributes(up, down), "num_experts": int(num_experts)}
+    fused = ir.node(kind.experts, inputs, attributes, domain=NATIVE_DOMAIN)
+    replace_node(graph, down, [fused], fused.outputs[0])
+    return 1
+
+
+def _gated(inner: ir.Value | None) -> ir.Value | None:
+    """Return what was split into the halves that ``inner`` is the product of, or None."""
+    product = producer(inner, "Mul")
+    for half in product.inputs if product is not None else ():
+        split = producer(half, "Split")
+        source = None if split is None else split.inputs[0]
+        if source is not None and (found := match_gate(source)) is not None and found.nodes[0] is product:
+            return source
+    return None
