@@ -209,13 +209,17 @@ def resolve_plan(
         score_template=choose_template(options, head, backbone.config, checkpoint, tokenizer, cross),
         late=late,
     )
-    trusted, size = trust_remote_code, plan.sequence_size
-    static = plan_static_query(checkpoint, sentence, tokenizer, size, trust_remote_code=trusted)
+    static = _plan_static(plan, trust_remote_code=trust_remote_code)
     plan = replace(plan, limits=resolve_limits(plan), static=static)
     if cross is not None:
         check_pairs(cross, head, plan.sequence_size or 0)
     _check_task(plan)
     return plan
+
+
+def _plan_static(plan: ExportPlan, *, trust_remote_code: bool) -> StaticWeights | None:
+    sentence, size = plan.sentence_transformer, plan.sequence_size
+    return plan_static_query(plan.checkpoint, sentence, plan.tokenizer, size, trust_remote_code=trust_remote_code)
 
 
 def _check_precisions(backbone: Backbone, precisions: Sequence[str]) -> None:
