@@ -32,6 +32,7 @@ def build_manifest(plan: ExportPlan, variants: Sequence[Variant], *, min_cosine:
         labels=plan.labels,
         scoring=plan.scoring,
         late_interaction=plan.late_interaction,
+        static_query=None if plan.static is None else plan.static.record,
         options=plan.options.to_record() | ({} if min_cosine is None else {"min_cosine": repr(min_cosine)}),
         variants=tuple(variants),
         report=Report(reference=""),

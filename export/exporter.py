@@ -30,6 +30,7 @@ from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.reference import compute_reference, reference_name, tool_versions
 from poolgraph.export.resolve import ExportPlan, choose_targets, resolve_plan
 from poolgraph.export.scoring import TEMPLATE_FILE
+from poolgraph.export.static_query import check_static_query, save_static_query
 from poolgraph.export.tokenizer import save_tokenizer
 from poolgraph.export.twin import (
     Sources,
@@ -285,6 +286,7 @@ def _write(plan: ExportPlan, models: Mapping[str, ir.Model], staging: Path) -> N
     (staging / "onnx").mkdir()
     save_graphs(models, staging / "onnx", WEIGHTS_FILE)
     save_tokenizer(plan.tokenizer, plan.backbone.folder, staging, list(PROBE_SENTENCES))
+    save_static_query(plan.static, staging)
     for name in COPIED_FILES:
         folder = plan.checkpoint.folder if (plan.checkpoint.folder / name).is_file() else plan.backbone.folder
         if (folder / name).is_file():
@@ -325,6 +327,7 @@ def _verify(plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages
     with stages.stage("verify"):
         _save(manifest, staging)
         rows = [check_tokenizer(probes, plan.tokenizer, plan.limits.max_model_len)]
+        rows += check_static_query(plan.static, staging, manifest, probes.texts)
         for variant in manifest.variants:
             rows += verify_variant(staging, variant, probes, reference, threads=threads)
         report = Report(

@@ -26,6 +26,7 @@ from poolgraph.export.sentence_transformers import (
     add_task_instructions,
     parse_sentence_transformers,
 )
+from poolgraph.export.static_query import StaticWeights, plan_static_query
 from poolgraph.export.tokenizer import load_tokenizer
 from poolgraph.graphs.manifest import LateInteraction, Limits, Scoring
 from poolgraph.graphs.pipeline import PORTABLE, PORTABLE_INT8, TARGETS, Target
@@ -50,6 +51,7 @@ class ExportPlan:
         limits: Longest text and vocabulary.
         score_template: The score template, or None.
         late: What the files of a ColBERT model say of its queries and documents, or None.
+        static: The table of queries of an inference-free SPLADE, or None.
     """
 
     checkpoint: Checkpoint
@@ -62,6 +64,7 @@ class ExportPlan:
     limits: Limits
     score_template: TemplatePlan | None = None
     late: LateInteractionPlan | None = None
+    static: StaticWeights | None = None
 
     @property
     def config(self) -> PretrainedConfig:
@@ -129,7 +132,9 @@ class ExportPlan:
 
     @property
     def scoring(self) -> Scoring | None:
-        """How pairs are scored."""
+        """How pairs are scored; a query by a table and a document by the graph are not compared as a pair."""
+        if self.static is not None:
+            return None
         late = self.late is not None
         return describe_scoring(self.head, self.sequence_size or 0, self.score_template, late_interaction=late)
 
@@ -204,11 +209,17 @@ def resolve_plan(
         score_template=choose_template(options, head, backbone.config, checkpoint, tokenizer, cross),
         late=late,
     )
-    plan = replace(plan, limits=resolve_limits(plan))
+    static = _plan_static(plan, trust_remote_code=trust_remote_code)
+    plan = replace(plan, limits=resolve_limits(plan), static=static)
     if cross is not None:
         check_pairs(cross, head, plan.sequence_size or 0)
     _check_task(plan)
     return plan
+
+
+def _plan_static(plan: ExportPlan, *, trust_remote_code: bool) -> StaticWeights | None:
+    sentence, size = plan.sentence_transformer, plan.sequence_size
+    return plan_static_query(plan.checkpoint, sentence, plan.tokenizer, size, trust_remote_code=trust_remote_code)
 
 
 def _check_precisions(backbone: Backbone, precisions: Sequence[str]) -> None:

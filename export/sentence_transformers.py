@@ -13,6 +13,7 @@ import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
+from poolgraph.export.router import Module, StaticRoute, read_router
 from poolgraph.export.transformer_options import TransformerOptions, read_form, read_transformer
 
 POOLING_FLAGS = {
@@ -51,13 +52,6 @@ ALWAYS_PROMPTS = ("query", "document")
 PUBLISHED_CODE = frozenset({"custom_st.Transformer"})
 """Modules of a checkpoint's own that do what sentence-transformers' of that name does (jina-embeddings-v3: it chooses
 the adapter, which is chosen at export here)."""
-
-
-class _Module(msgspec.Struct, frozen=True):
-    """A row of modules.json."""
-
-    type: str
-    path: str
 
 
 class _Settings(msgspec.Struct, frozen=True):
@@ -100,6 +94,7 @@ class SentenceTransformer:
         transformer_path: Folder of the backbone, "" for the checkpoint's own.
         pooling: Pooling modes in the order of their concatenation, empty where the files have no Pooling.
         splade: How scores of words are pooled to an embedding of a weight a word (SparseEncoder); None for others.
+        static_query: The route of queries of an inference-free SPLADE; None for others.
         max_active_dims: The most weights that such an embedding keeps, None for all.
         include_prompt: False when the prompt's tokens are left out of the pooling.
         head: The modules after the pooling.
@@ -115,6 +110,7 @@ class SentenceTransformer:
     transformer_path: str = ""
     pooling: tuple[str, ...] = ()
     splade: Splade | None = None
+    static_query: StaticRoute | None = None
     max_active_dims: int | None = None
     include_prompt: bool = True
     head: tuple[HeadModule, ...] = ()
@@ -137,7 +133,7 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
     Raises:
         ExportError: a module that cannot be compiled, named with those that can.
     """
-    modules = read_form(checkpoint, "modules.json", list[_Module])
+    modules, static_query = _read_modules(checkpoint, multi_vector=multi_vector)
     if modules is None:
         return None
     kinds = [_module_kind(module, MULTI_VECTOR_MODULES if multi_vector else COMPILED_MODULES) for module in modules]
@@ -161,6 +157,7 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
         transformer_path=modules[0].path,
         pooling=parse_pooling(pooling) if pooling_path else (),
         splade=splade,
+        static_query=static_query,
         max_active_dims=None if splade is None else settings.max_active_dims,
         include_prompt=bool(pooling.get("include_prompt", True)),
         head=(
@@ -183,6 +180,13 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
         config_options=transformer.config_options,
         tokenizer_options=transformer.tokenizer_options,
     )
+
+
+def _read_modules(checkpoint: Checkpoint, *, multi_vector: bool) -> tuple[list[Module] | None, StaticRoute | None]:
+    """Return the modules, of a Router those of documents, and the route of queries."""
+    modules = read_form(checkpoint, "modules.json", list[Module])
+    routed = None if modules is None or multi_vector else read_router(checkpoint, modules)
+    return (modules, None) if routed is None else routed
 
 
 def add_task_instructions(sentence: SentenceTransformer, instructions: object) -> SentenceTransformer:
@@ -246,7 +250,7 @@ def _choose_similarity(settings: _Settings, default: str) -> str:
     return default
 
 
-def _module_kind(module: _Module, compiled: tuple[str, ...]) -> str:
+def _module_kind(module: Module, compiled: tuple[str, ...]) -> str:
     dotted = module.type
     kind = dotted.rpartition(".")[2]
     if kind not in compiled or not (re.match(r"(sentence_transformers|pylate)\.", dotted) or dotted in PUBLISHED_CODE):
@@ -263,7 +267,7 @@ def _check_path(path: str) -> None:
         raise ExportError(f"modules.json names the path {path!r}, which leaves the checkpoint")
 
 
-def _read_splade(checkpoint: Checkpoint, modules: list[_Module], kinds: list[str]) -> Splade | None:
+def _read_splade(checkpoint: Checkpoint, modules: list[Module], kinds: list[str]) -> Splade | None:
     """Return the configuration of the SpladePooling, None where there is none."""
     if "SpladePooling" in kinds:
         return read_form(checkpoint, f"{modules[kinds.index('SpladePooling')].path}/config.json", Splade) or Splade()
@@ -296,7 +300,7 @@ def _check_order(kinds: list[str]) -> None:
         )
 
 
-def _head_module(checkpoint: Checkpoint, module: _Module, kind: str, *, multi_vector: bool) -> HeadModule:
+def _head_module(checkpoint: Checkpoint, module: Module, kind: str, *, multi_vector: bool) -> HeadModule:
     config = read_form(checkpoint, f"{module.path}/config.json", dict[str, Any]) or {}
     head = HeadModule(kind=kind, path=module.path, config=config)
     if not multi_vector:

@@ -14,7 +14,7 @@ from typing import Literal
 from poolgraph.errors import ArtifactError
 from poolgraph.graphs.manifest import MANIFEST_FILE, FileRecord, Manifest, encode_manifest, parse_manifest
 
-HASHED_ON_OPEN = (".onnx", "tokenizer.json")
+HASHED_ON_OPEN = (".onnx", "tokenizer.json", "query_weights.npy")
 """Files whose hashes are checked whenever an artifact is opened: small, and decisive for the answers."""
 
 STAGING_MARK = ".unfinished-export-"
@@ -63,6 +63,8 @@ def _check_references(manifest: Manifest) -> None:
         )
     graphs = [graph.file for variant in manifest.variants for graph in variant.graphs.values()]
     graphs.append("tokenizer.json")
+    if manifest.static_query is not None:
+        graphs.append(manifest.static_query.file)
     for name in [*manifest.files, *graphs]:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:

@@ -11,7 +11,7 @@ from poolgraph.errors import ManifestError
 FORMAT_VERSION: Final = 5
 """Version written. 1 (2026-11): embeddings. 2 (2026-11): every pooling task: activation, steps, scoring.
 3 (2026-11): int8: quantization, fidelity. 4 (2026-11): fp16: float_range.
-5 (2026-12): sparse embeddings; pairs as messages of a chat template."""
+5 (2026-12): sparse embeddings, static_query; pairs as messages of a chat template."""
 
 OLDEST_READABLE: Final = 1
 
@@ -243,6 +243,20 @@ class LateInteraction(_Record, frozen=True, kw_only=True):
     skip_in: tuple[Literal["query", "document"], ...] = ("document",)
 
 
+class StaticQuery(_Record, frozen=True, kw_only=True):
+    """How queries of an inference-free SPLADE are weighed: by a table, tokenized without special tokens.
+
+    Attributes:
+        file: A .npy file of float32, a weight a token id.
+        max_tokens: Longest query in tokens; None where it may have any length.
+        default_route: What texts are of which a request does not say it; None refuses them.
+    """
+
+    file: str
+    max_tokens: Positive | None = None
+    default_route: Literal["query", "document"] | None = None
+
+
 class Limits(_Record, frozen=True, kw_only=True):
     """``max_model_len`` in tokens, special tokens included; token ids run below ``vocab_size``."""
 
@@ -334,6 +348,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
     scoring: Scoring | None = None
     late_interaction: LateInteraction | None = None
+    static_query: StaticQuery | None = None
     options: dict[str, str] = {}
     variants: tuple[Variant, ...]
     report: Report

@@ -124,6 +124,7 @@ def _check_entities(model: PoolingModel, **_options: object) -> None:
 
 
 _PROMPT_OPTIONS: Final = ("prompt_name", "prompt", "dimensions")
+_EMBED_OPTIONS: Final = (*_PROMPT_OPTIONS, "side")
 _SCORE_OPTIONS: Final = (
     "prompt_name",
     "prompt",
@@ -140,17 +141,17 @@ _STEP_OPTIONS: Final = ("use_activation", "step_tag_id", "returned_token_ids")
 FILE_TASKS: Final[Mapping[str, FileTask]] = {
     "embed": FileTask(
         name="embed",
-        options=(*_PROMPT_OPTIONS, "normalize", "truncate"),
+        options=(*_EMBED_OPTIONS, "normalize", "truncate"),
         check_model=lambda model, **options: model.check_embed_options(**options),
-        checked=_PROMPT_OPTIONS,
+        checked=_EMBED_OPTIONS,
         answer=ask_chunk("embed_chunk", "embedding"),
         array="embedding",
     ),
     "embed_sparse": FileTask(
         name="embed --sparse",
-        options=("prompt_name", "prompt", "max_active_dims", "truncate"),
+        options=("prompt_name", "prompt", "max_active_dims", "side", "truncate"),
         check_model=lambda model, **options: model.check_sparse_options(**options),
-        checked=("prompt_name", "prompt", "max_active_dims"),
+        checked=("prompt_name", "prompt", "max_active_dims", "side"),
         answer=embed_sparse,
         chunk_items=256,
     ),

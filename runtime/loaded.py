@@ -35,6 +35,7 @@ from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.providers import CPU_PROVIDER, Wish, check_verified
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import SessionPool
+from poolgraph.runtime.static_query import load_static_weights
 from poolgraph.runtime.texts import resolve_texts, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.runtime.tuning import Tuning, load_tuning
@@ -62,6 +63,7 @@ class LoadedModel:
         self.variant: Variant = sessions.variant
         self.provider = sessions.provider
         self.tokenizer = TextTokenizer(path, manifest)
+        self._static_weights = load_static_weights(path, manifest)
         self._sessions = sessions
         self._executor = executor
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, Unpack
+from typing import Any, Final, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,7 @@ from poolgraph.runtime.similarity import (
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.task_late_interaction import LateInteractionTasks
 from poolgraph.runtime.texts import resolve_prompt, warn_of_cuts
+from poolgraph.tasks import Side
 
 SIDE_PROMPTS: Final = ("query", "document")
 """Prompts that every model of sentence-transformers has, empty unless its checkpoint says otherwise."""
@@ -114,6 +115,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
     ) -> Encoded:
         """Embed queries: ``encode`` with the prompt ``query``, none where the model has none, unless another is named.
 
+        A model that has a route for each side takes that of queries; ``encode`` takes its default route, if it has one.
         A late-interaction model encodes them with its marker, length and expansion, to token vectors.
 
         Returns:
@@ -215,7 +217,12 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
         return self.get_embedding_dimension()
 
     def _answer(
-        self, texts: list[str], prompt_name: str | None, prompt: str | None, request: EncodeRequest
+        self,
+        texts: list[str],
+        prompt_name: str | None,
+        prompt: str | None,
+        request: EncodeRequest,
+        side: Side | None = None,
     ) -> tuple[NDArray[np.float32] | list[NDArray[np.float32]], int]:
         """Return the embeddings in float32, and how many texts were cut without a warning so far."""
         self._check_one_side()
@@ -231,6 +238,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
             answers, num_cut = self.embed_chunk(
                 texts,
                 prompt=prefix,
+                side=None if self.manifest.static_query is None else side,
                 truncate=True,
                 max_active_dims=request.max_active_dims,
                 on_progress=on_progress,
@@ -243,7 +251,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
 
     def _answer_side(
         self,
-        side: Literal["query", "document"],
+        side: Side,
         texts: list[str],
         prompt_name: str | None,
         prompt: str | None,
@@ -251,7 +259,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
     ) -> tuple[NDArray[np.float32] | list[NDArray[np.float32]], int]:
         if self.manifest.late_interaction is None:
             name = side if prompt_name is None and prompt is None else prompt_name
-            return self._answer(texts, name, prompt, request)
+            return self._answer(texts, name, prompt, request, side)
         if request.truncate_dim is not None:
             raise InputError(
                 "truncate_dim is for sentence embeddings; embed_queries and embed_documents take dimensions",

@@ -12,8 +12,9 @@ from poolgraph.runtime.embeddings import check_dimensions, choose_norm, finish_e
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import finish_tokens, plan_finish
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
-from poolgraph.runtime.sparse import choose_active_dims
-from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
+from poolgraph.runtime.sparse import SparseEmbedding, choose_active_dims
+from poolgraph.runtime.static_query import encode_queries, resolve_route, weigh_tokens
+from poolgraph.runtime.texts import resolve_prompt, resolve_texts, resolve_truncation, warn_of_cuts
 
 
 class EmbedTasks(LoadedModel):
@@ -27,6 +28,7 @@ class EmbedTasks(LoadedModel):
         prompt: str | None = None,
         dimensions: int | None = None,
         normalize: bool | None = None,
+        side: str | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> NDArray[np.float32]:
@@ -38,13 +40,14 @@ class EmbedTasks(LoadedModel):
             prompt: Put before each text; wins over ``prompt_name``.
             dimensions: Leading values kept, for Matryoshka models.
             normalize: Divide by the L2 norm; None does as the model says.
+            side: ``query`` or ``document``, for models that have a route for each; None takes the default route.
             truncate: Cut longer texts to the model's limit, with one warning, instead of refusing them.
             progress: Show a progress bar.
 
         Returns:
             (num_texts, embedding_size), one row a text, also for a lone one.
         """
-        self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions)
+        self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions, side=side)
         resolved = resolve_texts(texts)
         with progress_bar(len(resolved), shown=progress) as on_progress:
             answers, num_cut = self.embed_chunk(
@@ -53,6 +56,7 @@ class EmbedTasks(LoadedModel):
                 prompt=prompt,
                 dimensions=dimensions,
                 normalize=normalize,
+                side=side,
                 truncate=truncate,
                 on_progress=on_progress,
             )
@@ -68,6 +72,7 @@ class EmbedTasks(LoadedModel):
         prompt: str | None = None,
         dimensions: int | None = None,
         normalize: bool | None = None,
+        side: str | None = None,
         truncate: bool = False,
         max_active_dims: int | None = None,
         on_progress: Progress | None = None,
@@ -77,10 +82,11 @@ class EmbedTasks(LoadedModel):
         Args:
             texts: The part.
             first_index: Index in the whole list of its first text, for messages.
-            prompt_name: As for ``embed``, like the next four.
+            prompt_name: As for ``embed``, like the next five.
             prompt: Put before each text.
             dimensions: Leading values kept.
             normalize: Divide by the L2 norm.
+            side: Which route.
             truncate: Cut longer texts.
             max_active_dims: Of sparse embeddings, keep so many of the largest weights; None does as the model says.
             on_progress: Called with the number of texts that each finished batch adds.
@@ -88,18 +94,23 @@ class EmbedTasks(LoadedModel):
         Returns:
             The rows (num_texts, embedding_size), and how many texts were cut.
         """
-        self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions)
+        self.check_embed_options(prompt_name=prompt_name, prompt=prompt, dimensions=dimensions, side=side)
         unit = choose_norm(self.manifest, normalize)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         most = choose_active_dims(self.manifest, max_active_dims)
+        if resolve_route(self.manifest, side) == "query":
+            found, num_cut = self._weigh_queries(
+                texts, prefix, truncate=truncate, first_index=first_index, on_progress=on_progress
+            )
+            return self._densify(found, normalize=bool(normalize), dimensions=dimensions, most=most), num_cut
         answers = np.empty((len(texts), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
         num_cut = 0
         windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
         run = self._executor.run_sequence
         with self._run_windows(
             windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
-        ) as found:
-            for first, window, raw in found:
+        ) as runs:
+            for first, window, raw in runs:
                 answers[first : first + len(window)] = finish_embeddings(
                     raw,
                     normalize=unit,
@@ -110,18 +121,48 @@ class EmbedTasks(LoadedModel):
                 num_cut += count_cut(window)
         return answers, num_cut
 
+    def _weigh_queries(
+        self, texts: Sequence[str], prefix: str, *, truncate: bool, first_index: int, on_progress: Progress | None
+    ) -> tuple[list[SparseEmbedding], int]:
+        """Return the weights of queries, of a table, and how many queries were cut."""
+        assert self._static_weights is not None
+        cut = resolve_truncation(truncate) is not None
+        queries = encode_queries(
+            self.tokenizer, self.manifest, texts, prompt=prefix, truncate=cut, first_index=first_index
+        )
+        found = [weigh_tokens(query.input_ids, self._static_weights) for query in queries]
+        if on_progress is not None:
+            on_progress(len(found))
+        return found, count_cut(queries)
+
+    def _densify(
+        self, embeddings: Sequence[SparseEmbedding], *, normalize: bool, dimensions: int | None, most: int | None
+    ) -> NDArray[np.float32]:
+        rows = np.zeros((len(embeddings), self.manifest.pooler.embedding_size), dtype=np.float32)
+        for row, embedding in zip(rows, embeddings, strict=True):
+            row[embedding.indices] = embedding.values
+        return finish_embeddings(
+            rows, normalize=normalize, dimensions=dimensions, max_active_dims=most, to_unit=normalize
+        )
+
     def check_embed_options(
-        self, *, prompt_name: str | None = None, prompt: str | None = None, dimensions: int | None = None
+        self,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        side: str | None = None,
     ) -> None:
         """Check options of ``embed`` that do not depend on the texts.
 
         Raises:
             TaskNotSupported: the model cannot embed.
-            InputError: a prompt that the model does not have, or dimensions that it does not allow.
+            InputError: a prompt or a route that the model does not have, or dimensions that it does not allow.
         """
         self.check_task("embed")
         check_dimensions(self.manifest, dimensions, self.manifest.source.model)
         resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        resolve_route(self.manifest, side)
 
     def token_embed(
         self,

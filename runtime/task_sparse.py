@@ -20,6 +20,7 @@ from poolgraph.runtime.sparse import (
     weigh_words,
     weighs_words,
 )
+from poolgraph.runtime.static_query import resolve_route
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText
@@ -38,6 +39,7 @@ class SparseTasks(EmbedTasks):
         prompt_name: str | None = None,
         prompt: str | None = None,
         max_active_dims: int | None = None,
+        side: str | None = None,
         truncate: bool = False,
         progress: bool = False,
     ) -> list[SparseEmbedding]:
@@ -48,6 +50,8 @@ class SparseTasks(EmbedTasks):
             prompt_name: Name of one of the model's prompts; None takes its default prompt.
             prompt: Put before each text; wins over ``prompt_name``.
             max_active_dims: Keep the largest weights only; None does as the model says, which as a rule is all.
+            side: ``query`` or ``document``, for models that have a route for each (inference-free SPLADE); None takes
+                their default route. It chooses no prompt.
             truncate: Cut longer texts to the model's limit, with one warning, instead of refusing them.
             progress: Show a progress bar.
 
@@ -56,8 +60,9 @@ class SparseTasks(EmbedTasks):
 
         Raises:
             TaskNotSupported: the model's embeddings are dense.
+            InputError: ``side`` is needed and not given, or given to a model without routes.
         """
-        self.check_sparse_options(prompt_name=prompt_name, prompt=prompt, max_active_dims=max_active_dims)
+        self.check_sparse_options(prompt_name=prompt_name, prompt=prompt, max_active_dims=max_active_dims, side=side)
         resolved = resolve_texts(texts)
         with progress_bar(len(resolved), shown=progress) as on_progress:
             answers, num_cut = self.embed_sparse_chunk(
@@ -65,6 +70,7 @@ class SparseTasks(EmbedTasks):
                 prompt_name=prompt_name,
                 prompt=prompt,
                 max_active_dims=max_active_dims,
+                side=side,
                 truncate=truncate,
                 on_progress=on_progress,
             )
@@ -79,6 +85,7 @@ class SparseTasks(EmbedTasks):
         prompt_name: str | None = None,
         prompt: str | None = None,
         max_active_dims: int | None = None,
+        side: str | None = None,
         truncate: bool = False,
         on_progress: Progress | None = None,
     ) -> tuple[list[SparseEmbedding], int]:
@@ -87,10 +94,15 @@ class SparseTasks(EmbedTasks):
         Returns:
             One embedding a text, and how many texts were cut.
         """
-        self.check_sparse_options(prompt_name=prompt_name, prompt=prompt, max_active_dims=max_active_dims)
+        self.check_sparse_options(prompt_name=prompt_name, prompt=prompt, max_active_dims=max_active_dims, side=side)
         weights = self.manifest.pooler.token_weights
         most = choose_active_dims(self.manifest, max_active_dims)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        if resolve_route(self.manifest, side) == "query":
+            queries, num_cut = self._weigh_queries(
+                texts, prefix, truncate=truncate, first_index=first_index, on_progress=on_progress
+            )
+            return [query.keep_largest(most) for query in queries], num_cut
         answers: list[SparseEmbedding] = []
         num_cut = 0
         windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
@@ -122,15 +134,20 @@ class SparseTasks(EmbedTasks):
         return self.manifest.pooler.embedding_size if is_splade else self.manifest.limits.vocab_size
 
     def check_sparse_options(
-        self, *, prompt_name: str | None = None, prompt: str | None = None, max_active_dims: int | None = None
+        self,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        max_active_dims: int | None = None,
+        side: str | None = None,
     ) -> None:
         """Check options of ``embed_sparse`` that do not depend on the texts.
 
         Raises:
             TaskNotSupported: the model's embeddings are dense.
-            InputError: a prompt that the model does not have, or a number of weights that is none.
+            InputError: a prompt or a route that the model does not have, or a number of weights that is none.
         """
-        self.check_embed_options(prompt_name=prompt_name, prompt=prompt)
+        self.check_embed_options(prompt_name=prompt_name, prompt=prompt, side=side)
         if not weighs_words(self.manifest):
             raise TaskNotSupported(
                 f"{self.manifest.source.model!r} embeds densely: sparse embeddings are of SPLADE models and BGE-M3"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import wraps
@@ -21,6 +22,7 @@ from poolgraph.runtime.score_pairs import plan_pairs
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.runtime.sparse_output import read_sparse
+from poolgraph.runtime.static_query import resolve_route
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.encodings import check_finite, encode_floats, encode_sparse
@@ -87,6 +89,8 @@ async def embed_all(call: Call, body: TeiEmbedAllRequest) -> Answer:
 async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
     """Weigh the words of texts: for each the token ids that have a weight."""
     model = find_model(call.context.registry, body.model, "embed_sparse", "Embed sparse")
+    if resolve_route(model.manifest, body.side) == "query":
+        return await _weigh_queries(call, body, model)
     weights = model.manifest.pooler.token_weights
     outputs = await _answer(call, body, model, "embed" if weights is None else "token_classify", build_params(None))
     return await call.encode(
@@ -96,6 +100,24 @@ async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
         ),
         count_values(outputs),
     )
+
+
+async def _weigh_queries(call: Call, body: TeiEmbedSparseRequest, model: ServedModel) -> Answer:
+    """Weigh queries by the model's table, for which no graph runs and nothing waits in a queue."""
+    prompts = read_prompts(body.inputs, model, call.context.settings).prompts
+    texts = [text for text in prompts if isinstance(text, str)]
+    if len(texts) < len(prompts):
+        raise InputError("queries of an inference-free SPLADE are texts, not token ids", parameter="inputs")
+    if body.truncate and TRUNCATION_SIDES[body.truncation_direction.lower()] == "left":
+        raise InputError("queries are cut at the tokenizer's side", parameter="truncation_direction")
+    found, _ = await asyncio.to_thread(
+        model.runner.model.embed_sparse_chunk,
+        texts,
+        side="query",
+        prompt=find_prompt(body.prompt_name, model),
+        truncate=bool(body.truncate),
+    )
+    return answer_json([encode_sparse(embedding) for embedding in found])
 
 
 async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: PoolingParams) -> Outputs:

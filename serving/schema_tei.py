@@ -52,13 +52,14 @@ class TeiEmbedAllRequest(msgspec.Struct, kw_only=True):
 
 
 class TeiEmbedSparseRequest(msgspec.Struct, kw_only=True):
-    """Texts whose words are weighed; fields as of ``/embed``."""
+    """Texts whose words are weighed; fields as of ``/embed``, and which route of an inference-free SPLADE they take."""
 
     inputs: TeiInput
     model: str | None = None
     truncate: bool | None = None
     truncation_direction: Direction = "Right"
     prompt_name: str | None = None
+    side: Literal["query", "document"] | None = None
 
 
 class TeiSparseValue(msgspec.Struct, kw_only=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from poolgraph.cli_command import Argument, parse_count, parse_integers
+from poolgraph.tasks import SIDES
 
 ENCODE_TASKS: Final = ("embed", "classify", "token_embed", "token_classify", "reward")
 STRATEGIES: Final = ("none", "simple", "first", "average", "max")
@@ -45,6 +46,11 @@ OPTIONS: Final[Mapping[str, Argument]] = {
     ),
     "max_active_dims": Argument(
         "--max-active-dims", metavar="N", type=parse_count, help="with --sparse, keep the N largest weights"
+    ),
+    "side": Argument(
+        "--side",
+        choices=SIDES,
+        help="what the texts are, for models that have a route for each (inference-free SPLADE)",
     ),
     "normalize": Argument(
         "--no-normalize", dest="normalize", action="store_const", const=False, help="leave out the normalization"

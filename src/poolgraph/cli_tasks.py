@@ -215,7 +215,7 @@ FILE_COMMANDS: Final = (
         name="embed",
         help="turn the texts of a file into vectors",
         input=TEXTS,
-        options=(*PROMPT, "max_active_dims", "normalize", "truncate"),
+        options=(*PROMPT, "max_active_dims", "side", "normalize", "truncate"),
         arguments=(
             Argument("--sparse", action="store_true", help="the weights that are not 0, by token id (SPLADE models)"),
         ),
