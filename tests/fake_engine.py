@@ -59,12 +59,23 @@ def build_bge_m3(folder: Path) -> Path:
     return folder
 
 
+def build_router(folder: Path) -> Path:
+    """A tiny inference-free SPLADE: queries are weighed by a table, documents by a graph, by default."""
+    from tiny_router import save_router
+
+    from poolgraph import export_model
+
+    export_model(save_router(folder.with_name("checkpoint")), folder)
+    return folder
+
+
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "embedder": build_embedder,
     "chatty": lambda folder: build_embedder(folder, chat_template=CHAT_TEMPLATE),
     "plain": lambda folder: build_embedder(folder, prompts={}),
     "splade": lambda folder: build_embedder(folder, sparse=SPLADE, tasks=("embed",)),
     "bge_m3": build_bge_m3,
+    "router": build_router,
     "tokens": lambda folder: build_embedder(folder, tasks=("token_embed",), default_task="token_embed"),
     "classifier": build_classifier,
     "reranker": lambda folder: build_scorer(folder, limits=Limits(max_model_len=128, vocab_size=len(VOCABULARY))),

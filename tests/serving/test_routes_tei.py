@@ -93,6 +93,30 @@ def test_embed_sparse_of_bge_m3(make_site):
     assert site.get("/info").json()["model_type"] == {"embedding": {"pooling": "cls"}}
 
 
+def test_embed_sparse_of_either_route(make_site):
+    site = make_site("router")
+    texts = ["the lazy dog the", "a fox"]
+    with PoolingModel.load(site.model.runner.model.path) as model:
+        expected = {side: model.embed_sparse(texts, side=side) for side in ("query", "document")}
+    for fields, side in [({"side": "query"}, "query"), ({"side": "document"}, "document"), ({}, "document")]:
+        answer = site.post("/embed_sparse", {"inputs": texts, **fields})
+        assert answer.status_code == 200, answer.text
+        found = [{pair["index"]: np.float32(pair["value"]) for pair in weights} for weights in answer.json()]
+        assert found == [embedding.to_dict() for embedding in expected[side]]
+    assert expected["query"][0].to_dict() != expected["document"][0].to_dict()
+    assert "x-tokens-used" not in site.post("/embed_sparse", {"inputs": "a fox", "side": "query"}).headers
+    too_long = site.post("/embed_sparse", {"inputs": "fox " * 50, "side": "query"})
+    assert (too_long.status_code, "the limit of queries is 40" in too_long.text) == (400, True)
+    cut = site.post("/embed_sparse", {"inputs": "fox " * 50, "side": "query", "truncate": True})
+    assert cut.json() == site.post("/embed_sparse", {"inputs": "fox", "side": "query"}).json()
+    assert site.post("/embed_sparse", {"inputs": "a", "side": "both"}).status_code in (400, 422)
+
+
+def test_a_side_of_a_model_without_routes_is_refused(make_site):
+    answer = make_site("splade").post("/embed_sparse", {"inputs": "w1", "side": "query"})
+    assert (answer.status_code, "leave out side" in answer.text) == (400, True)
+
+
 def test_dense_embeddings_are_not_sparse(make_site):
     answer = make_site("embedder", "splade").post("/embed_sparse", {"inputs": "w1", "model": "embedder"})
     assert answer.status_code == 501
