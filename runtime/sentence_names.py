@@ -20,6 +20,7 @@ from poolgraph.runtime.similarity import (
     similarity_matrix,
     similarity_pairs,
 )
+from poolgraph.runtime.static_query import find_limit
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.task_late_interaction import LateInteractionTasks
 from poolgraph.runtime.texts import resolve_prompt, warn_of_cuts
@@ -94,7 +95,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
             **sparse_options,
         )
         answers, num_cut = self._answer(texts, prompt_name, prompt, request)
-        warn_of_cuts(num_cut, len(texts), self.manifest)
+        warn_of_cuts(num_cut, len(texts), self.manifest, find_limit(self.manifest, None))
         return request.convert(answers, lone=lone)
 
     def _check_one_side(self) -> None:
@@ -124,7 +125,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
         texts, lone = take_texts(inputs, sentences)
         request = EncodeRequest(**options)
         answers, num_cut = self._answer_side("query", texts, prompt_name, prompt, request)
-        warn_of_cuts(num_cut, len(texts), self.manifest)
+        warn_of_cuts(num_cut, len(texts), self.manifest, find_limit(self.manifest, "query"))
         return request.convert(answers, lone=lone)
 
     def encode_document(

@@ -71,6 +71,13 @@ def resolve_route(manifest: Manifest, side: str | None) -> Side | None:
     return found
 
 
+def find_limit(manifest: Manifest, side: str | None) -> int | None:
+    """Return the tokens of the longest query, where the texts are queries of a table; None for the model's limit."""
+    static = manifest.static_query
+    is_query = static is not None and (side or static.default_route) == "query"
+    return static.max_tokens if static is not None and is_query else None
+
+
 def encode_queries(
     tokenizer: TextTokenizer,
     manifest: Manifest,

@@ -13,7 +13,7 @@ from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import finish_tokens, plan_finish
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
 from poolgraph.runtime.sparse import SparseEmbedding, choose_active_dims
-from poolgraph.runtime.static_query import encode_queries, resolve_route, weigh_tokens
+from poolgraph.runtime.static_query import encode_queries, find_limit, resolve_route, weigh_tokens
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, resolve_truncation, warn_of_cuts
 
 
@@ -60,7 +60,7 @@ class EmbedTasks(LoadedModel):
                 truncate=truncate,
                 on_progress=on_progress,
             )
-        warn_of_cuts(num_cut, len(resolved), self.manifest)
+        warn_of_cuts(num_cut, len(resolved), self.manifest, find_limit(self.manifest, side))
         return answers
 
     def embed_chunk(

@@ -20,7 +20,7 @@ from poolgraph.runtime.sparse import (
     weigh_words,
     weighs_words,
 )
-from poolgraph.runtime.static_query import resolve_route
+from poolgraph.runtime.static_query import find_limit, resolve_route
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText
@@ -74,7 +74,7 @@ class SparseTasks(EmbedTasks):
                 truncate=truncate,
                 on_progress=on_progress,
             )
-        warn_of_cuts(num_cut, len(resolved), self.manifest)
+        warn_of_cuts(num_cut, len(resolved), self.manifest, find_limit(self.manifest, side))
         return answers
 
     def embed_sparse_chunk(

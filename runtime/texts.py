@@ -94,9 +94,16 @@ def resolve_truncation(truncate: bool | None) -> int | None:
     return TO_MODEL_LIMIT if truncate else None
 
 
-def warn_of_cuts(num_cut: int, num_texts: int, manifest: Manifest) -> None:
-    """Warn once, at the caller of the function that calls this, of the texts that were cut; not if there are none."""
+def warn_of_cuts(num_cut: int, num_texts: int, manifest: Manifest, limit: int | None = None) -> None:
+    """Warn once, at the caller of the function that calls this, of the texts that were cut; not if there are none.
+
+    Args:
+        num_cut: How many were.
+        num_texts: Of how many.
+        manifest: The model's.
+        limit: Tokens of the longest text; None for what the model takes.
+    """
     if num_cut:
-        limit = manifest.limits.max_model_len
+        limit = limit or manifest.limits.max_model_len
         message = f"{num_cut} of {num_texts} texts were longer than {limit} tokens and were cut"
         warnings.warn(message, UserWarning, stacklevel=3)

@@ -51,6 +51,23 @@ def test_queries_equal_sentence_transformers(routed: Path) -> None:
     assert all((embedding.values != 0).all() for embedding in sparse)
 
 
+def test_a_warning_of_cuts_names_the_limit_of_the_side(routed: Path) -> None:
+    with PoolingModel.load(routed / "artifact") as model:
+        long = "fox " * 200
+        for ask_long in (
+            lambda: model.encode_query([long]),
+            lambda: model.embed_sparse([long], side="query", truncate=True),
+            lambda: model.embed([long], side="query", truncate=True),
+        ):
+            with pytest.warns(UserWarning, match="1 of 1 texts were longer than 40 tokens and were cut"):
+                ask_long()
+        limit = model.manifest.limits.max_model_len
+        assert limit != 40
+        for ask_long in (lambda: model.encode_document([long]), lambda: model.embed([long], truncate=True)):
+            with pytest.warns(UserWarning, match=f"1 of 1 texts were longer than {limit} tokens and were cut"):
+                ask_long()
+
+
 def test_documents_equal_sentence_transformers(routed: Path) -> None:
     with PoolingModel.load(routed / "artifact") as model:
         texts = make_texts(model.count_tokens, 100)
