@@ -61,12 +61,20 @@ def _stored_view(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
         order = _permutation(node)
         suffix = TRANSPOSED if order == [1, 0] else f"{TRANSPOSED}_{'_'.join(map(str, order))}"
         return weight if order == sorted(order) else _stored(graph, weight, suffix, lambda it: it.transpose(order))
-    target = node.inputs[1] if node.op_type == "Reshape" else None
-    sizes = None if target is None else ir.convenience.get_const_tensor(target)
-    shape = [] if sizes is None or len(dimensions(weight) or ()) < 2 else sizes.numpy().tolist()
+    shape = _target_shape(node) if node.op_type == "Reshape" and len(dimensions(weight) or ()) > 1 else []
     if not shape or 0 in shape:  # which may keep an axis
         return None
     return _stored(graph, weight, f"{RESHAPED}_{'_'.join(map(str, shape))}", lambda it: it.reshape(shape))
+
+
+def _target_shape(node: ir.Node) -> list[int]:
+    """Return the sizes that a Reshape asks for: a constant, or what the tracer computes of constants and notes."""
+    target = node.inputs[1]
+    sizes = None if target is None else ir.convenience.get_const_tensor(target)
+    if sizes is not None:
+        return [int(size) for size in sizes.numpy()]
+    noted = dimensions(node.outputs[0]) or ()
+    return [size for size in noted if isinstance(size, int)] if all(isinstance(size, int) for size in noted) else []
 
 
 def _stored(graph: ir.Graph, weight: ir.Value, suffix: str, change: Callable[[np.ndarray], np.ndarray]) -> ir.Value:

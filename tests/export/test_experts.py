@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny_decoders import draw_wide
+from packed_graphs import trace_packed
+from tiny_decoders import draw_wide, save_decoder
 from transformers import GptOssConfig, JambaConfig, NemotronHConfig, Qwen3MoeConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.jamba.modeling_jamba import JambaExperts
@@ -15,7 +17,10 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from poolgraph.errors import ExportError
+from poolgraph.export.build import lower_variant
 from poolgraph.export.experts import all_experts
+from poolgraph.graphs.native import FUSED, native_nodes, number
+from poolgraph.graphs.pipeline import NATIVE_FP32, packed_native
 
 SIZE, NUM_EXPERTS, NUM_CHOSEN, NUM_TOKENS = 16, 5, 2, 7
 SIZES = {"hidden_size": SIZE, "num_experts_per_tok": NUM_CHOSEN, "moe_intermediate_size": 12}
@@ -50,3 +55,17 @@ def test_a_norm_after_each_expert_is_refused() -> None:
     module = SimpleNamespace(has_post_expert_norm=True)
     with pytest.raises(ExportError, match="SimpleNamespace has a norm after each expert"):
         all_experts(module, *routed())
+
+
+@pytest.mark.slow
+def test_a_processor_computes_those_alone_that_count(tmp_path: Path) -> None:
+    traced = trace_packed(save_decoder(tmp_path / "checkpoint", "Qwen3MoeModel"))
+    lowered = lower_variant(traced.model, traced.reports, packed_native(NATIVE_FP32), traced.kind)
+    for model in lowered.models.values():
+        nodes = native_nodes(model, FUSED.experts)
+        assert [number(node, "num_experts") for node in nodes] == [4, 4]
+        for index, node in enumerate(nodes):
+            own = [str(value.name) for value in node.inputs if value is not None and value.const_value is not None]
+            assert [name.partition(".reshaped")[0].partition(".transposed")[0] for name in own] == [
+                f"backbone.layers.{index}.mlp.experts.{name}" for name in ("gate_up_proj", "down_proj")
+            ]

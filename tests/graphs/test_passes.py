@@ -164,6 +164,19 @@ def test_store_transposed_weights_leaves_transposes_of_values() -> None:
     assert ops(model) == ["Transpose", "Neg"]
 
 
+def test_store_transposed_weights_stores_shapes_that_are_computed() -> None:
+    text = """g (float[n,8] x) => (float[n,2] y) <float[NOTED] s>
+        { shape = Concat<axis=0>(first, second)  s = Reshape(w, shape)  y = MatMul(x, s) }"""
+    weights = {"w": random(4, 2, 2), "first": np.array([8]), "second": np.array([2])}
+    x = random(3, 8, seed=1)
+    for noted, count in (("8, 2", 1), ("m, 2", 0)):
+        model = build(text.replace("NOTED", noted), **weights)
+        expected = run(model, x=x)
+        assert store_transposed_weights(model) == count
+        assert ("w.reshaped_8_2" in model.graph.initializers) == bool(count)
+        assert_close(expected, run(model, x=x))
+
+
 def test_store_transposed_weights_stores_experts_side_by_side() -> None:
     model = build(
         """g (float[n,8] x, float[3,4] z) => (float[n,2] y, float[12] r)
