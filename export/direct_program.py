@@ -22,10 +22,11 @@ from poolgraph.export.spare_notes import code_on_demand, replaced
 
 _ATEN = torch.ops.aten
 
-CASTS = frozenset(
-    {_ATEN.to.dtype, _ATEN.to.device, _ATEN.to.dtype_layout, _ATEN.lift_fresh_copy.default, _ATEN.detach_.default}
-)
-"""What decomposition turns into a copy, or into nothing where the value has that type already: a constant's too."""
+CASTS = frozenset({_ATEN.to.dtype, _ATEN.to.device, _ATEN.to.dtype_layout, _ATEN.lift_fresh_copy.default})
+"""What decomposition turns into a copy, or into nothing where the value has that type already."""
+
+UNTRACKED = frozenset({_ATEN.detach_.default})
+"""What concerns gradients alone: it changes no number, though it counts as writing."""
 
 ASSERTIONS = frozenset({_ATEN._assert_tensor_metadata.default})
 """What the exporter drops."""
@@ -116,10 +117,10 @@ def spare_second_trace(program: ExportedProgram) -> bool:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     nodes = [node for node in graph.nodes if node.op == "call_function"]
-    if not all(node.target in TRANSLATED | CASTS for node in nodes):
+    if not all(node.target in TRANSLATED | CASTS | UNTRACKED for node in nodes):
         return False
     for node in nodes:
-        if node.target in CASTS:
+        if node.target in CASTS | UNTRACKED:
             _decompose_cast(node, program)
     program.graph_module.recompile()
     program.run_decompositions = lambda decomp_table=None: program

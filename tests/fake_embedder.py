@@ -93,7 +93,12 @@ class FakeEmbedder:
         self._seconds_per_chunk = seconds_per_chunk
 
     def check_embed_options(
-        self, *, prompt_name: str | None = None, prompt: str | None = None, dimensions: int | None = None
+        self,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        side: str | None = None,
     ) -> None:
         if prompt_name is not None and prompt_name not in self.manifest.prompts:
             raise InputError(f"no prompt {prompt_name!r}")

@@ -126,11 +126,20 @@ def test_embed_options_reach_the_model(monkeypatch, texts, tmp_path):
     model = FakeEmbedder()
     monkeypatch.setattr(PoolingModel, "load", lambda path, **options: model)
     argv = ["embed", "m", str(texts), "-o", str(tmp_path / "out.npy"), "--prompt-name", "query", "--prompt", "q: "]
-    assert main([*argv, "--dimensions", "4", "--no-normalize", "--truncate"]) == 0
+    assert main([*argv, "--dimensions", "4", "--side", "document", "--no-normalize", "--truncate"]) == 0
     assert main(["embed", "m", str(texts), "-o", str(tmp_path / "plain.npy")]) == 0
     (_, given), (_, default) = model.calls
-    assert given == {"prompt_name": "query", "prompt": "q: ", "dimensions": 4, "normalize": False, "truncate": True}
-    assert default == {"prompt_name": None, "prompt": None, "dimensions": None, "normalize": None, "truncate": False}
+    unset = {
+        "prompt_name": None,
+        "prompt": None,
+        "dimensions": None,
+        "side": None,
+        "normalize": None,
+        "truncate": False,
+    }
+    assert default == unset
+    chosen = {"prompt_name": "query", "prompt": "q: ", "dimensions": 4, "side": "document", "normalize": False}
+    assert given == {**chosen, "truncate": True}
 
 
 def test_embed_as_json(loads, texts, tmp_path, capsys):
