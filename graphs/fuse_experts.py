@@ -32,7 +32,8 @@ def fuse_experts(model: ir.Model) -> int:
 def _fuse(graph: ir.Graph, down: ir.Node) -> int:
     weighted = _before_reshape(down.inputs[0])
     product = producer(weighted, "Mul")
-    if not is_plain(down) or weighted is None or product is None or not used_once(weighted):
+    is_bare = is_plain(down) and not (number(down, "activation") or number(down, "gate"))  # what is summed is
+    if not is_bare or weighted is None or product is None or not used_once(weighted):
         return 0
     for weights, inner in (product.inputs, product.inputs[::-1]):
         unsqueezed = producer(weights, "Unsqueeze")
@@ -65,9 +66,13 @@ def _is_of_experts(unsqueezed: ir.Node, inner: ir.Value | None, down: ir.Node) -
 def _fuse_pair(graph: ir.Graph, down: ir.Node, unsqueezed: ir.Node, inner: ir.Value | None) -> int:
     kind, num_experts = PRODUCTS[down.op_type], (dimensions(inner) or ())[-2]
     gated = _gated(inner)
-    rows = _before_reshape(inner if gated is None else gated)
+    columns = inner if gated is None else gated
+    rows = _before_reshape(columns)
     up = producer(rows, kind.matmul, NATIVE_DOMAIN)
     if up is None or rows is None or inner is None or not (used_once(rows) and used_once(inner) and is_plain(up)):
+        return 0
+    *front, _, size = dimensions(columns) or (None, None)
+    if not isinstance(size, int) or dimensions(rows) != (*front, num_experts * size):
         return 0
     if gated is not None:
         found = match_gate(gated)

@@ -95,6 +95,13 @@ def test_weights_of_another_shape_stay() -> None:
         assert fuse_experts(model) == 0
 
 
+def test_what_is_done_to_the_sum_is_not_done_to_each_expert() -> None:
+    text = EXPERTS.replace("y = Add (x, d)", "y = Relu (d)")
+    model = experts(FUSED, text)
+    assert [number(node, "activation") for node in native_nodes(model, FUSED.matmul)] == [Activation.RELU] * 2
+    assert fuse_experts(model) == 0
+
+
 @pytest.mark.parametrize("value", ["e", "m", "f", "a"])
 def test_rows_that_something_else_reads_stay(value: str) -> None:
     sizes = {"e": "3, 8", "m": "3, 8", "f": "24", "a": "24"}
