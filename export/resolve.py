@@ -27,13 +27,10 @@ from poolgraph.export.sentence_transformers import (
     parse_sentence_transformers,
 )
 from poolgraph.export.static_query import StaticWeights, plan_static_query
-from poolgraph.export.tokenizer import load_tokenizer
+from poolgraph.export.tokenizer import UNLIMITED, load_tokenizer
 from poolgraph.graphs.manifest import LateInteraction, Limits, Scoring
 from poolgraph.graphs.pipeline import PORTABLE, PORTABLE_INT8, TARGETS, Target
 from poolgraph.runtime.native_library import can_run
-
-UNLIMITED = 1_000_000
-"""Transformers writes numbers far beyond this as model_max_length where a tokenizer knows no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint, WeightFolder
 from poolgraph.export.sentence_transformers import SentenceTransformer
-from poolgraph.export.tokenizer import load_tokenizer
+from poolgraph.export.tokenizer import UNLIMITED, load_tokenizer
 from poolgraph.graphs.manifest import CheckRow, Manifest, StaticQuery
 from poolgraph.runtime.static_query import STATIC_QUERY_FILE, encode_queries, load_static_weights, weigh_tokens
 from poolgraph.runtime.tokenizer import TextTokenizer
-
-UNLIMITED = 1_000_000
-"""Transformers writes numbers far beyond this as model_max_length where a tokenizer knows no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,9 @@ from poolgraph.export.sentence_transformers import SentenceTransformer
 
 TOKENIZER_FILE = "tokenizer.json"
 
+UNLIMITED = 1_000_000
+"""Transformers writes numbers far beyond this as model_max_length where a tokenizer knows no limit."""
+
 MAX_ADDED_PROBES = 2000
 """Added tokens that are compared one by one; tokenizer_config.json may add some that tokenizer.json lacks."""
 
