@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import onnx_ir as ir
 
-from poolgraph.graphs.fuse_activations import match_gate
+from poolgraph.graphs.match_gates import Finished, match_gate
 from poolgraph.graphs.native import (
     NATIVE_DOMAIN,
     PRODUCTS,
-    Gate,
     is_plain,
     native_nodes,
     number,
     pair_attributes,
     product_inputs,
-    set_number,
+    set_numbers,
 )
-from poolgraph.graphs.pattern import dimensions, producer, replace_node, used_once
+from poolgraph.graphs.pattern import dimensions, is_initializer, producer, replace_node, used_once
+
+MOST_GATE_STEPS: Final = 8
+"""Nodes between the columns of a product and what a gate makes of them, at most."""
 
 
 def fuse_experts(model: ir.Model) -> int:
@@ -33,7 +37,7 @@ def _fuse(graph: ir.Graph, down: ir.Node) -> int:
     weighted = _before_reshape(down.inputs[0])
     product = producer(weighted, "Mul")
     is_bare = is_plain(down) and not (number(down, "activation") or number(down, "gate"))  # what is summed is
-    if not is_bare or weighted is None or product is None or not used_once(weighted):
+    if not is_bare or weighted is None or product is None or not (used_once(weighted) and _is_read_once(down)):
         return 0
     for weights, inner in (product.inputs, product.inputs[::-1]):
         unsqueezed = producer(weights, "Unsqueeze")
@@ -46,10 +50,16 @@ def _fuse(graph: ir.Graph, down: ir.Node) -> int:
     return 0
 
 
+def _is_read_once(node: ir.Node) -> bool:
+    """Whether nothing else reads the rows of a product."""
+    rows = node.inputs[0]
+    return rows is not None and used_once(rows)
+
+
 def _before_reshape(value: ir.Value | None) -> ir.Value | None:
-    """Return what alone is reshaped into ``value``, which nothing else reads."""
+    """Return what alone is reshaped into ``value``."""
     reshape = producer(value, "Reshape")
-    return None if reshape is None or value is None or not used_once(value) else reshape.inputs[0]
+    return None if reshape is None else reshape.inputs[0]
 
 
 def _is_of_experts(unsqueezed: ir.Node, inner: ir.Value | None, down: ir.Node) -> bool:
@@ -65,8 +75,8 @@ def _is_of_experts(unsqueezed: ir.Node, inner: ir.Value | None, down: ir.Node) -
 
 def _fuse_pair(graph: ir.Graph, down: ir.Node, unsqueezed: ir.Node, inner: ir.Value | None) -> int:
     kind, num_experts = PRODUCTS[down.op_type], (dimensions(inner) or ())[-2]
-    gated = _gated(inner)
-    columns = inner if gated is None else gated
+    found = _gate_behind(inner)
+    columns = inner if found is None else found[0]
     rows = _before_reshape(columns)
     up = producer(rows, kind.matmul, NATIVE_DOMAIN)
     if up is None or rows is None or inner is None or not (used_once(rows) and used_once(inner) and is_plain(up)):
@@ -74,14 +84,9 @@ def _fuse_pair(graph: ir.Graph, down: ir.Node, unsqueezed: ir.Node, inner: ir.Va
     *front, _, size = dimensions(columns) or (None, None)
     if not isinstance(size, int) or dimensions(rows) != (*front, num_experts * size):
         return 0
-    if gated is not None:
-        found = match_gate(gated)
-        if found is None or number(up, "activation") or number(up, "gate"):
-            return 0
-        set_number(up, "activation", found.activation)
-        set_number(up, "gate", found.gate)
-    elif number(up, "gate") != Gate.NONE:
+    if number(up, "gate") or (found is not None and number(up, "activation")):
         return 0
+    set_numbers(up, {} if found is None else found[1].attributes)
     inputs = [up.inputs[0], unsqueezed.inputs[0], *product_inputs(up), *product_inputs(down)]
     attributes = {**pair_attributes(up, down), "num_experts": int(num_experts)}
     fused = ir.node(kind.experts, inputs, attributes, domain=NATIVE_DOMAIN)
@@ -89,12 +94,16 @@ def _fuse_pair(graph: ir.Graph, down: ir.Node, unsqueezed: ir.Node, inner: ir.Va
     return 1
 
 
-def _gated(inner: ir.Value | None) -> ir.Value | None:
-    """Return what was split into the halves that ``inner`` is the product of, or None."""
-    product = producer(inner, "Mul")
-    for half in product.inputs if product is not None else ():
-        split = producer(half, "Split")
-        source = None if split is None else split.inputs[0]
-        if source is not None and (found := match_gate(source)) is not None and found.nodes[0] is product:
-            return source
+def _gate_behind(inner: ir.Value | None) -> tuple[ir.Value, Finished] | None:
+    """Return the columns of which a gate makes ``inner``, and what it does to them; None if no gate made it."""
+    node = inner.producer() if inner is not None else None
+    for _ in range(MOST_GATE_STEPS):
+        made = [] if node is None else [it for it in node.inputs if it is not None and not is_initializer(it)]
+        if not made:
+            return None
+        source = made[0]
+        found = match_gate(source)
+        if found is not None and found.value is inner:
+            return source, found
+        node = source.producer()
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from poolgraph.graphs.native import RESIDUALS, Norm, native_nodes, number, set_number
+from poolgraph.graphs.native import RESIDUALS, Norm, native_nodes, number, set_numbers
 from poolgraph.graphs.pattern import dimensions, is_initializer, stand_in, used_once
 
 NORMS = {"LayerNormalization": Norm.LAYER, "SimplifiedLayerNormalization": Norm.ROOT_MEAN_SQUARE}
@@ -56,9 +56,8 @@ def _fuse_norm(graph: ir.Graph, node: ir.Node) -> int:
     index = RESIDUALS[node.op_type]
     shared = not used_once(answer)
     _set_inputs(node, {index + 1: norm.inputs[1], index + 2: norm.inputs[2] if len(norm.inputs) > 2 else None})
-    set_number(node, "norm", NORMS[norm.op_type])
     epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
-    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon)
+    set_numbers(node, {"norm": int(NORMS[norm.op_type]), "epsilon": epsilon})
     if shared:
         node.resize_outputs(2)
         stand_in(node.outputs[1], answer)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -99,6 +99,8 @@ class Activation(IntEnum):
     GELU_TANH = 2
     SILU = 3
     RELU = 4
+    SWIGLU = 5
+    """Of a gate alone, with SWIGLU_ATTRIBUTES: gpt-oss's."""
 
 
 class Gate(IntEnum):
@@ -107,6 +109,13 @@ class Gate(IntEnum):
     NONE = 0
     FIRST = 1
     SECOND = 2
+    EVEN = 3
+    """Every other column, from the first one on."""
+
+
+SWIGLU_ATTRIBUTES: Final = ("alpha", "beta", "limit")
+"""``x * sigmoid(alpha * x) * (y + beta)`` of x up to the limit, and of y between minus the limit and the limit: what
+``com.microsoft.MoE`` calls ``swiglu``."""
 
 
 class Norm(IntEnum):
@@ -136,11 +145,12 @@ def product_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
 
 def pair_attributes(up: ir.Node, down: ir.Node) -> dict[str, int | float]:
     """Return the attributes of an operator of two products, which nothing follows yet."""
-    names = PRODUCTS[up.op_type].attributes
+    names = (*PRODUCTS[up.op_type].attributes, *SWIGLU_ATTRIBUTES)
     pairs = {
         f"{prefix}{name}": node.attributes[name].value
         for prefix, node in (("up_", up), ("down_", down))
         for name in names
+        if name in node.attributes
     }
     return {**pairs, "norm": int(Norm.NONE), "epsilon": 0.0}
 
@@ -155,6 +165,6 @@ def number(node: ir.Node, name: str) -> int:
     return node.attributes[name].as_int()
 
 
-def set_number(node: ir.Node, name: str, value: int) -> None:
-    """Set an integer attribute."""
-    node.attributes[name] = ir.AttrInt64(name, int(value))
+def set_numbers(node: ir.Node, numbers: Mapping[str, int | float]) -> None:
+    """Set attributes."""
+    node.attributes.update({name: ir.convenience.convert_attribute(name, value) for name, value in numbers.items()})

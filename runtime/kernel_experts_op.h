@@ -60,6 +60,8 @@ class Experts {
         finish_(api, info, kResidual + 1, down_[0]->out_features),
         bias_(finish_.width, 0.0f) {
     if (up_[0]->out_features != down_[0]->in_features) throw std::runtime_error("the products do not fit each other");
+    if (down_[0]->finishing.is_gated() || down_[0]->finishing.activation != Activation::kNone)
+      throw std::runtime_error("what experts answer is summed as it is");
     if (const float* bias = Constants(api, info).floats(kDown + Kind::kBias, finish_.width))
       bias_.assign(bias, bias + finish_.width);
   }

@@ -54,21 +54,27 @@ struct Weights {
   size_t stride;
 };
 
-// Which half of the columns, under the activation, multiplies the other half.
-enum class Gate : int64_t { kNone = 0, kFirst = 1, kSecond = 2 };
+// Which half of the columns, under the activation, multiplies the other half; kEven is every other one, from the first on.
+enum class Gate : int64_t { kNone = 0, kFirst = 1, kSecond = 2, kEven = 3 };
+
+// What becomes of a product's columns.
+struct Finishing {
+  Activation activation;
+  Gate gate;
+  Swiglu swiglu;  // of kSwiglu, which there is behind a gate alone
+  bool is_gated() const { return gate != Gate::kNone; }
+};
 
 // The columns of one product: of gated ones one half of the matrix's multiplies the other.
 struct Panels {
-  Panels(int in_features, int matrix_columns, Activation activation, Gate gate)
-      : activation(activation),
-        gate(gate),
+  Panels(int in_features, int matrix_columns, const Finishing& finishing)
+      : finishing(finishing),
         in_features(in_features),
-        out_features(gate == Gate::kNone ? matrix_columns : matrix_columns / 2),
-        panel_columns(gate == Gate::kNone ? kPanelColumns : kPanelColumns / 2),
+        out_features(finishing.is_gated() ? matrix_columns / 2 : matrix_columns),
+        panel_columns(finishing.is_gated() ? kPanelColumns / 2 : kPanelColumns),
         panels((out_features + panel_columns - 1) / panel_columns) {}
 
-  const Activation activation;
-  const Gate gate;
+  const Finishing finishing;
   const int in_features;
   const int out_features;
   const int panel_columns;
@@ -81,7 +87,12 @@ struct Panels {
     const int inner = panel * panel_columns + column % panel_columns;
     if (inner >= out_features) return -1;
     const bool is_gate = column < panel_columns;
-    return (gate != Gate::kNone && is_gate == (gate == Gate::kSecond)) ? inner + out_features : inner;
+    switch (finishing.gate) {
+      case Gate::kFirst: return is_gate ? inner : inner + out_features;
+      case Gate::kSecond: return is_gate ? inner + out_features : inner;
+      case Gate::kEven: return is_gate ? 2 * inner : 2 * inner + 1;
+      default: return inner;
+    }
   }
 
   // Calls use(round, column, source) for every column of a panel that is no padding, in each of `times` rounds.
@@ -107,13 +118,16 @@ struct Panels {
   void put(const float* made, int rows, int panel, float* out, size_t stride) const {
     float* to = out + static_cast<size_t>(panel) * panel_columns;
     const int columns = std::min(panel_columns, out_features - panel * panel_columns);
-    with_activation(activation, [&](auto function) {
+    const auto put_each = [&](auto finish) {
       for (int r = 0; r < rows; ++r, made += kPanelColumns)
-        for_vectors(columns, [&](int column, auto lanes) {
-          Floats x = function(load(made + column));
-          if (gate != Gate::kNone) x = x * load(made + kPanelColumns / 2 + column);
-          lanes.store(to + r * stride + column, x);
-        });
+        for_vectors(columns, [&](int column, auto lanes) { lanes.store(to + r * stride + column, finish(column)); });
+    };
+    const auto other = [&](int column) { return load(made + kPanelColumns / 2 + column); };
+    if (finishing.activation == Activation::kSwiglu)
+      return put_each([&](int column) { return finishing.swiglu(load(made + column), other(column)); });
+    with_activation(finishing.activation, [&](auto function) {
+      if (finishing.is_gated()) return put_each([&](int column) { return function(load(made + column)) * other(column); });
+      put_each([&](int column) { return function(load(made + column)); });
     });
   }
 };

@@ -16,8 +16,8 @@ class ByteProduct : public Panels {
 
   // `scales` and `bias` are (weights.columns,), `factors` (weights.in_features,); the last two may be nullptr.
   ByteProduct(const Weights<int8_t>& weights, const float* scales, const float* bias, const float* factors, Rounding rounding,
-              Activation activation, Gate gate)
-      : Panels(weights.in_features, weights.columns, activation, gate),
+              const Finishing& finishing)
+      : Panels(weights.in_features, weights.columns, finishing),
         rounding(rounding),
         steps_((in_features + kDepth - 1) / kDepth),
         scales_(place_columns(scales)),

@@ -15,8 +15,8 @@ class FloatProduct : public Panels {
   using Rows = BlockRows<Singles>;
 
   // `bias` is (weights.columns,) or nullptr.
-  FloatProduct(const Weights<float>& weights, const float* bias, Activation activation, Gate gate)
-      : Panels(weights.in_features, weights.columns, activation, gate), bias_(place_columns(bias)) {
+  FloatProduct(const Weights<float>& weights, const float* bias, const Finishing& finishing)
+      : Panels(weights.in_features, weights.columns, finishing), bias_(place_columns(bias)) {
     Buffer<float> packed(panels * panel_size());
     std::memset(packed.get(), 0, panels * panel_size() * sizeof(float));
     for (int panel = 0; panel < panels; ++panel) {

@@ -76,8 +76,7 @@ template <class Weight>
 struct Matrix {
   const Weight* weights;
   int in_features, columns;
-  Activation activation;
-  Gate gate;
+  Finishing finishing{};
 
   Matrix(const Api& api, const OrtKernelInfo* info, size_t index, const std::string& prefix) {
     const Constants constants(api, info);
@@ -89,9 +88,15 @@ struct Matrix {
       if (number < 0 || number > static_cast<int64_t>(last)) throw std::runtime_error("there is no such " + std::string(name));
       return static_cast<decltype(last)>(number);
     };
-    activation = choice("activation", Activation::kRelu);
-    gate = choice("gate", Gate::kSecond);
-    if (gate != Gate::kNone && columns % 2 != 0) throw std::runtime_error("a gate needs as many columns as it opens");
+    finishing.activation = choice("activation", Activation::kSwiglu);
+    finishing.gate = choice("gate", Gate::kEven);
+    if (finishing.is_gated() && columns % 2 != 0) throw std::runtime_error("a gate needs as many columns as it opens");
+    if (finishing.activation != Activation::kSwiglu) return;
+    const auto attribute = [&](const char* name) { return api.float_attribute(info, (prefix + name).c_str()); };
+    finishing.swiglu = {attribute("alpha"), attribute("beta"), attribute("limit")};
+    const auto& [alpha, beta, limit] = finishing.swiglu;
+    if (!finishing.is_gated() || !(alpha > 0 && std::isfinite(alpha)) || !(limit > 0))
+      throw std::runtime_error("SwiGLU has a gate, and alpha and limit above 0");
   }
   Weights<Weight> part(const Part& part) const {
     const size_t row = part.first(Part::kRows, in_features), column = part.first(Part::kColumns, columns);
@@ -127,7 +132,7 @@ struct Quantized {
     const float* factors = constants.floats(first + 3, matrix.in_features);
     const int column = part.first(Part::kColumns, matrix.columns), row = part.first(Part::kRows, matrix.in_features);
     auto product = std::make_unique<Product>(matrix.part(part), scales + column, from(bias, column), from(factors, row), rounding,
-                                             matrix.activation, matrix.gate);
+                                             matrix.finishing);
     if (part.is_last()) matrix.release();
     return product;
   }
@@ -162,7 +167,7 @@ struct Fused {
     const Matrix<float> matrix(api, info, first, prefix);
     const float* bias = part.has_bias() ? Constants(api, info).floats(first + kBias, matrix.columns) : nullptr;
     auto product = std::make_unique<Product>(matrix.part(part), from(bias, part.first(Part::kColumns, matrix.columns)),
-                                             matrix.activation, matrix.gate);
+                                             matrix.finishing);
     if (part.is_last()) matrix.release();
     return product;
   }

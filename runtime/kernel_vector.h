@@ -135,9 +135,19 @@ inline Floats gelu_tanh(Floats x) {
 
 inline Floats relu(Floats x) { return maximum(splat(0.0f), x); }
 
-enum class Activation : int64_t { kNone = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3, kRelu = 4 };
+enum class Activation : int64_t { kNone = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3, kRelu = 4, kSwiglu = 5 };
 
-// Calls use(function) with the activation's function, so that a loop is compiled for each.
+// The gate of gpt-oss: x * sigmoid(alpha * x) * (y + beta), of x up to limit, and of y from -limit to limit.
+struct Swiglu {
+  float alpha, beta, limit;
+  Floats operator()(Floats x, Floats y) const {
+    x = above(-87.0f / alpha, minimum(splat(limit), x));
+    y = maximum(splat(-limit), minimum(splat(limit), y));
+    return gate_by_sigmoid(x, x * splat(alpha * kLog2E)) * (y + splat(beta));
+  }
+};
+
+// Calls use(function) with the function of an activation of one number, so that a loop is compiled for each.
 template <class Use>
 void with_activation(Activation activation, Use&& use) {
   switch (activation) {

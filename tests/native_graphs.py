@@ -14,7 +14,15 @@ import pytest
 from scipy.special import erf
 
 from poolgraph.graphs.manifest import NATIVE_OPERATORS
-from poolgraph.graphs.native import NATIVE_DOMAIN, QUANTIZED, Activation, Gate, Norm, ProductOperators
+from poolgraph.graphs.native import (
+    NATIVE_DOMAIN,
+    QUANTIZED,
+    SWIGLU_ATTRIBUTES,
+    Activation,
+    Gate,
+    Norm,
+    ProductOperators,
+)
 from poolgraph.graphs.pipeline import NATIVE_FP32, NATIVE_INT8
 from poolgraph.runtime.native_library import can_run
 from poolgraph.runtime.session import register_operators
@@ -104,8 +112,10 @@ class ProductCase:
             "zero_point": self.zero_point,
             "activation": int(self.activation),
             "gate": int(self.gate),
+            **SWIGLU,
         }
-        return {prefix + name: values[name] for name in self.kind.attributes}
+        more = SWIGLU_ATTRIBUTES if self.activation == Activation.SWIGLU else ()
+        return {prefix + name: values[name] for name in (*self.kind.attributes, *more)}
 
     def expected(self, rows: Array) -> Array:
         """The answer in float64."""
@@ -135,9 +145,17 @@ def gated(columns: Array, activation: Activation, gate: Gate) -> Array:
     """Apply an activation, to one half where there is a gate."""
     if gate == Gate.NONE:
         return ACTIVATIONS[activation](columns)
-    first, second = np.split(columns, 2, axis=-1)
-    return ACTIVATIONS[activation](first) * second if gate == Gate.FIRST else first * ACTIVATIONS[activation](second)
+    halves = (columns[..., ::2], columns[..., 1::2]) if gate == Gate.EVEN else np.split(columns, 2, axis=-1)
+    active, other = halves[::-1] if gate == Gate.SECOND else halves
+    if activation == Activation.SWIGLU:
+        limit = SWIGLU["limit"]
+        active, other = np.minimum(active, limit), np.clip(other, -limit, limit)
+        return active / (1 + np.exp(-SWIGLU["alpha"] * active)) * (other + SWIGLU["beta"])
+    return ACTIVATIONS[activation](active) * other
 
+
+SWIGLU = {"alpha": 1.702, "beta": 1.0, "limit": 7.0}
+"""Those of gpt-oss."""
 
 ACTIVATIONS = {
     Activation.NONE: lambda x: x,
@@ -146,6 +164,7 @@ ACTIVATIONS = {
     Activation.SILU: lambda x: x / (1 + np.exp(-x)),
     Activation.RELU: lambda x: np.maximum(x, 0),
 }
+"""Of one number; SwiGLU takes two."""
 
 
 def normalized(rows: Array, norm: Norm, weight: Array, bias: Array | None, epsilon: float) -> Array:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -55,9 +58,50 @@ GATED = """g (float[batch, length, 16] x, float[batch, length, 3] w) => (float[b
     y = MatMul (f, backbone__down)
 }"""
 
+SWIGLU = """g (float[batch, length, 16] x, float[batch, length, 3] w) => (float[batch, length, 16] y)
+<float[batch, length, 48] h, float[batch, length, 3, 16] b, float[batch, length, 3, 8] p, float[batch, length, 3, 8] q,
+ float[batch, length, 3, 8] r, float[batch, length, 3, 8] s, float[batch, length, 3, 8] k, float[batch, length, 3, 8] t,
+ float[batch, length, 3, 8] l, float[batch, length, 3, 8] a, float[batch, length, 3, 8] e, float[batch, length, 3, 1] u,
+ float[batch, length, 3, 8] m, float[batch, length, 24] f> {
+    h = MatMul (x, backbone__both)
+    b = Reshape (h, halves)
+    p, q = Split <axis = -1, num_outputs = 2> (b)
+    r = Clip (p, , most)
+    s = Clip (q, least, most)
+    k = Mul (r, alpha)
+    t = Sigmoid (k)
+    l = Mul (r, t)
+    a = Add (s, beta)
+    e = Mul (a, l)
+    u = Unsqueeze (w, last)
+    m = Mul (u, e)
+    f = Reshape (m, three)
+    y = MatMul (f, backbone__down)
+}"""
 
-def experts(kind: ProductOperators, text: str) -> ir.Model:
-    used = {name: array for name, array in {**WEIGHTS, **SHAPES}.items() if name in text}
+EVERY_OTHER = SWIGLU.replace(
+    "p, q = Split <axis = -1, num_outputs = 2> (b)",
+    "p = Slice (b, zero, far, three_axis, two)\n    q = Slice (b, one, far, three_axis, two)",
+)
+
+NUMBERS = {
+    "most": np.float32(2.5),
+    "least": np.float32(-2.5),
+    "alpha": np.float32(1.5),
+    "beta": np.float32(1),
+    "zero": np.array([0]),
+    "one": np.array([1]),
+    "two": np.array([2]),
+    "far": np.array([2**62]),
+    "three_axis": np.array([3]),
+}
+
+GATES = {EXPERTS: Gate.NONE, GATED: Gate.FIRST, SWIGLU: Gate.FIRST, EVERY_OTHER: Gate.EVEN}
+
+
+def experts(kind: ProductOperators, text: str, **numbers: Any) -> ir.Model:
+    stored = {**WEIGHTS, **SHAPES, **NUMBERS, **numbers}
+    used = {name: np.asarray(array) for name, array in stored.items() if re.search(rf"[(,] *{name}\b", text)}
     model = native(kind, text, **used)
     fuse_activations(model)
     fuse_gates(model)
@@ -65,7 +109,7 @@ def experts(kind: ProductOperators, text: str) -> ir.Model:
 
 
 @each_kind
-@pytest.mark.parametrize("text", [EXPERTS, GATED], ids=["plain", "gated"])
+@pytest.mark.parametrize("text", [EXPERTS, GATED, SWIGLU, EVERY_OTHER], ids=["plain", "gated", "swiglu", "even"])
 def test_they_become_one_operator_with_the_same_answers(kind: ProductOperators, text: str) -> None:
     model = experts(kind, text)
     (expected,) = run(model, x=ROWS, w=ROUTED)
@@ -75,8 +119,8 @@ def test_they_become_one_operator_with_the_same_answers(kind: ProductOperators, 
     assert ops(model) == [kind.experts]
     (node,) = native_nodes(model, kind.experts)
     assert number(node, "num_experts") == 3
-    assert number(node, "up_activation") == Activation.RELU
-    assert number(node, "up_gate") == (Gate.FIRST if text is GATED else Gate.NONE)
+    assert number(node, "up_activation") == (Activation.RELU if text in {EXPERTS, GATED} else Activation.SWIGLU)
+    assert number(node, "up_gate") == GATES[text]
     (found,) = run(model, x=ROWS, w=ROUTED)
     # The rows of all experts share one range in bytes; each expert's own has one here.
     np.testing.assert_allclose(found, expected, atol=(1e-6 if kind is FUSED else 3e-2) * np.abs(expected).max(), rtol=0)
@@ -93,6 +137,27 @@ def test_weights_of_another_shape_stay() -> None:
         model = native(FUSED, text, before=np.array([-2]), **used)
         fuse_activations(model)
         assert fuse_experts(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        (SWIGLU, {"least": -2.0}),
+        (SWIGLU, {"most": np.inf, "least": -np.inf}),
+        (SWIGLU, {"alpha": -1.5}),
+        (SWIGLU.replace("p, , most", "p, least, most"), {}),
+        (SWIGLU.replace("t = Sigmoid (k)", "t = Tanh (k)"), {}),
+        (SWIGLU.replace("l = Mul (r, t)", "l = Mul (k, t)"), {}),
+        (SWIGLU.replace("e = Mul (a, l)", "e = Add (a, l)"), {}),
+        (EVERY_OTHER, {"one": np.array([0])}),
+    ],
+)
+def test_what_is_not_quite_that_gate_stays(text: str, numbers: dict[str, Any]) -> None:
+    typed = {name: value if isinstance(value, np.ndarray) else np.float32(value) for name, value in numbers.items()}
+    model = experts(FUSED, text, **typed)
+    expected = run(model, x=ROWS, w=ROUTED)
+    assert fuse_experts(model) == 0
+    assert all(np.array_equal(*pair) for pair in zip(run(model, x=ROWS, w=ROUTED), expected, strict=True))
 
 
 def test_what_is_done_to_the_sum_is_not_done_to_each_expert() -> None:

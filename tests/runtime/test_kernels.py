@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_graphs import ProductCase, native_session, needs_native, normalized
+from native_graphs import ACTIVATIONS, SWIGLU, ProductCase, native_session, needs_native, normalized
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from poolgraph.graphs.native import FUSED, QUANTIZED, Activation, Gate, Norm, ProductOperators
@@ -53,8 +53,11 @@ def test_many_rows_and_steps_are_computed_in_parts(count: int, sizes: tuple[int,
         assert_near(product_session(case, rows, threads).run(None, {"rows": rows})[0], case.expected(rows), 2e-6)
 
 
-@pytest.mark.parametrize("activation", list(Activation), ids=lambda it: it.name)
-@pytest.mark.parametrize("gate", list(Gate), ids=lambda it: it.name)
+@pytest.mark.parametrize(
+    ("activation", "gate"),
+    [pair for pair in itertools.product(Activation, Gate) if pair != (Activation.SWIGLU, Gate.NONE)],
+    ids=lambda it: it.name,
+)
 @pytest.mark.parametrize(("kind", "scale"), [(QUANTIZED, 0.0), (QUANTIZED, 0.02), (FUSED, 0.0)])
 def test_schemes_activations_and_gates(
     activation: Activation, gate: Gate, kind: ProductOperators, scale: float
@@ -69,20 +72,32 @@ def test_schemes_activations_and_gates(
 
 def test_activations_keep_their_tails() -> None:
     rows = np.repeat(np.linspace(-40, 40, 20001, dtype=np.float32)[:, None], 4, axis=1)
-    for activation in Activation:
+    for activation in ACTIVATIONS:
         case = ProductCase(kind=FUSED, in_features=4, out_features=4, bias=False, activation=activation)
         case.weights.update(weights=np.eye(4, dtype=np.float32))
         found = product_session(case, rows).run(None, {"rows": rows})[0]
         np.testing.assert_allclose(found, case.expected(rows), atol=3e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("activation", [it for it in Activation if it is not Activation.NONE], ids=lambda it: it.name)
+@pytest.mark.parametrize("activation", [it for it in ACTIVATIONS if it != Activation.NONE], ids=lambda it: it.name)
 def test_activations_end_at_nothing_and_at_infinity(activation: Activation) -> None:
     rows = np.array([-np.inf, -3e38, -1e36, -1e30, -1e4, -100, 1e4, 1e30, 3e38, np.inf], dtype=np.float32)[:, None]
     case = ProductCase(kind=FUSED, in_features=1, out_features=1, bias=False, activation=activation)
     case.weights.update(weights=np.ones((1, 1), dtype=np.float32))
     found = product_session(case, rows).run(None, {"rows": rows})[0]
     np.testing.assert_allclose(found, np.where(rows < 0, 0, rows), atol=1e-30, rtol=1e-6)
+
+
+def test_swiglu_is_bounded() -> None:
+    values = np.array([-3e38, -1e4, -100, -60, -20, -7.5, -7, -1, 0, 1, 7, 7.5, 100, 1e30, 3e38], np.float32)
+    rows = np.stack(np.meshgrid(values, values), axis=-1).reshape(-1, 2)
+    case = ProductCase(
+        kind=FUSED, in_features=2, out_features=2, bias=False, activation=Activation.SWIGLU, gate=Gate.FIRST
+    )
+    case.weights.update(weights=np.eye(2, dtype=np.float32))
+    found = product_session(case, rows).run(None, {"rows": rows})[0]
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(found, case.expected(rows), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", [Norm.LAYER, Norm.ROOT_MEAN_SQUARE], ids=lambda it: it.name)
@@ -227,13 +242,17 @@ def test_an_empty_matrix_is_refused(shape: tuple[int, int]) -> None:
     [
         ({"gate": 1}, 1, "as many columns as it opens"),
         ({"gate": 2}, 5, "as many columns as it opens"),
-        ({"gate": 3}, 4, "no such gate"),
+        ({"gate": 3}, 5, "as many columns as it opens"),
+        ({"gate": 4}, 4, "no such gate"),
         ({"gate": -1}, 4, "no such gate"),
-        ({"activation": 5}, 4, "no such activation"),
+        ({"activation": 6}, 4, "no such activation"),
+        ({"activation": 5, **SWIGLU}, 4, "SwiGLU has a gate, and alpha and limit above 0"),
+        ({"activation": 5, "gate": 1, **SWIGLU, "alpha": 0.0}, 4, "SwiGLU has a gate, and alpha and limit above 0"),
+        ({"activation": 5, "gate": 1, **SWIGLU, "limit": float("nan")}, 4, "alpha and limit above 0"),
         ({"activation": 2**32}, 4, "no such activation"),
     ],
 )
-def test_gates_and_activations_that_are_none_are_refused(options: dict[str, int], columns: int, message: str) -> None:
+def test_gates_and_activations_that_are_none_are_refused(options: dict[str, Any], columns: int, message: str) -> None:
     inputs = {"rows": rows_of(3, 4), "weights": rows_of(4, columns)}
     with pytest.raises((Fail, RuntimeException), match=message):
         native_session(FUSED.matmul, inputs, {"activation": 0, "gate": 0, **PLAIN, **options}, ("rows",))

@@ -21,12 +21,19 @@ each_kind = pytest.mark.parametrize("kind", [QUANTIZED, FUSED], ids=lambda it: i
 class ExpertsCase:
     """Experts with random weights, and their answer from products of one expert each."""
 
-    def __init__(self, kind: ProductOperators, num_experts: int, gate: Gate = Gate.NONE, scale: float = 0.0) -> None:
+    def __init__(
+        self,
+        kind: ProductOperators,
+        num_experts: int,
+        gate: Gate = Gate.NONE,
+        scale: float = 0.0,
+        activation: Activation = Activation.GELU,
+    ) -> None:
         self.kind, self.num_experts = kind, num_experts
         columns = INNER if gate == Gate.NONE else 2 * INNER
         options: dict[str, Any] = {"kind": kind, "scale": scale, "zero_point": 100 if scale else 0, "factors": True}
         self.up = ProductCase(
-            in_features=HIDDEN, out_features=num_experts * columns, activation=Activation.GELU, gate=gate, **options
+            in_features=HIDDEN, out_features=num_experts * columns, activation=activation, gate=gate, **options
         )
         self.down = ProductCase(in_features=num_experts * INNER, out_features=HIDDEN, seed=1, **options)
 
@@ -98,11 +105,17 @@ def assert_near(found: np.ndarray, expected: np.ndarray, tolerance: float) -> No
 
 
 @each_kind
-@pytest.mark.parametrize("gate", list(Gate), ids=lambda it: it.name)
+@pytest.mark.parametrize(
+    ("gate", "activation"),
+    [*((gate, Activation.GELU) for gate in Gate), (Gate.FIRST, Activation.SWIGLU), (Gate.EVEN, Activation.SWIGLU)],
+    ids=lambda it: it.name,
+)
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (7, 1, 1), (100, 8, 2), (2500, 3, 2), (9, 5, 0)], ids=str)
-def test_sums_of_the_experts_that_count(kind: ProductOperators, gate: Gate, sizes: tuple[int, int, int]) -> None:
+def test_sums_of_the_experts_that_count(
+    kind: ProductOperators, gate: Gate, activation: Activation, sizes: tuple[int, int, int]
+) -> None:
     count, num_experts, chosen = sizes
-    case = ExpertsCase(kind, num_experts, gate)
+    case = ExpertsCase(kind, num_experts, gate, activation=activation)
     rows, weights = draw(count, num_experts, chosen)
     for threads in (1, 2):
         found = run(case.session(threads), rows, weights)
@@ -166,3 +179,5 @@ def test_what_does_not_fit_is_refused(kind: ProductOperators) -> None:
         case.session(num_experts=7)
     with pytest.raises((Fail, RuntimeException), match="there must be an expert"):
         case.session(num_experts=0)
+    with pytest.raises((Fail, RuntimeException), match="what experts answer is summed as it is"):
+        case.session(down_activation=int(Activation.RELU))
