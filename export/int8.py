@@ -18,6 +18,7 @@ from poolgraph.export.int8_judge import Judge, Recipes, of_weights, quantizing
 from poolgraph.export.recipes import GroupRecipes, Measured, measure_group
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.graphs.manifest import NATIVE_OPERATORS, Quantization
+from poolgraph.graphs.note_routers import router_weights
 from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8, Target
 from poolgraph.graphs.products import ProductGroup, find_products
 from poolgraph.graphs.quantize_embeddings import find_tables
@@ -66,6 +67,7 @@ class Int8Plan:
                 weights=len(recipes),
                 smoothed=record.smoothed,
                 float32=record.float32,
+                routers=record.routers,
                 tables=record.tables,
                 float32_tables=record.float32_tables,
                 calibration=record.calibration,
@@ -97,10 +99,11 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
         calibration: None for a checkpoint too large to run here: every product gets a scale a token, and every table 8
             bits, which by scales a row cost a model far less than its products do. The gate judges both, on the twin.
     """
-    groups, tables = find_products(semantic), find_tables(semantic)
+    routers, tables = router_weights(semantic), find_tables(semantic)
+    groups = [group for group in find_products(semantic) if not _is_of_router(group, routers)]
     is_native = any(target.operators == NATIVE_OPERATORS for target in plan.targets)
     if calibration is None:
-        contrib, native = (_uncalibrated(groups, tables, scheme) for scheme in ("token", "range"))
+        contrib, native = (_uncalibrated(groups, tables, routers, scheme) for scheme in ("token", "range"))
         return Int8Plan(tables=tables, contrib=contrib, native=native if is_native else None)
     inputs = encode_calibration(plan, calibration.texts)
     encoded, edges = inputs.encoded, inputs.edges
@@ -111,6 +114,7 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
         activation=plan.head.activation,
         tokenization=inputs.manifest.tokenization,
         texts=[*(encoded[index] for index in held_out), *edges, *inputs.probes],
+        has_routers=bool(routers),
     )
     with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
         feeds = judge.feeds([*(encoded[index] for index in observed), *edges])
@@ -118,6 +122,7 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
     measured = {group.name: measure_group(group, observations[group.name]) for group in groups}
     judge = choose_tables(replace(judge, expected=judge.answer(CPU_FP32, {})), tables)
     base = Quantization(
+        routers=routers,
         tables=judge.tables,
         float32_tables=tuple(name for name in tables if name not in judge.tables),
         calibration=calibration.name,
@@ -134,9 +139,17 @@ def plan_int8(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
     )
 
 
-def _uncalibrated(groups: Sequence[ProductGroup], tables: tuple[str, ...], scheme: Scheme) -> QuantizedProducts:
+def _is_of_router(group: ProductGroup, routers: tuple[str, ...]) -> bool:
+    """Whether a group chooses experts: it takes no time, and what it rounds sends tokens elsewhere."""
+    return any(product.weight.name in routers for product in group.products)
+
+
+def _uncalibrated(
+    groups: Sequence[ProductGroup], tables: tuple[str, ...], routers: tuple[str, ...], scheme: Scheme
+) -> QuantizedProducts:
     recipes = {group.name: Recipe(scheme=scheme) for group in groups}
-    return QuantizedProducts(recipes, Quantization(token=len(recipes), tables=tables, calibration="none"))
+    record = Quantization(token=len(recipes), tables=tables, routers=routers, calibration="none")
+    return QuantizedProducts(recipes, record)
 
 
 def _describe(chosen: Chosen, base: Quantization) -> Quantization:

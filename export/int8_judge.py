@@ -20,7 +20,7 @@ from poolgraph.graphs.quantize_embeddings import quantize_embeddings
 from poolgraph.graphs.quantize_products import Recipe, quantize_products
 from poolgraph.graphs.storage import save_graphs
 from poolgraph.runtime.activations import finish_logits
-from poolgraph.runtime.compare import Comparison, Threshold, compare_answers
+from poolgraph.runtime.compare import OTHER_EXPERTS, Comparison, Threshold, compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import open_session, run_graph
@@ -68,7 +68,8 @@ class Judge:
         activation: Of its logits.
         tokenization: Of the manifest.
         texts: What it answers.
-        expected: What it answers in float32, a list a family.
+        has_routers: Whether it chooses experts.
+        expected: What it answers in float32.
         tables: Those in 8 bits beside the products.
     """
 
@@ -77,7 +78,8 @@ class Judge:
     activation: str | None
     tokenization: Tokenization
     texts: Sequence[EncodedText]
-    expected: list[Answers] = field(default_factory=list)
+    has_routers: bool = False
+    expected: Mapping[str, Answers] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
 
     def feeds(self, texts: Sequence[EncodedText]) -> list[Mapping[str, NDArray[np.int64]]]:
@@ -87,12 +89,13 @@ class Judge:
         graph = next(iter(lowered.variant.graphs.values()))
         return [runner.feed([text], graph) for text in texts]
 
-    def answer(self, target: Target, recipes: Recipes) -> list[Answers]:
-        """Answer the texts, each alone, by every graph that the recipes make: a list a family."""
+    def answer(self, target: Target, recipes: Recipes) -> dict[str, Answers]:
+        """Answer the texts, each alone, by every graph that the recipes make, by its family."""
         lowered = lower_variant(self.semantic, (), quantizing(target, recipes, self.tables), self.kind)
         with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
             save_graphs(lowered.models, Path(folder), "weights.bin")
-            return [self._run(Path(folder), lowered.variant, graph) for graph in lowered.variant.graphs.values()]
+            graphs = lowered.variant.graphs
+            return {family: self._run(Path(folder), lowered.variant, graph) for family, graph in graphs.items()}
 
     def _run(self, folder: Path, variant: Variant, graph: Graph) -> Answers:
         path = folder / Path(graph.file).name
@@ -113,9 +116,13 @@ class Judge:
         """Return the worst comparison of the float32 graph whose tables alone are in 8 bits."""
         return self._worst(self.answer(CPU_FP32, {}), TABLE_BARS[self.kind])
 
-    def _worst(self, found: list[Answers], bar: Threshold) -> Comparison:
-        pairs = zip(self.expected, found, strict=True)
-        return min((compare_answers(one, other, bar) for one, other in pairs), key=_quality)
+    def _worst(self, found: Mapping[str, Answers], bar: Threshold) -> Comparison:
+        of_tokens = replace(bar, may_miss=OTHER_EXPERTS) if self.has_routers else bar
+        compared = (
+            compare_answers(self.expected[family], answers, of_tokens if family == "token" else bar)
+            for family, answers in found.items()
+        )
+        return min(compared, key=_quality)
 
 
 def _quality(comparison: Comparison) -> tuple[bool, float]:

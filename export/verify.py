@@ -170,7 +170,7 @@ def _check_padding(
 ) -> Iterator[CheckRow]:
     expected = reference.sequence if family == "sequence" else reference.token
     assert expected is not None
-    threshold, finish = choose_comparison(model)
+    threshold, finish = choose_comparison(model, family)
     normalize = model.manifest.pooler.normalize and model.variant.graphs[family].output is not None
     finished = [finish_embeddings(answer, normalize=normalize, dimensions=None) for answer in expected]
     file = model.path / model.variant.graphs[family].file

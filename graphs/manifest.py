@@ -63,7 +63,8 @@ class Quantization(_Record, frozen=True, kw_only=True):
     """How a variant is quantized: the numbers of its products (merged ones count once) by scheme, and its tables.
 
     ``static`` activations have one scale from calibration, ``token`` ones a scale a token, on native operators with a
-    zero point of its own, those of ``weights`` are float32. ``float32`` names the products that are not quantized.
+    zero point of its own, those of ``weights`` are float32. ``float32`` names the products that are not quantized,
+    ``routers`` those that choose experts, which never are.
     ``tables`` names the tables of embeddings in 8 bits, ``float32_tables`` those that would have cost too much
     fidelity. Cosines are those of held-out calibration texts.
     """
@@ -73,6 +74,7 @@ class Quantization(_Record, frozen=True, kw_only=True):
     weights: int = 0
     smoothed: int = 0
     float32: tuple[str, ...] = ()
+    routers: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     float32_tables: tuple[str, ...] = ()
     calibration: str = ""

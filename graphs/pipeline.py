@@ -33,6 +33,7 @@ from poolgraph.graphs.lower_scan_cuda import fuse_causal_conv, lower_scan_to_lin
 from poolgraph.graphs.lower_text_sums import lower_text_sums
 from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS
 from poolgraph.graphs.merge_projections import merge_projections
+from poolgraph.graphs.note_routers import note_routers
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.push_pooling import note_products_as_in, note_row_products, push_pooling
 from poolgraph.graphs.split_projections import split_projections
@@ -45,6 +46,7 @@ SEMANTIC_PASSES: tuple[Pass, ...] = (
     unflatten_products,
     fold_reshapes,  # after fold_transposes: the reshapes around a pair meet only then
     remove_dead_nodes,
+    note_routers,
     note_row_products,  # before merge_projections, which leaves them
     merge_projections,
     remove_dead_nodes,
@@ -135,8 +137,8 @@ EXACT_INT8 = MappingProxyType(
     {
         "session.x64quantprecision": "1",
         "graph_optimization_level": "extended",
-        "disabled_optimizers": "BiasGeluFusion,FastGeluFusion,GatherSliceToSplitFusion,MatMulScaleFusion,"
-        "MatmulTransposeFusion,QuickGeluFusion,SkipLayerNormFusion",
+        "disabled_optimizers": "BiasGeluFusion,FastGeluFusion,GatherSliceToSplitFusion,GemmActivationFusion,"
+        "MatMulScaleFusion,MatmulTransposeFusion,QuickGeluFusion,SkipLayerNormFusion",
     }
 )
 """Sums of products of bytes that saturate on no processor. On x86 without VNNI, ONNX Runtime adds pairs in 16 bits,

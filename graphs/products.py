@@ -9,8 +9,6 @@ import onnx_ir as ir
 
 from poolgraph.graphs.pattern import BACKBONE_PREFIX, dimensions, is_initializer, used_once
 
-"""Of the names of the backbone's weights; those of the head stay as they are."""
-
 _APART = "poolgraph.apart"
 """Key of the note on products that are not joined with others of their source."""
 

@@ -22,11 +22,13 @@ class Threshold:
         min_cosine: Required of the worst text.
         mean_cosine: Required of the mean over the texts.
         max_difference: Largest absolute difference allowed, as a share of the largest absolute reference answer.
+        may_miss: Share of the vectors, the worst ones, that need not reach the minimum and the difference.
     """
 
     min_cosine: float
     mean_cosine: float = -1.0
     max_difference: float = UNBOUNDED
+    may_miss: float = 0.0
 
 
 THRESHOLDS: Final[Mapping[str, Threshold]] = MappingProxyType(
@@ -38,6 +40,10 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = MappingProxyType(
     }
 )
 """Thresholds by precision."""
+
+OTHER_EXPERTS: Final = 0.05
+"""Share of the token vectors of a model that chooses experts which may miss int8's minimum: where two experts' scores
+nearly tie, any rounding sends a token to the other one. The mean over the tokens holds, and both bounds of texts."""
 
 ACTIVATED: Final[Mapping[str, Threshold]] = MappingProxyType(
     {
@@ -93,18 +99,19 @@ def compare_answers(
     found = np.concatenate([np.atleast_2d(np.asarray(a, np.float64)) for a in answers])
     cosines = cosine_rows(expected, found)
     scale = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
-    difference = float(np.abs(expected - found).max()) / scale
-    # Written as "not worse than" so that NaN fails.
+    differences = np.abs(expected - found).max(axis=1) / scale
+    spared = int(threshold.may_miss * len(cosines))
+    # Written as "not worse than" so that NaN fails, which the mean is if any cosine is.
     passed = bool(
-        cosines.min() >= threshold.min_cosine
+        np.sort(cosines)[spared] >= threshold.min_cosine
         and cosines.mean() >= threshold.mean_cosine
-        and difference <= threshold.max_difference
+        and np.sort(differences)[-1 - spared] <= threshold.max_difference
     )
     return Comparison(
         num_texts=len(reference),
         min_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),
-        max_difference=difference,
+        max_difference=float(differences.max()),
         passed=passed,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,15 @@ from poolgraph.graphs.artifact import open_artifact, save_manifest
 from poolgraph.graphs.manifest import CheckRow, Manifest, Report, Variant
 from poolgraph.graphs.probe_files import StoredProbes, load_probes
 from poolgraph.runtime.activations import finish_logits
-from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, TOKEN_WEIGHTS, Comparison, Threshold, compare_answers
+from poolgraph.runtime.compare import (
+    ACTIVATED,
+    OTHER_EXPERTS,
+    THRESHOLDS,
+    TOKEN_WEIGHTS,
+    Comparison,
+    Threshold,
+    compare_answers,
+)
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.loaded import LoadedModel
 from poolgraph.runtime.model import PoolingModel
@@ -86,10 +95,10 @@ def check_model(model: PoolingModel, probes: StoredProbes, families: Sequence[st
         families: Which graphs; all of the variant's where None.
     """
     encoded = encode_probes(model.tokenizer, probes.texts, probes.prompt, probes.pairs)
-    required, finish = choose_comparison(model)
     stored = {"sequence": dict(enumerate(probes.sequence)), "token": probes.token}
     runs: dict[str, Run] = {"sequence": model.run_sequence, "token": model.run_token}
     for family in families or model.variant.graphs:
+        required, finish = choose_comparison(model, family)
         indices = list(stored[family]) or list(range(len(encoded)))  # a twin's answers are not stored
         alone = [runs[family]([encoded[index]])[0] for index in indices]
         together = runs[family](encoded)
@@ -122,14 +131,16 @@ def has_same_bits(model: LoadedModel) -> bool:
     return model.provider == CPU_PROVIDER and model.variant.layout in ("uniform", "packed")
 
 
-def choose_comparison(model: PoolingModel) -> tuple[Threshold, Finish]:
-    """Return what answers must reach, and what is done to both sides before: a classifier's activation for int8."""
+def choose_comparison(model: PoolingModel, family: str) -> tuple[Threshold, Finish]:
+    """Return what a family's answers must reach, and what is done to both sides before: an activation for int8."""
     precision, min_cosine = model.variant.precision, model.manifest.options.get("min_cosine")
     threshold, activation = choose_threshold(precision, min_cosine), model.manifest.pooler.activation
+    quantization = model.variant.quantization
+    may_miss = OTHER_EXPERTS if family == "token" and quantization is not None and quantization.routers else 0.0
     embeds = {"embed", "token_embed"} & set(model.manifest.tasks)
     if embeds or min_cosine is not None or ACTIVATED[precision] == threshold:
-        return threshold, lambda rows: rows
-    return ACTIVATED[precision], lambda rows: finish_logits(rows, activation)
+        return replace(threshold, may_miss=may_miss), lambda rows: rows
+    return replace(ACTIVATED[precision], may_miss=may_miss), lambda rows: finish_logits(rows, activation)
 
 
 def encode_probes(
@@ -208,12 +219,12 @@ def _mark_verified(directory: Path, manifest: Manifest, report: Report, failures
     fresh = {variant.name for variant in manifest.variants if not variant.verified} & passed
     if not fresh:
         return
-    replace = msgspec.structs.replace
-    variants = tuple(replace(v, verified=v.verified or v.name in fresh) for v in manifest.variants)
+    changed = msgspec.structs.replace
+    variants = tuple(changed(v, verified=v.verified or v.name in fresh) for v in manifest.variants)
     kept = tuple(row for row in manifest.report.rows if row.variant not in fresh)
     added = tuple(row for row in report.rows if row.variant in fresh)
-    merged = replace(manifest.report, rows=kept + added)
-    save_manifest(directory, replace(manifest, variants=variants, report=merged))
+    merged = changed(manifest.report, rows=kept + added)
+    save_manifest(directory, changed(manifest, variants=variants, report=merged))
 
 
 def _probe_checkpoint(directory: Path, checkpoint: str | Path) -> StoredProbes:

@@ -69,7 +69,7 @@ class Probe:
 def choose_probe(model: PoolingModel, family: GraphFamily) -> Probe:
     """Choose the shortest stored probe that has an answer of this graph; any short text where the artifact has none."""
     stable = SAME_BITS if has_same_bits(model) else _STABLE
-    threshold, finish = choose_comparison(model)
+    threshold, finish = choose_comparison(model, family)
     try:
         stored = load_probes(model.path)
     except ArtifactError:
@@ -94,6 +94,8 @@ def _stored_answers(stored: StoredProbes, family: GraphFamily) -> dict[int, NDAr
 
 def _for_one(threshold: Threshold, answers: dict[int, NDArray[np.float32]], index: int, finish: Finish) -> Threshold:
     """Return a threshold for one text that allows what verification allows: a share of all answers' scale, no mean."""
+    if threshold.may_miss:  # and those of one text may be the ones that do
+        return Threshold(min_cosine=-1.0)
     if not answers:
         return threshold
     finished = {number: np.abs(finish(np.atleast_2d(rows))).max() for number, rows in answers.items()}

@@ -53,6 +53,25 @@ def test_mean_cosine_is_required_too():
     assert not compare_answers(reference, answers, THRESHOLDS["int8"]).passed
 
 
+def test_a_share_of_the_vectors_may_miss_the_bounds_and_not_the_mean():
+    reference = np.tile(np.eye(2, dtype=np.float32), (50, 1))
+    answers = reference.copy()
+    answers[:5] = answers[:5, ::-1]
+    for missing, passes in [(0.05, True), (0.04, False)]:
+        for bounds in ({"min_cosine": 0.98}, {"min_cosine": -1.0, "max_difference": 0.05}):
+            assert compare_answers([reference], [answers], Threshold(may_miss=missing, **bounds)).passed is passes
+    found = compare_answers([reference], [answers], Threshold(min_cosine=0.98, mean_cosine=0.96, may_miss=0.05))
+    assert (found.passed, found.min_cosine, found.max_difference) == (False, 0.0, 1.0)
+
+
+def test_none_of_those_that_may_miss_is_no_number():
+    answers = np.ones((100, 3), np.float32)
+    answers[0, 0] = np.nan
+    with np.errstate(invalid="ignore"):
+        found = compare_answers([np.ones((100, 3), np.float32)], [answers], Threshold(min_cosine=0.9, may_miss=0.05))
+    assert not found.passed
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_fail(value):
     reference = [np.ones(3, np.float32)]

@@ -1,0 +1,54 @@
+"""Pass: the products that choose experts stand apart, so that none is rounded with the experts it chooses among."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+
+from poolgraph.graphs.pattern import BACKBONE_PREFIX, is_initializer
+from poolgraph.graphs.products import set_apart
+
+PASSED_THROUGH: Final = frozenset(
+    {
+        *("Add", "Cast", "Div", "Identity", "Mul", "Reshape", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Squeeze"),
+        *("Sub", "Unsqueeze"),
+    }
+)
+"""What scores of experts go through, alone or with a constant, before the largest are chosen."""
+
+
+def note_routers(model: ir.Model) -> int:
+    """Set the products apart whose answers choose, by TopK, what else is computed or counts.
+
+    They read what the experts read. In one matrix with these they would share their 8 bits, and a token whose scores are
+    close would be sent to another expert.
+    """
+    return sum(set_apart(node) for node in find_routers(model))
+
+
+def find_routers(model: ir.Model) -> list[ir.Node]:
+    """List the products with the backbone's weights of whose columns a TopK chooses the largest, in order."""
+    choosing = [node for node in model.graph if (node.domain, node.op_type) == ("", "TopK")]
+    found = dict.fromkeys(_product_behind(node.inputs[0]) for node in choosing)  # groups are chosen before experts
+    return [node for node in found if node is not None]
+
+
+def router_weights(model: ir.Model) -> tuple[str, ...]:
+    """Return the names of the routers' weights."""
+    return tuple(str(node.inputs[1].name) for node in find_routers(model) if node.inputs[1] is not None)
+
+
+def _product_behind(value: ir.Value | None) -> ir.Node | None:
+    """Return the product that alone, with constants, decides about ``value``."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.domain == "":
+        if node.op_type in {"MatMul", "Gemm"}:
+            weight = node.inputs[1]
+            assert weight is not None
+            return node if is_initializer(weight) and str(weight.name).startswith(BACKBONE_PREFIX) else None
+        made = [it for it in node.inputs if it is not None and not is_initializer(it)]
+        if node.op_type not in PASSED_THROUGH or len(made) != 1:
+            return None
+        node = made[0].producer()
+    return None
