@@ -21,8 +21,8 @@ PASSED_THROUGH: Final = frozenset(
 def note_routers(model: ir.Model) -> int:
     """Set the products apart whose answers choose, by TopK, what else is computed or counts.
 
-    They read what the experts read. In one matrix with these they would share their 8 bits, and a token whose scores are
-    close would be sent to another expert.
+    They read what the experts read. In one matrix with these they would share their 8 bits, and a token whose scores
+    are close would be sent to another expert.
     """
     return sum(set_apart(node) for node in find_routers(model))
 

@@ -76,8 +76,8 @@ def test_int8_of_a_row(row: SupportRow, tmp_path: Path, monkeypatch: pytest.Monk
 def check_fusions(artifact: Path) -> None:
     """Check that what keeps ONNX Runtime's sums exact lets its optimizer fuse nothing more.
 
-    At the basic level it leaves pairs of QuantizeLinear and DequantizeLinear that it has made itself, and a Relu in front
-    of a QuantizeLinear that cuts at 0 anyway.
+    At the basic level it leaves pairs of QuantizeLinear and DequantizeLinear that it has made itself, and a Relu in
+    front of a QuantizeLinear that cuts at 0 anyway.
     """
     for graph in open_artifact(artifact).variant(CPU_INT8.variant_name).graphs.values():
         basic, exact = (optimize(artifact / graph.file, target.session_options) for target in (CPU_FP32, CPU_INT8))
