@@ -5,13 +5,20 @@
 
 namespace poolgraph {
 
-// Rows sent to one expert, and by how much its answer counts.
-struct Routed {
-  std::vector<int> rows;
-  std::vector<float> weights;
+// Some of the routes to one expert.
+struct ExpertTask {
+  int expert, count;
+  size_t place;  // of the first one
 };
 
-// Room that a run keeps for the rows of one expert: gathered, between its products, and behind them.
+// Which rows are sent to experts, and by how much their answers count: to expert e those from bounds[e] to bounds[e + 1].
+struct Routes {
+  std::vector<int> rows;
+  std::vector<float> weights;
+  std::vector<size_t> bounds;
+};
+
+// Room that a thread keeps: for what one task gathers and has between its products, and for the answers of many tasks.
 struct ExpertRoom {
   Buffer<float> in, between, made;
   static ExpertRoom& of_thread() {
@@ -19,23 +26,6 @@ struct ExpertRoom {
     return room;
   }
 };
-
-// Computes all columns of `count` rows; cores share columns of a few rows, else rows.
-template <class Kind>
-void run_product(const Api& api, OrtKernelContext* context, const typename Kind::Product& product, const float* in, int count,
-                 float* out) {
-  const size_t in_width = product.in_features, out_width = product.out_features;
-  if (!Kind::shares_columns(count))
-    return for_blocks(api, context, count, block_rows(count, Kind::row_bytes(product)), [&](int first, int some) {
-      const auto rows = Kind::prepare(product, in + first * in_width, some, TaskRoom<Kind>::of_thread().rows);
-      product.run(rows, 0, some, 0, product.panels, out + first * out_width, out_width);
-    });
-  for (int first = 0; first < count; first += Kind::kColumnRows) {
-    const int some = std::min(Kind::kColumnRows, count - first);
-    const auto rows = Kind::prepare(product, in + first * in_width, some, TaskRoom<Kind>::of_thread().rows);
-    run_panels<Kind>(api, context, product, rows, some, out + first * out_width);
-  }
-}
 
 // y = finish(bias + sum over experts e of w[e] * (activation(rows @ up[e] + up_bias[e]) @ down[e])): inputs rows, the
 // weights w, (..., num_experts), those of the first products side by side, those of the second ones below each other,
@@ -73,8 +63,8 @@ class Experts {
       for (int row = first; row < first + count; ++row)
         std::memcpy(rows.made(row, width), bias_.data(), width * sizeof(float));
     });
-    const std::vector<Routed> routed = route(api, context, rows.count);
-    for (int expert = 0; expert < count_; ++expert) add_expert(api, context, rows, expert, routed[expert]);
+    const Routes routes = route(api, context, rows.count);
+    for (size_t place = 0; place < routes.rows.size();) place = add_answers(api, context, rows, routes, place);
     for_blocks(api, context, rows.count, kBlockRows, [&](int first, int count) { finish_.run(rows, first, count); });
   }
 
@@ -89,7 +79,7 @@ class Experts {
     return products;
   }
 
-  std::vector<Routed> route(const Api& api, OrtKernelContext* context, int count) const {
+  Routes route(const Api& api, OrtKernelContext* context, int count) const {
     const OrtValue* value = api.input(context, kWeights);
     const std::vector<int64_t> shape = value ? api.shape(value) : std::vector<int64_t>{};
     int64_t size = 1;
@@ -97,45 +87,71 @@ class Experts {
     if (shape.empty() || shape.back() != count_ || size != static_cast<int64_t>(count) * count_)
       throw std::runtime_error("each row needs a weight of each of the " + std::to_string(count_) + " experts");
     const auto* weights = static_cast<const float*>(api.data(value));
-    std::vector<Routed> routed(count_);
-    for (int row = 0; row < count; ++row)
-      for (int expert = 0; expert < count_; ++expert, ++weights)
-        if (*weights != 0.0f) {
-          routed[expert].rows.push_back(row);
-          routed[expert].weights.push_back(*weights);
+    Routes routes;
+    for (int expert = 0; expert < count_; ++expert) {
+      routes.bounds.push_back(routes.rows.size());
+      for (int row = 0; row < count; ++row)
+        if (const float weight = weights[static_cast<size_t>(row) * count_ + expert]; weight != 0.0f) {
+          routes.rows.push_back(row);
+          routes.weights.push_back(weight);
         }
-    return routed;
-  }
-
-  // Adds one expert's weighted answers to the rows that are sent to it, some at a time.
-  void add_expert(const Api& api, OrtKernelContext* context, const Rows& rows, int expert, const Routed& routed) const {
-    const auto &up = *up_[expert], &down = *down_[expert];
-    const size_t in_width = up.in_features, width = down.out_features;
-    const int total = static_cast<int>(routed.rows.size());
-    auto& room = ExpertRoom::of_thread();
-    for (int first = 0; first < total; first += kExpertRows) {
-      const int count = std::min(kExpertRows, total - first);
-      const int* places = routed.rows.data() + first;
-      float* in = room.in.reserve(count * in_width);
-      float* between = room.between.reserve(static_cast<size_t>(count) * up.out_features);
-      float* made = room.made.reserve(count * width);
-      for_blocks(api, context, count, kBlockRows, [&](int from, int some) {
-        for (int row = from; row < from + some; ++row)
-          std::memcpy(in + row * in_width, rows.in + places[row] * in_width, in_width * sizeof(float));
-      });
-      run_product<Kind>(api, context, up, in, count, between);
-      run_product<Kind>(api, context, down, between, count, made);
-      for_blocks(api, context, count, kBlockRows, [&](int from, int some) {
-        for (int row = from; row < from + some; ++row) {
-          float* to = rows.made(places[row], width);
-          const float weight = routed.weights[first + row];
-          for (size_t column = 0; column < width; ++column) to[column] += weight * made[row * width + column];
-        }
-      });
     }
+    routes.bounds.push_back(routes.rows.size());
+    return routes;
   }
 
-  static constexpr int kExpertRows = 1024;  // gathered at once
+  // Splits what begins at `place` into tasks of one expert each, as many as there is room for.
+  std::vector<ExpertTask> plan(const Routes& routes, size_t place) const {
+    std::vector<ExpertTask> tasks;
+    const size_t end = std::min(routes.rows.size(), place + kRoomRows);
+    for (int expert = 0; expert < count_; ++expert)
+      for (; place < std::min(end, routes.bounds[expert + 1]); place += tasks.back().count) {
+        const int left = static_cast<int>(std::min(end, routes.bounds[expert + 1]) - place);
+        tasks.push_back({expert, std::min(left, kTaskRows), place});
+      }
+    return tasks;
+  }
+
+  // Adds answers from `place` on, weighted, to the rows that they are of, and returns where the next ones begin. Experts
+  // answer side by side; cores share the columns of the sums, to which each adds the experts in their order.
+  size_t add_answers(const Api& api, OrtKernelContext* context, const Rows& rows, const Routes& routes, size_t place) const {
+    const std::vector<ExpertTask> tasks = plan(routes, place);
+    const size_t end = tasks.back().place + tasks.back().count, width = finish_.width;
+    float* made = ExpertRoom::of_thread().made.reserve((end - place) * width);
+    auto answer_task = [&](size_t index) {
+      answer(rows, routes.rows.data() + tasks[index].place, tasks[index], made + (tasks[index].place - place) * width);
+    };
+    api.parallel(context, tasks.size(), answer_task);
+    for_blocks(api, context, static_cast<int>(width), kPanelColumns, [&](int first, int columns) {
+      for (size_t route = place; route < end; ++route) {
+        float* to = rows.made(routes.rows[route], width) + first;
+        const float *from = made + (route - place) * width + first, weight = routes.weights[route];
+        for (int column = 0; column < columns; ++column) to[column] += weight * from[column];
+      }
+    });
+    return end;
+  }
+
+  // Writes the answers of one expert's rows, `places` among all.
+  void answer(const Rows& rows, const int* places, const ExpertTask& task, float* made) const {
+    const auto &up = *up_[task.expert], &down = *down_[task.expert];
+    auto& room = ExpertRoom::of_thread();
+    float* in = room.in.reserve(task.count * static_cast<size_t>(up.in_features));
+    float* between = room.between.reserve(task.count * static_cast<size_t>(up.out_features));
+    for (int row = 0; row < task.count; ++row)
+      std::memcpy(in + row * static_cast<size_t>(up.in_features), rows.in + places[row] * static_cast<size_t>(up.in_features),
+                  up.in_features * sizeof(float));
+    run(up, in, task.count, between);
+    run(down, between, task.count, made);
+  }
+
+  static void run(const typename Kind::Product& product, const float* in, int count, float* out) {
+    const auto prepared = Kind::prepare(product, in, count, TaskRoom<Kind>::of_thread().rows);
+    product.run(prepared, 0, count, 0, product.panels, out, product.out_features);
+  }
+
+  static constexpr int kTaskRows = 96;        // of one expert, which read its weights once
+  static constexpr size_t kRoomRows = 4096;  // whose answers are kept before they are added
 
   const int count_;
   const Products up_, down_;

@@ -179,5 +179,6 @@ def test_what_does_not_fit_is_refused(kind: ProductOperators) -> None:
         case.session(num_experts=7)
     with pytest.raises((Fail, RuntimeException), match="there must be an expert"):
         case.session(num_experts=0)
-    with pytest.raises((Fail, RuntimeException), match="what experts answer is summed as it is"):
-        case.session(down_activation=int(Activation.RELU))
+    for change in ({"down_activation": int(Activation.RELU)}, {"down_gate": int(Gate.FIRST)}):
+        with pytest.raises((Fail, RuntimeException), match="what experts answer is summed as it is"):
+            case.session(**change)
