@@ -17,6 +17,7 @@ from poolgraph.graphs.manifest import (
     Tensor,
     Variant,
 )
+from poolgraph.runtime.compare import OTHER_EXPERTS
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
 from poolgraph.runtime.providers import list_needs
 from poolgraph.runtime.tuning import TUNING_FILE, TuningEntry
@@ -70,10 +71,12 @@ def describe_quantization(record: Quantization) -> dict[str, str]:
     products = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
     float32 = [*record.float32, *record.float32_tables]
     cosines = (("mean cosine", record.mean_cosine), ("lowest", record.min_cosine))
+    routers = f"{', '.join(record.routers)} (float32; {OTHER_EXPERTS:.0%} of token vectors may miss the minimum)"
     parts = {
         "products": f"{products}; {record.smoothed} smoothed" if products and record.smoothed else products,
         "tables": ", ".join(record.tables),
         "float32": ", ".join(float32),
+        "routers": routers if record.routers else "",
         "calibration": record.calibration,
         "held out": ", ".join(f"{name} {value:.7f}" for name, value in cosines if value is not None),
     }

@@ -75,6 +75,7 @@ def test_all_of_a_quantization_record_is_said():
         token=4,
         smoothed=1,
         float32=("product",),
+        routers=("chooses",),
         tables=("words",),
         float32_tables=("others",),
         calibration="9 texts",
@@ -84,11 +85,12 @@ def test_all_of_a_quantization_record_is_said():
     variant = msgspec.structs.replace(VARIANT, cpu_features=("vnni",), quantization=record)
     lines = describe(msgspec.structs.replace(MANIFEST, variants=(variant,)), Path("tiny")).splitlines()
     start = lines.index("  needs         vnni") + 1
-    assert lines[start : start + 6] == [
+    assert lines[start : start + 7] == [
         "  quantized",
         "    products    20 by static scales, 4 by a scale a token; 1 smoothed",
         "    tables      words",
         "    float32     product, others",
+        "    routers     chooses (float32; 5% of token vectors may miss the minimum)",
         "    calibration 9 texts",
         "    held out    mean cosine 0.9900000, lowest 0.9800000",
     ]
