@@ -58,12 +58,27 @@ def threads_at_ease() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def traces_folder(run_folder: Path) -> Path:
+    """Where the traces of this run are kept."""
+    folder = run_folder / "traces"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def one_trace_each() -> Iterator[None]:
-    """Share traces among the module's exports of equal modules: for tests of what comes behind the trace."""
+def one_trace_each(traces_folder: Path) -> Iterator[None]:
+    """Share traces among all exports of equal modules: for tests of what comes behind the trace."""
     from shared_traces import shared_traces
 
-    with shared_traces():
+    with shared_traces(traces_folder):
         yield
 
 
@@ -87,10 +102,9 @@ def minilm_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm_artifact(minilm_checkpoint, tmp_path_factory) -> Path:
+def minilm_artifact(minilm_checkpoint, run_folder) -> Path:
     """The artifact of all-MiniLM-L6-v2; read it, never write to it."""
-    base = tmp_path_factory.getbasetemp()
-    output = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "minilm"
+    output = run_folder / "minilm"
     with FileLock(output.with_suffix(".lock")):
         if not is_artifact(output):
             run_export_process(
@@ -100,16 +114,16 @@ def minilm_artifact(minilm_checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def task_artifact(tmp_path_factory) -> Callable[[str], Path]:
+def task_artifact(run_folder, traces_folder) -> Callable[[str], Path]:
     """Return a function from a name of docs/tasks.md to a tiny artifact of that name, which is only to be read."""
+    from shared_traces import shared_traces
     from task_artifacts import make_artifact
 
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tasks"
+    folder = run_folder / "tasks"
     folder.mkdir(exist_ok=True)
 
     def find(name: str) -> Path:
-        with FileLock(folder / f"{name}.lock"):
+        with FileLock(folder / f"{name}.lock"), shared_traces(traces_folder):
             return folder / name if is_artifact(folder / name) else make_artifact(name, folder)
 
     return find
