@@ -1,6 +1,7 @@
 """The one real checkpoint at hand, and its artifact, exported once for all tests and all workers; sessions at ease."""
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -32,7 +33,16 @@ def find_no_cuda() -> str | None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the collector pass over what was imported, torch and transformers among it: a million objects."""
+    """Keep pytest from giving torch's log of traces a handler, with which torch notes the calls behind each step."""
+    logging.getLogger("torch.__trace").propagate = True
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """Let the collector pass over what is there before a module's tests: what was imported, and what libraries keep.
+
+    Torch and transformers alone are a million objects, and with every trace torch keeps more.
+    """
     gc.collect()
     gc.freeze()
 
