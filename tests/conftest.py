@@ -1,6 +1,7 @@
 """The one real checkpoint at hand, and its artifact, exported once for all tests and all workers; sessions at ease."""
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -32,7 +33,16 @@ def find_no_cuda() -> str | None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the collector pass over what was imported, torch and transformers among it: a million objects."""
+    """Keep pytest from giving torch's log of traces a handler, with which torch notes the calls behind each step."""
+    logging.getLogger("torch.__trace").propagate = True
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """Let the collector pass over what is there before a module's tests: what was imported, and what libraries keep.
+
+    Torch and transformers alone are a million objects, and with every trace torch keeps more.
+    """
     gc.collect()
     gc.freeze()
 
@@ -58,12 +68,27 @@ def threads_at_ease() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def traces_folder(run_folder: Path) -> Path:
+    """Where the traces of this run are kept."""
+    folder = run_folder / "traces"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def one_trace_each() -> Iterator[None]:
-    """Share traces among the module's exports of equal modules: for tests of what comes behind the trace."""
+def one_trace_each(traces_folder: Path) -> Iterator[None]:
+    """Share traces among all exports of equal modules: for tests of what comes behind the trace."""
     from shared_traces import shared_traces
 
-    with shared_traces():
+    with shared_traces(traces_folder):
         yield
 
 
@@ -87,10 +112,9 @@ def minilm_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm_artifact(minilm_checkpoint, tmp_path_factory) -> Path:
+def minilm_artifact(minilm_checkpoint, run_folder) -> Path:
     """The artifact of all-MiniLM-L6-v2; read it, never write to it."""
-    base = tmp_path_factory.getbasetemp()
-    output = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "minilm"
+    output = run_folder / "minilm"
     with FileLock(output.with_suffix(".lock")):
         if not is_artifact(output):
             run_export_process(
@@ -100,16 +124,16 @@ def minilm_artifact(minilm_checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def task_artifact(tmp_path_factory) -> Callable[[str], Path]:
+def task_artifact(run_folder, traces_folder) -> Callable[[str], Path]:
     """Return a function from a name of docs/tasks.md to a tiny artifact of that name, which is only to be read."""
+    from shared_traces import shared_traces
     from task_artifacts import make_artifact
 
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tasks"
+    folder = run_folder / "tasks"
     folder.mkdir(exist_ok=True)
 
     def find(name: str) -> Path:
-        with FileLock(folder / f"{name}.lock"):
+        with FileLock(folder / f"{name}.lock"), shared_traces(traces_folder):
             return folder / name if is_artifact(folder / name) else make_artifact(name, folder)
 
     return find

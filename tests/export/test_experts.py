@@ -58,6 +58,7 @@ def test_a_norm_after_each_expert_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_trace_each")
 def test_a_processor_computes_those_alone_that_count(tmp_path: Path) -> None:
     traced = trace_packed(save_decoder(tmp_path / "checkpoint", "Qwen3MoeModel"))
     lowered = lower_variant(traced.model, traced.reports, packed_native(NATIVE_FP32), traced.kind)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from native_graphs import FLOAT32
 from safetensors.torch import load_file, save_file
+from shared_traces import shared_traces
 from tiny_models import SIZES, VOCAB_SIZE, HeadSpec, bert_tokenizer, save_head
 
 from poolgraph import PoolingModel
@@ -256,11 +257,12 @@ def use_bin(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("store", [use_old_names, use_prefix, use_shards, use_bin])
 def test_other_storage_of_the_same_weights(
-    store: Callable[[Path], None], checkpoint: Path, artifact: Path, tmp_path: Path
+    store: Callable[[Path], None], checkpoint: Path, artifact: Path, traces_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(checkpoint, tmp_path / "checkpoint")
     store(tmp_path / "checkpoint")
-    export_model(tmp_path / "checkpoint", tmp_path / "artifact", targets=())
+    with shared_traces(traces_folder):
+        export_model(tmp_path / "checkpoint", tmp_path / "artifact", targets=())
     with PoolingModel.load(artifact, variant="portable_fp32") as model:
         expected = model.embed(TEXTS)
     with PoolingModel.load(tmp_path / "artifact") as model:

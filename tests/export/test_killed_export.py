@@ -79,6 +79,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import transformers.models.bert.modeling_bert
+sys.path.insert(0, sys.argv[1])
+from shared_traces import shared_traces
 from poolgraph.export import exporter
 
 def export(moment, output):
@@ -95,10 +97,11 @@ def export(moment, output):
             os.kill(os.getpid(), signal.SIGKILL)
 
     exporter.verify_variant = verify
-    exporter.export_model(sys.argv[1], output, on_stage=stage)
+    with shared_traces(Path(sys.argv[2])):
+        exporter.export_model(sys.argv[3], output, on_stage=stage)
 
-for moment in sys.argv[3:]:
-    folder = Path(sys.argv[2], moment)
+for moment in sys.argv[5:]:
+    folder = Path(sys.argv[4], moment)
     folder.mkdir()
     child = os.fork()
     if child == 0:
@@ -112,11 +115,14 @@ KILLS = ("write the graphs", "in the middle of verifying")
 
 
 @pytest.fixture(scope="module")
-def killed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int], str]:
+def killed(
+    checkpoint: Path, traces_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, int], str]:
     """The outputs' folders by moment of the kill, how the exports ended, and what they said."""
     folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(checkpoint), str(folder), *KILLS]
+    folders = (Path(__file__).parents[1], traces_folder, checkpoint, folder)
+    command = [sys.executable, "-c", KILLED, *map(str, folders), *KILLS]
     process = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     return folder, dict(zip(KILLS, map(int, process.stdout.split()), strict=True)), process.stderr
 

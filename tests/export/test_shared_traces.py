@@ -28,9 +28,10 @@ def files_of(plan: ExportPlan, folder: Path) -> dict[str, bytes]:
 def test_what_is_made_of_a_shared_trace_is_what_it_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traces, trace = [], build.trace_module
     monkeypatch.setattr(shared_traces, "trace_module", lambda *given: traces.append(given) or trace(*given))
-    monkeypatch.setattr(shared_traces, "_TRACED", {})
+    folder = tmp_path / "traces"
+    folder.mkdir()
     seeds = [save_model(tmp_path / f"seed {seed}", "Qwen3Model", "Qwen3Model", seed=seed) for seed in (0, 1)]
-    with shared_traces.shared_traces():
+    with shared_traces.shared_traces(folder):
         first, other, again = (files_of(plan_of(seeds[it]), tmp_path / f"shared {n}") for n, it in enumerate((0, 1, 0)))
     assert len(traces) == 1
     assert build.trace_module is trace

@@ -74,6 +74,7 @@ def test_a_changed_byte_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_trace_each")
 def test_a_checkpoint_too_large_is_verified_on_a_twin(tmp_path: Path) -> None:
     checkpoint = save_decoder(tmp_path / "checkpoint", "LlamaModel", num_hidden_layers=3)
     result = export_model(checkpoint, tmp_path / "artifact", max_memory=LITTLE)

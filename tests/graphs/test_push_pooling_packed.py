@@ -344,6 +344,7 @@ CHOSEN = {name: case for name, case in CHECKPOINTS.items() if os.environ.get("PO
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_trace_each")
 @pytest.mark.parametrize(("save", "narrowed"), CHOSEN.values(), ids=CHOSEN)
 def test_answers_of_checkpoints(save: Save, narrowed: int, tmp_path: Path) -> None:
     save(tmp_path / "checkpoint")

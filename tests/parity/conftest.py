@@ -1,4 +1,4 @@
-"""Checkpoints given to ``LLM``: exported in this process, which has torch loaded already."""
+"""Traces that all modules share; and checkpoints given to ``LLM``, exported in this process, which has torch loaded."""
 
 from contextlib import redirect_stdout
 from io import StringIO
@@ -9,6 +9,11 @@ import poolgraph.cli
 import poolgraph.runtime.cache
 from poolgraph.errors import ExportError
 from poolgraph.runtime.cache import ExportRequest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared(one_trace_each) -> None:
+    """Compare answers: of equal modules one trace is enough."""
 
 
 @pytest.fixture

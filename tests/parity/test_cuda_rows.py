@@ -20,8 +20,6 @@ from poolgraph.graphs.fuse_bias_products import has_bias_products
 from poolgraph.graphs.manifest import CUDA_OPERATORS
 from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, cosine_rows
 
-pytestmark = pytest.mark.usefixtures("one_trace_each")
-
 TOLERANCE = 1e-5
 """Of the largest expected number."""
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from poolgraph import export_model
 from poolgraph.errors import InputError, UnsupportedArchitecture
 
-pytestmark = pytest.mark.usefixtures("one_trace_each", "short_probes")
+pytestmark = pytest.mark.usefixtures("short_probes")
 
 LONGEST = 300
 """Tokens of most texts here: four times what those that are trained to 64 have seen."""

@@ -23,8 +23,6 @@ from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, NATIVE_INT8
 from poolgraph.runtime.native_library import can_run
 from poolgraph.runtime.session import build_session_options
 
-pytestmark = pytest.mark.usefixtures("one_trace_each")
-
 IN_CI = (
     "embed Qwen3Model",
     "embed ModernBertModel",

@@ -29,8 +29,6 @@ from poolgraph.graphs.pipeline import NATIVE_INT8
 from poolgraph.runtime.native_library import can_run
 from poolgraph.runtime.pair_tokenizer import encode_pairs
 
-pytestmark = pytest.mark.usefixtures("one_trace_each")
-
 LIMIT = 128
 """Of every row's artifact."""
 

@@ -20,7 +20,7 @@ from poolgraph import PoolingModel, export_model
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.runtime.score_template import ScoreTemplate
 
-pytestmark = pytest.mark.usefixtures("one_trace_each", "short_probes")
+pytestmark = pytest.mark.usefixtures("short_probes")
 
 MAX_SECONDS = 30.0
 """Of an export, of this process's processor time: what else runs on the machine does not count."""

@@ -21,6 +21,8 @@ from poolgraph import export_model
 from poolgraph.errors import PoolgraphError
 from poolgraph.graphs.artifact import open_artifact
 
+pytestmark = pytest.mark.usefixtures("short_probes")
+
 LONGEST = 300
 """Tokens of the longest texts."""
 
