@@ -22,9 +22,10 @@ struct Library {
 }  // namespace poolgraph
 
 // The operators and the versions of their meaning that this library has, as manifests name them (NATIVE_OPERATORS of
-// graphs/manifest.py). Version 2 added packed texts, version 3 float32, version 4 experts.
+// graphs/manifest.py). Version 2 added packed texts, version 3 float32, version 4 experts, version 5
+// biases by distance and sinks of attention.
 extern "C" __attribute__((visibility("default"))) const char* poolgraph_operators() {
-  return "poolgraph.cpu/1 poolgraph.cpu/2 poolgraph.cpu/3 poolgraph.cpu/4";
+  return "poolgraph.cpu/1 poolgraph.cpu/2 poolgraph.cpu/3 poolgraph.cpu/4 poolgraph.cpu/5";
 }
 
 extern "C" __attribute__((visibility("default"))) poolgraph::OrtStatus* RegisterCustomOps(
