@@ -33,5 +33,5 @@ def _expand(graph: ir.Graph, node: ir.Node) -> None:
     columns, rows = tape.op("Range", [last, count, one]), tape.op("Range", [zero, tape.op("Add", [last, one]), one])
     axes = [add_integers(graph, [axis]) for axis in (0, 1)]
     index = tape.op("Sub", [tape.op("Unsqueeze", [columns, axes[0]]), tape.op("Unsqueeze", [rows, axes[1]])])
-    found = tape.op("Gather", [by_distance, index], {"axis": 1})
-    replace_node(graph, node, tape.nodes, tape.op("Unsqueeze", [found, axes[0]]))
+    bias = tape.op("Unsqueeze", [tape.op("Gather", [by_distance, index], {"axis": 1}), axes[0]])
+    replace_node(graph, node, tape.nodes, bias)
