@@ -284,7 +284,7 @@ def _lower_standard(graph: ir.Graph, attention: AttentionNode) -> None:
     key, value = (_repeat_heads(graph, tape, attention, rows) for rows in (attention.key, attention.value))
     graph.insert_before(attention.node, tape.nodes)
     own = replace(attention, key=key, value=value, num_kv_heads=attention.num_heads)
-    lower_standard(graph, own, unseen=UNSEEN)
+    lower_standard(graph, own, unseen=UNSEEN, is_captured=True)
 
 
 FORMS: Final[tuple[tuple[Callable[[AttentionNode], bool], Callable[[ir.Graph, AttentionNode], None]], ...]] = (

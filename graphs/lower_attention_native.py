@@ -90,8 +90,9 @@ def _is_whole(attention: AttentionNode) -> bool:
     shape = None if attention.bias is None else attention.bias.shape
     if shape is None:
         return True
-    _, heads, queries, keys = shape
-    is_repeated = keys == 1 or (queries == 1 and (dimensions(attention.query) or ())[1:2] != (1,))
+    _, heads, *axes = shape
+    own = [(dimensions(rows) or (None, None))[1] for rows in (attention.query, attention.key)]
+    is_repeated = any(axis == 1 and axis != size for axis, size in zip(axes, own, strict=True))
     return not is_repeated and (heads == attention.num_heads or not isinstance(heads, int))
 
 

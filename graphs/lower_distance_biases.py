@@ -17,7 +17,7 @@ def lower_distance_biases(model: ir.Model) -> int:
              %bias = Unsqueeze(Gather(%by_distance, %columns of each key - %rows of each query, axis=1), 0)
     """
     nodes = [node for node in model.graph if (node.domain, node.op_type) == (SEMANTIC_DOMAIN, DISTANCE_BIAS)]
-    used = [node for node in nodes if node.outputs[0].uses()]
+    used = [node for node in nodes if node.outputs[0].uses() or node.outputs[0].is_graph_output()]
     for node in used:
         _expand(model.graph, node)
     return len(used)
