@@ -1,4 +1,4 @@
-"""The semantic op of a bias by distance: what is added to scores depends on how far a key is to the right of its query."""
+"""The semantic op of a bias by distance: what is added to a score depends on how far the key is from its query."""
 
 from __future__ import annotations
 

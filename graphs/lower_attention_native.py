@@ -34,7 +34,7 @@ LEAST_SOFTCAP, MOST_SOFTCAP = 1e-6, 1e6
 
 
 def lower_attention_to_native(model: ir.Model) -> int:
-    """Lower attention without mask, bias, softcap or sinks to products of integers; others are left for the next passes.
+    """Lower attention without mask, bias, softcap and sinks to products of integers; others are left to later passes.
 
     Given:   %y = poolgraph::Attention(%q, %k, %v[, , , %cu_seqlens])
     Result:  %y = poolgraph.cpu::Attention(%q, %k, %v[, %cu_seqlens]), or of the one value that the three are split from

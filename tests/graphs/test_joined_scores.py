@@ -168,8 +168,8 @@ def test_native_graphs_hold_no_bias_for_each_pair(target) -> None:
 # --- one query a text
 
 
-ONE_QUERY = """g (float[batch_size,1,32] q, float[batch_size,sequence_length,16] k, float[batch_size,sequence_length,16] v,
- float[4] sinks) => (float[batch_size,1,32] z)
+ONE_QUERY = """g (float[batch_size,1,32] q, float[batch_size,sequence_length,16] k,
+ float[batch_size,sequence_length,16] v, float[4] sinks) => (float[batch_size,1,32] z)
 <float[batch_size,1,32] y> {
     y = poolgraph.Attention<num_heads=4, num_kv_heads=2, scale=0.7>(q, k, v, , , , sinks)  z = Neg(y)
 }"""
