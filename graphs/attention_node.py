@@ -52,7 +52,7 @@ class AttentionNode:
 
     @property
     def by_distance(self) -> ir.Value | None:
-        """What the bias is expanded from, (num_heads, 2 * sequence_length - 1); None where that is no distances' bias."""
+        """What the bias is expanded from, (num_heads, 2 * sequence_length - 1); None for another bias."""
         node = producer(self.bias, DISTANCE_BIAS, SEMANTIC_DOMAIN)
         return None if node is None else node.inputs[0]
 
