@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from poolgraph.export.arch_interface import build_from_config
 from poolgraph.export.semantic import attention
+from poolgraph.export.semantic_distance import distance_bias, distances
 
 GATES = {"geglu": nn.GELU, "reglu": nn.ReLU}
 """Activations of the gate by ``feed_forward_type``."""
@@ -144,7 +145,7 @@ class JinaBertModel(BertPreTrainedModel):  # type: ignore[no-untyped-call]
 
     def _bias(self, input_ids: Tensor) -> Tensor:
         """Return (1, num_heads, sequence_length, sequence_length)."""
-        index = torch.arange(input_ids.shape[1], device=input_ids.device)
-        distance = (index[None, :] - index[:, None]).abs().float()
+        length = input_ids.shape[1]
+        distance = distances(length, input_ids.device).abs().float()
         slopes = torch.tensor(alibi_slopes(self.config.num_attention_heads), device=input_ids.device)
-        return (-slopes[:, None, None] * distance).unsqueeze(0)
+        return distance_bias(-slopes[:, None] * distance, length)

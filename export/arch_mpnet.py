@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from poolgraph.export.arch_interface import build_from_config
 from poolgraph.export.semantic import ATTENTION_IMPLEMENTATION, attention, register_attention
+from poolgraph.export.semantic_distance import bucket_bias
 
 FARTHEST_DISTANCE = 128
 """From here on every distance falls into the last bucket (max_distance of MPNet's relative_position_bucket)."""
@@ -50,7 +50,7 @@ def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig)
     for layer in encoder.layer:
         layer.attention.attn = MPNetSelfAttention(layer.attention.attn)
     distances = torch.arange(-FARTHEST_DISTANCE, FARTHEST_DISTANCE + 1)
-    encoder.register_buffer("buckets", encoder.relative_position_bucket(distances), persistent=False)
+    encoder.register_buffer("buckets", encoder.relative_position_bucket(distances)[:, None], persistent=False)
     encoder.compute_position_bias = MethodType(_shared_position_bias, encoder)
     # MPNet does not declare that it supports the interface, but takes its mask from it by this name.
     model.config._attn_implementation = ATTENTION_IMPLEMENTATION
@@ -63,9 +63,4 @@ def _shared_position_bias(encoder: Any, hidden_states: Tensor) -> Tensor:
     The bucket of a distance depends on no text, so one bias serves the batch. The buckets are a table made by the
     reference's own formula: a logarithm that another runtime rounds differently would move a distance to the next one.
     """
-    index = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-    distance = (index[None, :] - index[:, None]).clamp(-FARTHEST_DISTANCE, FARTHEST_DISTANCE)
-    # As an embedding: ``buckets[distance]`` is traced as GatherND, which no CUDA graph can hold.
-    buckets = functional.embedding(distance + FARTHEST_DISTANCE, encoder.buckets[:, None]).squeeze(-1)
-    bias: Tensor = encoder.relative_attention_bias(buckets).permute(2, 0, 1)
-    return bias.unsqueeze(0)
+    return bucket_bias(encoder.buckets, encoder.relative_attention_bias, hidden_states.shape[1])

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from poolgraph.export.arch_interface import build_backbone as build_interface_backbone
+from poolgraph.export.semantic_distance import bucket_bias
 
 
 def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
@@ -46,10 +46,4 @@ def _tabulate_buckets(attention: Any) -> None:
 
 def _bias_of_distances(attention: Any, query_length: int, *_: Any, **__: Any) -> Tensor:
     """Return the bias, (1, num_heads, sequence_length, sequence_length)."""
-    farthest = attention.buckets.shape[0] // 2
-    index = torch.arange(query_length, device=attention.buckets.device)
-    distance = (index[None, :] - index[:, None]).clamp(-farthest, farthest)
-    # As an embedding: ``buckets[distance]`` is traced as GatherND, which no CUDA graph can hold.
-    buckets = functional.embedding(distance + farthest, attention.buckets).squeeze(-1)
-    bias: Tensor = attention.relative_attention_bias(buckets).permute(2, 0, 1).unsqueeze(0)
-    return bias
+    return bucket_bias(attention.buckets, attention.relative_attention_bias, query_length)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from poolgraph.graphs.cleanup import remove_dead_nodes
 from poolgraph.graphs.lower_attention import lower_attention_to_standard
+from poolgraph.graphs.lower_distance_biases import lower_distance_biases
 from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.passes import run_passes
 from poolgraph.graphs.storage import save_graphs
@@ -52,7 +53,7 @@ def observe(
         An observation by the name of each group of products.
     """
     model = semantic.clone()
-    run_passes(model, (lower_attention_to_standard, lower_selective_scan, remove_dead_nodes))
+    run_passes(model, (lower_attention_to_standard, lower_distance_biases, lower_selective_scan, remove_dead_nodes))
     watched = watch_sources(model)
     save_graphs({"watched.onnx": model}, folder, "watched.bin")
     graph = WatchedGraph(folder / "watched.onnx", tuple(dict.fromkeys(watched.values())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +54,7 @@ def attention(
     softcap: float = 0.0,
     attention_mask: Tensor | None = None,
     attention_bias: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention as one op: ``softmax(cap(q k^T * scale) + bias) v`` over the keys that a query may see.
 
@@ -75,6 +75,8 @@ def attention(
         softcap: Limit of the scores, 0 for none.
         attention_mask: (batch_size, sequence_length) of bool, False for keys that no query sees, or None.
         attention_bias: Added to the scores, (1 or batch_size, num_heads, sequence_length, sequence_length), or None.
+        sinks: A number a head that takes part in the softmax of each of its queries as one more score, without a value,
+            (num_heads,), or None.
 
     Returns:
         (batch_size, sequence_length, num_heads * head_dim); finite also where a query sees no key.
@@ -90,7 +92,7 @@ def attention(
         "right_window": 0 if causal else right_window,
         "softcap": softcap,
     }
-    inputs = (query, key, value, attention_mask, attention_bias, current_cu_seqlens())
+    inputs = (query, key, value, attention_mask, attention_bias, current_cu_seqlens(), sinks)
     if not torch.compiler.is_exporting():
         return _eager_attention(*inputs, attributes)
     result: Tensor = torch.onnx.ops.symbolic(
@@ -106,8 +108,8 @@ def _eager_attention(
     attention_mask: Tensor | None,
     attention_bias: Tensor | None,
     cu_seqlens: Tensor | None,
+    sinks: Tensor | None,
     attributes: dict[str, Any],
-    sinks: Tensor | None = None,
 ) -> Tensor:
     num_heads, num_kv_heads, softcap = (attributes[name] for name in ("num_heads", "num_kv_heads", "softcap"))
     group = num_heads // num_kv_heads
@@ -141,21 +143,6 @@ def _sunk_softmax(scores: Tensor, sinks: Tensor) -> Tensor:
     highest = torch.maximum(scores.amax(-1, keepdim=True), sinks)
     powers = (scores - highest).exp()
     return powers / (powers.sum(-1, keepdim=True) + (sinks - highest).exp())
-
-
-def _sunk_attention(
-    sinks: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attention_mask: Tensor | None,
-    attention_bias: Tensor | None,
-    **attributes: Any,
-) -> Tensor:
-    """Attention in which a number a head takes part in the softmax as one more score, without a value."""
-    mask = None if attention_mask is None else attention_mask.bool()
-    return _eager_attention(query, key, value, mask, attention_bias, current_cu_seqlens(), attributes, sinks)
 
 
 def _visible(distance: Tensor, left_window: int, right_window: int) -> Tensor:
@@ -234,10 +221,7 @@ def _interface_attention(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Adapt transformers' (batch_size, num_heads, sequence_length, head_dim) to the semantic op's shape.
-
-    The op has no sinks; attention with them, (num_heads,), is traced operator by operator.
-    """
+    """Adapt transformers' (batch_size, num_heads, sequence_length, head_dim) to the semantic op's shape."""
     layer = type(module).__name__
     _check_expressible(layer, query, key, value, attention_mask, others)
     left, right = _window(module, sliding_window, is_causal)
@@ -247,8 +231,7 @@ def _interface_attention(
     num_heads, head_dim, value_dim = query.shape[1], query.shape[3], value.shape[3]
     if value_dim < head_dim:  # multi-head latent attention (arXiv:2405.04434)
         value = torch.nn.functional.pad(value, (0, head_dim - value_dim))
-    attend = attention if s_aux is None else functools.partial(_sunk_attention, s_aux)
-    result = attend(
+    result = attention(
         *(rows.transpose(1, 2).flatten(2) for rows in (query, key, value)),
         num_heads=num_heads,
         num_kv_heads=key.shape[1],
@@ -258,6 +241,7 @@ def _interface_attention(
         softcap=float(softcap or 0),
         attention_mask=attention_mask,
         attention_bias=position_bias,
+        sinks=s_aux,
     )
     rows = result.view(*result.shape[:2], num_heads, head_dim)
     return rows if value_dim == head_dim else rows[..., :value_dim], None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from poolgraph.graphs.pattern import SEMANTIC_DOMAIN, dimensions
+from poolgraph.graphs.pattern import DISTANCE_BIAS, SEMANTIC_DOMAIN, dimensions, producer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,8 @@ class AttentionNode:
         mask: (batch_size, sequence_length) of bool, or None.
         bias: (1 or batch_size, num_heads, sequence_length, sequence_length), or None.
         cu_seqlens: Where the texts of one packed row begin, (batch_size + 1,), or None.
+        sinks: A score a head that each of its queries has beside those of keys, without a value, (num_heads,), or None:
+            then the weights of keys do not add up to 1, nor are they the same where all scores of keys are shifted.
         num_heads: Heads of the query.
         num_kv_heads: Heads of key and value.
         head_dim: Numbers a head.
@@ -39,6 +41,7 @@ class AttentionNode:
     mask: ir.Value | None
     bias: ir.Value | None
     cu_seqlens: ir.Value | None
+    sinks: ir.Value | None
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -46,6 +49,17 @@ class AttentionNode:
     left_window: int
     right_window: int
     softcap: float
+
+    @property
+    def by_distance(self) -> ir.Value | None:
+        """What the bias is expanded from, (num_heads, 2 * sequence_length - 1); None for another bias."""
+        node = producer(self.bias, DISTANCE_BIAS, SEMANTIC_DOMAIN)
+        return None if node is None else node.inputs[0]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores are products of queries and keys, softened by themselves: no bias, no softcap, no sinks."""
+        return self.bias is None and self.sinks is None and not self.softcap
 
     @property
     def is_causal(self) -> bool:
@@ -75,7 +89,7 @@ def attention_nodes(model: ir.Model) -> list[ir.Node]:
 
 def read_attention(node: ir.Node) -> AttentionNode:
     """Read a semantic attention node; attributes that it lacks have the defaults of ``attention``."""
-    query, key, value, mask, bias, cu_seqlens = (*node.inputs, None, None, None)[:6]
+    query, key, value, mask, bias, cu_seqlens, sinks = (*node.inputs, *[None] * 4)[:7]
     axes = dimensions(query)
     assert query is not None
     assert key is not None
@@ -94,6 +108,7 @@ def read_attention(node: ir.Node) -> AttentionNode:
         mask=mask,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        sinks=sinks,
         num_heads=num_heads,
         num_kv_heads=number("num_kv_heads", num_heads),
         head_dim=int(axes[-1]) // num_heads,

@@ -16,15 +16,16 @@ VALUE = 2
 def drop_key_biases(model: ir.Model) -> int:
     """Drop the bias of a key projection right in front of attention.
 
-    It adds ``q . b`` to all scores of a query, and the softmax of scores does not change by what all of them share.
+    It adds ``q . b`` to all scores of a query, and the softmax of scores does not change by what all of them share. A
+    sink would not share it.
 
     Given:   %y = poolgraph::Attention(%q, Add(MatMul(%x, %W), %b), %v)
     Result:  %y = poolgraph::Attention(%q, MatMul(%x, %W), %v)
     """
     rewrites = 0
     for node in attention_nodes(model):
-        add = _biased_product(node.inputs[KEY])
-        if add is not None and not read_attention(node).softcap:
+        add, attention = _biased_product(node.inputs[KEY]), read_attention(node)
+        if add is not None and attention.sinks is None and not attention.softcap:
             node.replace_input_with(KEY, add.inputs[0])
             rewrites += 1
     return rewrites
@@ -33,17 +34,18 @@ def drop_key_biases(model: ir.Model) -> int:
 def fold_value_biases(model: ir.Model) -> int:
     """Move the bias of a value projection behind attention, into the bias of the output projection.
 
-    The weights of a query's keys add up to 1, so attention over ``v + b`` is attention over ``v``, plus ``b``.
+    The weights of a query's keys add up to 1 where there are no sinks, so attention over ``v + b`` is attention over
+    ``v``, plus ``b``.
 
     Given:   %y = Add(MatMul(poolgraph::Attention(%q, %k, Add(MatMul(%x, %W), %b)), %Wo), %bo)
     Result:  %y = Add(MatMul(poolgraph::Attention(%q, %k, MatMul(%x, %W)), %Wo), %bo + %b @ %Wo)
     """
     rewrites = 0
     for node in attention_nodes(model):
-        add, output = _biased_product(node.inputs[VALUE]), _output_bias(node)
-        if add is None or output is None:
+        add, output, attention = _biased_product(node.inputs[VALUE]), _output_bias(node), read_attention(node)
+        if add is None or output is None or attention.sinks is not None:
             continue
-        output.replace_input_with(1, _folded(model.graph, read_attention(node), add.inputs[1], output))
+        output.replace_input_with(1, _folded(model.graph, attention, add.inputs[1], output))
         node.replace_input_with(VALUE, add.inputs[0])
         rewrites += 1
     return rewrites

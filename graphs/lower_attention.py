@@ -31,9 +31,10 @@ GROUP_QUERY_HEAD_MULTIPLE = 8
 def lower_attention_to_standard(model: ir.Model) -> int:
     """Lower attention to standard operators.
 
-    Given:   %y = poolgraph::Attention(%q, %k, %v, %mask, %bias, %cu_seqlens)
+    Given:   %y = poolgraph::Attention(%q, %k, %v, %mask, %bias, %cu_seqlens, %sinks)
     Result:  %s = MatMul(heads(%q) * scale, heads(%k) transposed);  %t = Tanh(%s / softcap) * softcap + %bias
              %y = merge(MatMul(Softmax(%t + (same text and mask and window ? 0 : lowest)), heads(%v)))
+             with sinks, they are the last column of the scores, and their weights are cut off
 
     Query heads that share a key and value head are an axis of their own, along which MatMul broadcasts. Layers with
     the same window make the same mask from the same nodes, of which ``remove_dead_nodes`` leaves one.
@@ -52,8 +53,8 @@ def lower_attention_to_cpu(model: ir.Model) -> int:
     2. Bidirectional, without window and shared heads, over a merged projection:
        %y = com.microsoft::Attention(%x, %W, %b[, %mask])
     3. The same without such a projection: %y = com.microsoft::MultiHeadAttention(%q, %k, %v[, %mask])
-    4. Standard operators: a bias, packed texts, a softcap, a window to the right, shared heads that see everything, a
-       mask on causal attention, other sizes.
+    4. Standard operators: a bias, packed texts, a softcap, sinks, a window to the right, shared heads that see
+       everything, a mask on causal attention, other sizes.
 
     Measured on ONNX Runtime 1.31.1, one thread, batches of 1,024 tokens, texts of 8 to 512, as a share of the time of
     standard operators: GroupQueryAttention 0.75 to 1.05 (16 over 8 heads of 128, 14 over 2 of 64), with its softcap
@@ -82,20 +83,26 @@ def _fits_one_query(attention: AttentionNode) -> bool:
 
 
 def _fits_group_query(attention: AttentionNode) -> bool:
-    plain = _is_plain(attention) and attention.mask is None
+    plain = attention.is_plain and attention.cu_seqlens is None and attention.mask is None
     return plain and attention.is_causal and attention.head_dim % GROUP_QUERY_HEAD_MULTIPLE == 0
 
 
 def _fits_multi_head(attention: AttentionNode) -> bool:
-    return _is_plain(attention) and not attention.has_window and attention.group_size == 1
+    plain = attention.is_plain and attention.cu_seqlens is None
+    return plain and not attention.has_window and attention.group_size == 1
 
 
-def _is_plain(attention: AttentionNode) -> bool:
-    return attention.bias is None and attention.cu_seqlens is None and not attention.softcap
+def lower_standard(
+    graph: ir.Graph, attention: AttentionNode, *, unseen: float = LOWEST, is_captured: bool = False
+) -> None:
+    """Put standard operators in the place of one attention.
 
-
-def lower_standard(graph: ir.Graph, attention: AttentionNode, *, unseen: float = LOWEST) -> None:
-    """Put standard operators in the place of one attention; ``unseen`` is added where a query does not see a key."""
+    Args:
+        graph: Where it is.
+        attention: What is lowered.
+        unseen: Added to the score of a key that a query does not see.
+        is_captured: Whether a CUDA graph is to hold them.
+    """
     tape = Tape()
     heads = [attention.num_heads] if attention.group_size == 1 else [attention.num_kv_heads, attention.group_size]
     kv_heads = heads if attention.group_size == 1 else [attention.num_kv_heads, 1]
@@ -118,7 +125,7 @@ def lower_standard(graph: ir.Graph, attention: AttentionNode, *, unseen: float =
     if visible is not None:
         hidden = [visible, _scalar(graph, "seen", 0.0), _scalar(graph, "unseen", unseen)]
         scores = tape.op("Add", [scores, tape.op("Where", hidden)])
-    weights = tape.op("Softmax", [scores], {"axis": -1})
+    weights = _soften(graph, tape, attention, scores, [*heads, 1, 1], is_captured=is_captured)
     rows = tape.op("MatMul", [weights, split(attention.value, kv_heads, rows_last)])
     rows = tape.op("Transpose", [rows], {"perm": [0, 1 + rank, *range(1, 1 + rank), 2 + rank]})
     result = tape.op("Reshape", [rows, add_integers(graph, [0, 0, attention.num_heads * attention.head_dim])])
@@ -142,9 +149,44 @@ def _lower_one_query(graph: ir.Graph, attention: AttentionNode) -> None:
     scores = tape.op("MatMul", [tape.op("Mul", [query, scale]), key])
     if attention.softcap:
         scores = tape.op("Mul", [tape.op("Tanh", [scores]), _scalar(graph, "softcap", attention.softcap)])
-    rows = tape.op("MatMul", [tape.op("Softmax", [scores], {"axis": -1}), value])
+    weights = _soften(graph, tape, attention, scores, [kv_heads, attention.group_size, 1])
+    rows = tape.op("MatMul", [weights, value])
     result = tape.op("Reshape", [rows, add_integers(graph, [0, 1, attention.num_heads * size])])
     replace_node(graph, attention.node, tape.nodes, result)
+
+
+def _soften(
+    graph: ir.Graph,
+    tape: Tape,
+    attention: AttentionNode,
+    scores: ir.Value,
+    shape: Sequence[int],
+    *,
+    is_captured: bool = False,
+) -> ir.Value:
+    """Return the weights of keys; ``shape`` is that of the sinks beside the scores."""
+    if attention.sinks is None:
+        return tape.op("Softmax", [scores], {"axis": -1})
+    sinks = tape.op("Reshape", [attention.sinks, add_integers(graph, shape)])
+    return (_sunk_softmax if is_captured else _joined_softmax)(graph, tape, scores, sinks)
+
+
+def _joined_softmax(graph: ir.Graph, tape: Tape, scores: ir.Value, sinks: ir.Value) -> ir.Value:
+    """Return the weights of keys beside sinks: on the CPU, the bits of Exp would depend on where a row begins."""
+    zero, one, last = (add_integers(graph, [number]) for number in (0, 1, -1))
+    column = tape.op("Shape", [tape.op("Slice", [scores, zero, one, last])])
+    joined = tape.op("Concat", [scores, tape.op("Expand", [sinks, column])], {"axis": -1})
+    return tape.op("Slice", [tape.op("Softmax", [joined], {"axis": -1}), zero, last, last])
+
+
+def _sunk_softmax(graph: ir.Graph, tape: Tape, scores: ir.Value, sinks: ir.Value) -> ir.Value:
+    """Return the same without joining them, which no CUDA graph can hold."""
+    last = add_integers(graph, [-1])
+    highest = tape.op("Max", [tape.op("ReduceMax", [scores, last], {"keepdims": 1}), sinks])
+    powers = tape.op("Exp", [tape.op("Sub", [scores, highest])])
+    total = tape.op("ReduceSum", [powers, last], {"keepdims": 1})
+    of_sinks = tape.op("Exp", [tape.op("Sub", [sinks, highest])])
+    return tape.op("Div", [powers, tape.op("Add", [total, of_sinks])])
 
 
 def _grouped_bias(graph: ir.Graph, tape: Tape, attention: AttentionNode) -> ir.Value:

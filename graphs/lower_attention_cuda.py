@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -47,7 +48,7 @@ def lower_attention_to_cuda(model: ir.Model) -> int:
        with the rotary embedding, and the norm of each head, of query and key where they stand right in front
     4. Bidirectional: %y = com.microsoft::MultiHeadAttention(%q, %k, %v, , lengths, bias or window), which cuDNN
        computes; shared heads are repeated
-    5. Standard operators: a softcap on bidirectional attention, heads of other sizes.
+    5. Standard operators: a softcap on bidirectional attention, sinks, heads of other sizes; shared heads are repeated
 
     Causal attention takes no mask: padding on the right is behind every token, and what it computes is dropped. Where
     some tokens are not attended to, attention is MultiHeadAttention with a bias that hides them.
@@ -69,8 +70,7 @@ def fits_packed(model: ir.Model) -> bool:
 
 def _has_packed_form(attention: AttentionNode) -> bool:
     return (
-        attention.bias is None
-        and not attention.softcap
+        attention.is_plain
         and not attention.is_causal
         and (attention.left_window >= 0) == (attention.right_window >= 0)
         and attention.group_size == 1
@@ -83,14 +83,15 @@ def _is_packed(attention: AttentionNode) -> bool:
 
 
 def _is_group_query(attention: AttentionNode) -> bool:
-    fits = attention.cu_seqlens is None and attention.bias is None and attention.head_dim % HEAD_MULTIPLE == 0
+    parts = (attention.cu_seqlens, attention.bias, attention.sinks)
+    fits = all(part is None for part in parts) and attention.head_dim % HEAD_MULTIPLE == 0
     shared = attention.group_size > 1 and not attention.has_window and not attention.softcap
     return fits and not _hides_tokens(attention) and (attention.is_causal or shared)
 
 
 def _is_multi_head(attention: AttentionNode) -> bool:
-    is_plain = attention.cu_seqlens is None and not attention.softcap
-    return is_plain and (not attention.is_causal or _hides_tokens(attention))
+    fits = attention.cu_seqlens is None and attention.sinks is None and not attention.softcap
+    return fits and (not attention.is_causal or _hides_tokens(attention))
 
 
 def _hides_tokens(attention: AttentionNode) -> bool:
@@ -278,7 +279,12 @@ def _extra_input(graph: ir.Graph, name: str, axes: tuple[str, ...]) -> ir.Value:
 
 
 def _lower_standard(graph: ir.Graph, attention: AttentionNode) -> None:
-    lower_standard(graph, attention, unseen=UNSEEN)
+    """Lower to standard operators, without products that broadcast over heads: a CUDA graph cannot hold them."""
+    tape = Tape()
+    key, value = (_repeat_heads(graph, tape, attention, rows) for rows in (attention.key, attention.value))
+    graph.insert_before(attention.node, tape.nodes)
+    own = replace(attention, key=key, value=value, num_kv_heads=attention.num_heads)
+    lower_standard(graph, own, unseen=UNSEEN, is_captured=True)
 
 
 FORMS: Final[tuple[tuple[Callable[[AttentionNode], bool], Callable[[ir.Graph, AttentionNode], None]], ...]] = (

@@ -78,14 +78,23 @@ those of 16-bit integers.
 """
 
 FLOAT_ATTENTION: Final = "FloatAttention"
-"""The same in float32; ``softcap`` may limit the scores, 0 for none, and a fifth input, (1 or batch_size, num_heads,
-sequence_length, sequence_length), be added to those of texts that are not packed."""
+"""The same in float32; ``softcap`` may limit the scores, 0 for none, and one of two inputs be added to them: the fifth,
+(1 or batch_size, num_heads, sequence_length, sequence_length), to those of texts that are not packed; the sixth,
+(num_heads, an odd number), whose middle column is for a key at its query's place and the ones behind for those to its
+right, as far as the longest text reaches. The seventh, sinks (num_heads,), is one more score of each query, without a
+value."""
 
 PACKED_BOUNDS: Final = 3
 """Index of the bounds among the inputs of an attention."""
 
 SCORE_BIAS: Final = 4
-"""Index of what is added to the scores."""
+"""Index of what is added to the scores, a number a query and key."""
+
+DISTANCE_TABLE: Final = 5
+"""Index of what is added to the scores by the distance of the key."""
+
+SINKS: Final = 6
+"""Index of the scores without a value."""
 
 TEXT_SUM: Final = "TextSum"
 """Weights (batch_size, num_tokens) times rows (num_tokens, size), in the order of the tokens, weights of 0 skipped."""

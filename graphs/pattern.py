@@ -13,6 +13,9 @@ CONTRIB_DOMAIN = "com.microsoft"
 SEMANTIC_DOMAIN = "poolgraph"
 """Domain of the operators that a trace keeps whole, and that each target lowers in its own way."""
 
+DISTANCE_BIAS = "DistanceBias"
+"""Semantic operator of a bias by distance: ``distance_bias`` of ``export/semantic_distance.py``."""
+
 BACKBONE_PREFIX = "backbone."
 """How the names of the backbone's weights begin, and of those that passes made of them."""
 

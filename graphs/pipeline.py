@@ -26,6 +26,7 @@ from poolgraph.graphs.fuse_skip_norm import fuse_skip_norms
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
 from poolgraph.graphs.lower_attention_cuda import lower_attention_to_cuda
 from poolgraph.graphs.lower_attention_native import lower_attention_to_native, lower_attention_to_native_float
+from poolgraph.graphs.lower_distance_biases import lower_distance_biases
 from poolgraph.graphs.lower_logarithms import lower_logarithms
 from poolgraph.graphs.lower_products import lower_products_to_native
 from poolgraph.graphs.lower_scan import lower_selective_scan
@@ -104,7 +105,7 @@ PORTABLE = Target(
     word="portable",
     layout="padded",
     precision="fp32",
-    passes=(lower_attention_to_standard, lower_selective_scan, remove_dead_nodes, clear_notes),
+    passes=(lower_attention_to_standard, lower_distance_biases, lower_selective_scan, remove_dead_nodes, clear_notes),
     file_stem="model",
     providers=("CPUExecutionProvider",),
     finished_outputs=True,
@@ -121,6 +122,7 @@ CPU_FP32 = Target(
         fuse_rms_norm,
         remove_dead_nodes,  # what was fused reads its rows no more, and so does not stand in the way of other fusions
         lower_attention_to_cpu,
+        lower_distance_biases,
         lower_selective_scan,
         lower_logarithms,
         remove_dead_nodes,
@@ -163,6 +165,7 @@ def _native_passes(*lower_attention: Pass) -> tuple[Pass, ...]:
         *lower_attention,
         lower_attention_to_native_float,
         lower_attention_to_cpu,  # what no native operator computes: masks, biases of packed texts
+        lower_distance_biases,  # those that no native attention has taken
         lower_selective_scan,
         lower_logarithms,
         remove_dead_nodes,
@@ -205,7 +208,7 @@ PACKED_FP32 = Target(
     word="packed",
     layout="packed",
     precision="fp32",
-    passes=(lower_attention_to_standard, remove_dead_nodes, clear_notes),
+    passes=(lower_attention_to_standard, lower_distance_biases, remove_dead_nodes, clear_notes),
     file_stem="model_packed_fp32",
     providers=("CPUExecutionProvider",),
     finished_outputs=False,
@@ -238,6 +241,7 @@ _CUDA_FUSIONS: tuple[Pass, ...] = (
 CUDA_LOWERING: tuple[Pass, ...] = (
     *CUDA_PROJECTIONS,
     lower_attention_to_cuda,
+    lower_distance_biases,
     lower_scan_to_linear_attention,
     *_CUDA_FUSIONS,
 )
@@ -245,6 +249,7 @@ CUDA_LOWERING: tuple[Pass, ...] = (
 
 CUDA_PROBED: tuple[Pass, ...] = (
     lower_attention_to_standard,
+    lower_distance_biases,
     lower_scan_to_linear_attention,
     *_CUDA_FUSIONS,
 )

@@ -21,6 +21,7 @@ from poolgraph.graphs.row_choice import (
     is_last_of_packed,
     picked_rows,
     set_count,
+    take_distances,
     take_range,
     take_rows,
 )
@@ -217,15 +218,24 @@ def _has_body(node: ir.Node) -> bool:
 
 def _narrow_attention(graph: ir.Graph, row: RowNode) -> None:
     """Leave the attention no window, and where it has one the keys that the one query sees; of a bias also its row."""
+    if row.choice in BOUNDS:
+        _narrow_bias(graph, row)
     seen = _seen_keys(read_attention(row.node), row.choice)
     if seen is not None:
         for index, axis in ((1, 1), (2, 1), (3, 1), (4, 3)):
             _replace_by_range(graph, row.node, index, axis, seen)
-    if row.choice in BOUNDS:
-        _replace_by_range(graph, row.node, 4, 2, BOUNDS[row.choice])
     for name, number in (("causal", 0), ("left_window", -1), ("right_window", -1)):
         if name in row.node.attributes:
             row.node.attributes[name] = ir.AttrInt64(name, number)
+
+
+def _narrow_bias(graph: ir.Graph, row: RowNode) -> None:
+    """Leave of a bias the row of the one query; of one by distance nothing else is computed then."""
+    by_distance = read_attention(row.node).by_distance
+    if by_distance is None:
+        _replace_by_range(graph, row.node, 4, 2, BOUNDS[row.choice])
+    else:
+        row.node.replace_input_with(4, take_distances(graph, row.node, by_distance, row.choice))
 
 
 def _seen_keys(attention: AttentionNode, choice: RowChoice) -> tuple[int, int] | None:

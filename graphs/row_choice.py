@@ -6,8 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.tape import Tape
 
-from poolgraph.graphs.pattern import SEQUENCE_AXIS, add_constant, dimensions, is_initializer, producer, scalar_of
+from poolgraph.graphs.pattern import (
+    SEQUENCE_AXIS,
+    add_constant,
+    add_integers,
+    dimensions,
+    is_initializer,
+    producer,
+    scalar_of,
+)
 from poolgraph.graphs.row_wise import row_axis, shape_of
 
 FAR = int(np.iinfo(np.int64).max)
@@ -85,6 +94,25 @@ def take_range(graph: ir.Graph, before: ir.Node, value: ir.Value, axis: int, bou
     """Return a range of ``value`` along an axis, taken before a node."""
     numbers = [_numbers(graph, number) for number in (*bounds, axis)]
     return _insert(graph, before, ir.node("Slice", [value, *numbers]), axis, 1 if bounds in BOUNDS.values() else None)
+
+
+def take_distances(graph: ir.Graph, before: ir.Node, by_distance: ir.Value, choice: RowChoice) -> ir.Value:
+    """Return the bias of the first or the last query, (1, num_heads, 1, sequence_length), taken before a node.
+
+    Keys of the first are 0 and more to its right, those of the last 0 and more to its left: one half of the distances.
+    """
+    tape = Tape()
+    columns = tape.op("Shape", [by_distance], {"start": 1, "end": 2})
+    last = tape.op("Div", [columns, _numbers(graph, 2)])
+    start, end = (last, _numbers(graph, FAR))
+    if choice == LAST:
+        start, end = _numbers(graph, 0), tape.op("Add", [last, _numbers(graph, 1)])
+    half = tape.op("Slice", [by_distance, start, end, _numbers(graph, 1)])
+    row = tape.op("Unsqueeze", [half, add_integers(graph, [0, 2])])
+    row.type = by_distance.type
+    row.shape = ir.Shape([1, (dimensions(by_distance) or (None,))[0], 1, SEQUENCE_AXIS])
+    graph.insert_before(before, tape.nodes)
+    return row
 
 
 def set_count(value: ir.Value, choice: RowChoice) -> None:

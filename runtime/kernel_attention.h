@@ -212,7 +212,7 @@ struct ShortAttention {
     return pack_head(shape, keys, values, head, room);
   }
   static void answer(const AttentionShape& shape, const float* queries, size_t stride, const Head& head, int num_keys,
-                     int position, int count, const ScoreBias&, float* out, size_t out_stride, Room& room) {
+                     int position, int count, const ScoreInputs&, float* out, size_t out_stride, Room& room) {
     attend(shape, queries, stride, head, num_keys, position, count, out, out_stride, room);
   }
 };

@@ -38,17 +38,18 @@ inline void pack_float_values(const HeadRows& rows, int head, int size, float* t
 }
 
 // Turns a tile's scores, in units of log2, into weights in their place, zero for keys that a query does not see, its largest
-// being 1. `shares` gets what a weight of each query is worth, all of them together being worth 1; NaN where a score is NaN or
-// the largest is infinite.
-inline void soften(const ScoreTile& tile, float* scores, float* shares) {
+// being 1. `shares` gets what a weight of each query is worth, all of them together being worth 1, with that of a sink if there
+// is one; NaN where a score is NaN or the largest is infinite.
+inline void soften(const ScoreTile& tile, const float* sink, float* scores, float* shares) {
   Floats tops[kQueryRows], sums[kQueryRows];
   for (int r = 0; r < tile.count; ++r) tops[r] = splat(-std::numeric_limits<float>::infinity());
   for_blocks(tile, [&](int first, auto block_of) {
     for (int r = 0; r < tile.count; ++r) tops[r] = largest_of(scores + r * tile.stride + first, block_of(tile.ranges[r]), tops[r]);
   });
   for (int r = 0; r < tile.count; ++r) {
-    tops[r] = splat(largest_lane(tops[r]));
-    sums[r] = splat(0.0f);
+    const float top = largest_lane(tops[r]), sunk = sink ? *sink * kLog2E : 0.0f;
+    tops[r] = splat(sink ? std::max(top, sunk) : top);
+    sums[r] = sink ? keep_where(mask_of(1), exp2(splat(sunk) - tops[r])) : splat(0.0f);
   }
   for_blocks(tile, [&](int first, auto block_of) {
     for (int r = 0; r < tile.count; ++r) {
@@ -82,7 +83,7 @@ struct FloatAttention {
 
   // Answers `count` <= kQueryRows queries of one head, the first of which stands at `position` among the keys.
   static void answer(const AttentionShape& shape, const float* queries, size_t stride, const Head& head, int num_keys,
-                     int position, int count, const ScoreBias& bias, float* out, size_t out_stride, Room& room) {
+                     int position, int count, const ScoreInputs& inputs, float* out, size_t out_stride, Room& room) {
     const size_t size = shape.head_size, row_keys = round_to(num_keys, kLanes);
     float* scores = room.scores.reserve(kQueryRows * row_keys);
     KeyRange ranges[kQueryRows];
@@ -95,9 +96,9 @@ struct FloatAttention {
                         shape.head_size, count,
                         [&](int r, int j, Floats x) { store(scores + r * row_keys + key + j * kLanes, x); });
     if (shape.softcap > 0) cap_scores(shape, tile, scores);
-    if (bias.first) add_bias(bias, tile, num_keys, scores);
+    if (inputs.bias) add_bias(inputs, tile, num_keys, scores);
     float shares[kQueryRows];
-    soften(tile, scores, shares);
+    soften(tile, inputs.sinks, scores, shares);
     weigh(shape, head, num_keys, tile, shares, out, out_stride);
   }
 
@@ -121,12 +122,12 @@ struct FloatAttention {
 
   // A bias stays finite in units of log2, be it of the lowest numbers that masks are made of: a row of nothing else is
   // weighed evenly. What is infinite or NaN of the scores stays so.
-  static void add_bias(const ScoreBias& bias, const ScoreTile& tile, int num_keys, float* scores) {
+  static void add_bias(const ScoreInputs& inputs, const ScoreTile& tile, int num_keys, float* scores) {
     constexpr float most = std::numeric_limits<float>::max() / kLog2E;
     const int first = tile.computed.first;
     for (int r = 0; r < tile.count; ++r) {
       float* row = scores + r * tile.stride + first;
-      const float* added = bias.first + r * bias.row_stride + first;
+      const float* added = inputs.bias + r * inputs.row_stride + first;
       for_vectors(std::min(tile.computed.last, num_keys) - first, [&](int key, auto lanes) {
         const Floats kept = minimum(splat(most), maximum(splat(-most), lanes.load(added + key)));
         lanes.store(row + key, fmadd(kept, splat(kLog2E), lanes.load(row + key)));

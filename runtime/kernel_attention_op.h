@@ -13,15 +13,17 @@ namespace poolgraph {
 //
 // With the fourth input, cu_seqlens (batch_size + 1,), the texts are packed in one row, (1, num_tokens, ...); queries
 // may then also be one a text, (1, batch_size, ...), each of which sees its whole text. In float32 there may be a softcap of
-// the scores, and a fifth input that is added to them, (1 or batch_size, heads, queries, keys).
+// the scores, and one of two inputs that are added to them: the fifth, (1 or batch_size, heads, queries, keys), or the
+// sixth, (heads, an odd number), by how far a key is to the right of its query, the middle column being for none. The
+// seventh is a sink a head, (heads,): one more score of each query, without a value.
 //
 // A template over what computes it, ShortAttention or FloatAttention.
 template <class Kind>
 class AttentionOperator {
  public:
   static constexpr const char* kName = Kind::kName;
-  static constexpr size_t kBounds = 3, kBias = 4;
-  static constexpr size_t kInputs = Kind::kTakesScores ? 5 : 4, kOutputs = 1;
+  static constexpr size_t kBounds = 3, kBias = 4, kByDistance = 5, kSinks = 6;
+  static constexpr size_t kInputs = Kind::kTakesScores ? 7 : 4, kOutputs = 1;
   static int type_of(size_t index) { return index == kBounds ? kInt64 : kFloat; }
   static int output_type(size_t) { return kFloat; }
   static bool is_required(size_t index) { return index == 0; }
@@ -55,14 +57,16 @@ class AttentionOperator {
     std::vector<int64_t> sizes;  // of the query
     HeadRows query, key, value;
     const int64_t* bounds;  // nullptr where the texts are of one length
-    const float* bias;      // nullptr for none
-    bool is_bias_shared;    // by all texts
+    ScoreInputs scores;     // of the first text; a bias by distance begins at its middle column
+    size_t text_stride;     // of a bias, 0 where all texts share it
+    int64_t reach;          // of a bias by distance: how far a key may be from its query
     int texts;
+    bool is_by_distance() const { return scores.row_stride < 0; }
   };
   struct Text {
     HeadRows query, key, value;
     size_t first_row;  // of its answers
-    ScoreBias bias;
+    ScoreInputs scores;
   };
 
   size_t width() const { return static_cast<size_t>(shape_.head_size) * shape_.num_heads; }
@@ -71,7 +75,7 @@ class AttentionOperator {
     const OrtValue* values[3];
     for (size_t index = 0; index < 3; ++index) values[index] = api.input(context, index);
     if (!values[1] != !values[2]) throw std::runtime_error("attention takes one input or three");
-    Batch batch{api.shape(values[0]), {}, {}, {}, nullptr, nullptr, false, 0};
+    Batch batch{api.shape(values[0]), {}, {}, {}, nullptr, {}, 0, 0, 0};
     const int64_t rows = batch.sizes.at(0);
     batch.query = rows_of(api, values[0], rows);
     batch.key = values[1] ? rows_of(api, values[1], rows) : batch.query;
@@ -93,16 +97,54 @@ class AttentionOperator {
       batch.bounds = static_cast<const int64_t*>(api.data(bounds));
       batch.texts = static_cast<int>(count[0]) - 1;
     }
-    if (const OrtValue* bias = Kind::kTakesScores ? api.input(context, kBias) : nullptr) {
-      const std::vector<int64_t> sizes = api.shape(bias);
-      const std::vector<int64_t> wanted{rows, shape_.num_heads, batch.query.length, batch.key.length};
-      batch.is_bias_shared = !sizes.empty() && sizes[0] == 1;
-      if (bounds || sizes.size() != 4 || !(batch.is_bias_shared || sizes[0] == rows) ||
-          !std::equal(sizes.begin() + 1, sizes.end(), wanted.begin() + 1))
-        throw std::runtime_error("a bias is (1 or batch_size, heads, queries, keys), of texts that are not packed");
-      batch.bias = static_cast<const float*>(api.data(bias));
-    }
+    if (Kind::kTakesScores) open_scores(api, context, batch);
     return batch;
+  }
+
+  void open_scores(const Api& api, OrtKernelContext* context, Batch& batch) const {
+    const OrtValue *bias = api.input(context, kBias), *table = api.input(context, kByDistance);
+    if (bias && table) throw std::runtime_error("attention takes one bias, be it by distance");
+    if (bias) open_bias(api, bias, batch);
+    if (table) open_by_distance(api, table, batch);
+    if (const OrtValue* sinks = api.input(context, kSinks)) {
+      if (api.shape(sinks) != std::vector<int64_t>{shape_.num_heads}) throw std::runtime_error("sinks are (heads,)");
+      batch.scores.sinks = static_cast<const float*>(api.data(sinks));
+    }
+  }
+
+  void open_bias(const Api& api, const OrtValue* bias, Batch& batch) const {
+    const std::vector<int64_t> sizes = api.shape(bias);
+    const std::vector<int64_t> wanted{shape_.num_heads, batch.query.length, batch.key.length};
+    const bool is_shared = !sizes.empty() && sizes[0] == 1;
+    if (batch.bounds || sizes.size() != 4 || !(is_shared || sizes[0] == batch.texts) ||
+        !std::equal(sizes.begin() + 1, sizes.end(), wanted.begin()))
+      throw std::runtime_error("a bias is (1 or batch_size, heads, queries, keys), of texts that are not packed");
+    const ptrdiff_t row_stride = batch.key.length, head_stride = row_stride * batch.query.length;
+    batch.scores = {static_cast<const float*>(api.data(bias)), head_stride, row_stride, nullptr};
+    batch.text_stride = is_shared ? 0 : static_cast<size_t>(head_stride) * shape_.num_heads;
+  }
+
+  void open_by_distance(const Api& api, const OrtValue* table, Batch& batch) const {
+    const std::vector<int64_t> sizes = api.shape(table);
+    if (sizes.size() != 2 || sizes[0] != shape_.num_heads || sizes[1] % 2 != 1)
+      throw std::runtime_error("a bias by distance is (heads, an odd number)");
+    batch.reach = sizes[1] / 2;
+    batch.scores = {static_cast<const float*>(api.data(table)) + batch.reach, sizes[1], -1, nullptr};
+  }
+
+  // What joins the scores of a text whose last query stands at its last key.
+  static ScoreInputs scores_of(const Batch& batch, size_t text, int queries, int keys) {
+    ScoreInputs scores = batch.scores;
+    if (!scores.bias) return scores;
+    if (!batch.is_by_distance()) {
+      scores.bias += text * batch.text_stride;
+      return scores;
+    }
+    if (keys - 1 > batch.reach)
+      throw std::runtime_error("a bias by distance reaches " + std::to_string(batch.reach) + " tokens; a text of " +
+                               std::to_string(keys) + " needs " + std::to_string(keys - 1));
+    scores.bias -= keys - queries;
+    return scores;
   }
 
   static HeadRows rows_of(const Api& api, const OrtValue* value, int64_t texts) {
@@ -120,13 +162,11 @@ class AttentionOperator {
     if (batch.query.length > batch.key.length) throw std::runtime_error("there are more queries than keys");
     std::vector<Text> texts;
     texts.reserve(batch.texts);
-    const size_t row_stride = batch.key.length, head_stride = row_stride * batch.query.length;
     for (size_t text = 0; text < static_cast<size_t>(batch.texts); ++text) {
       const size_t query = text * batch.query.length, key = text * batch.key.length;
-      const size_t place = batch.is_bias_shared ? 0 : text * head_stride * shape_.num_heads;
       texts.push_back({part(batch.query, query, batch.query.length), part(batch.key, key, batch.key.length),
                        part(batch.value, key, batch.key.length), query,
-                       {batch.bias ? batch.bias + place : nullptr, head_stride, row_stride}});
+                       scores_of(batch, text, batch.query.length, batch.key.length)});
     }
     return texts;
   }
@@ -136,6 +176,8 @@ class AttentionOperator {
     const bool is_whole = batch.query.length == batch.key.length, is_one = sees_all && batch.query.length == batch.texts;
     if (!is_whole && !is_one)
       throw std::runtime_error("packed queries are those of all tokens, or one a text that sees its whole text");
+    if (!is_whole && batch.is_by_distance())
+      throw std::runtime_error("a bias by distance is not for one query a text: its place is not known");
     std::vector<Text> texts;
     texts.reserve(batch.texts);
     int64_t first = 0;
@@ -145,8 +187,9 @@ class AttentionOperator {
         throw std::runtime_error("bounds of packed texts must rise from 0 to the number of tokens");
       const int length = static_cast<int>(end - first);
       const size_t query = is_whole ? first : text;
-      texts.push_back({part(batch.query, query, is_whole ? length : 1), part(batch.key, first, length),
-                       part(batch.value, first, length), query, {}});
+      const int queries = is_whole ? length : 1;
+      texts.push_back({part(batch.query, query, queries), part(batch.key, first, length), part(batch.value, first, length),
+                       query, scores_of(batch, text, queries, length)});
       first = end;
     }
     if (first != batch.key.length) throw std::runtime_error("bounds of packed texts must end at the number of tokens");
@@ -188,7 +231,7 @@ class AttentionOperator {
         const int count = std::min(kQueryRows, last - start), position = start + text.key.length - text.query.length;
         float* to = out + (text.first_row + start) * width() + static_cast<size_t>(head) * shape_.head_size;
         Kind::answer(shape_, text.query.at(start, head, shape_.head_size), text.query.stride, packed, text.key.length, position,
-                     count, text.bias.from(head, start), to, width(), room);
+                     count, text.scores.from(head, start), to, width(), room);
       }
   }
 

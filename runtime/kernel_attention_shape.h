@@ -24,13 +24,15 @@ struct AttentionShape {
   int padded_size() const { return round_to(head_size, kLanes); }
 };
 
-// What is added to the scores of one text, [head][query][key]; nullptr for nothing.
-struct ScoreBias {
-  const float* first = nullptr;
-  size_t head_stride = 0;
-  size_t row_stride = 0;
-  ScoreBias from(int head, int query) const {
-    return {first ? first + head * head_stride + query * row_stride : nullptr, head_stride, row_stride};
+// What joins the scores of one text.
+struct ScoreInputs {
+  const float* bias = nullptr;  // added, [head][query][key]; nullptr for nothing
+  ptrdiff_t head_stride = 0;
+  ptrdiff_t row_stride = 0;      // -1 where the bias depends on how far a key is to the right of its query
+  const float* sinks = nullptr;  // [head], one more score of each query, without a value; nullptr for none
+  ScoreInputs from(int head, int query) const {
+    return {bias ? bias + head * head_stride + query * row_stride : nullptr, head_stride, row_stride,
+            sinks ? sinks + head : nullptr};
   }
 };
 

@@ -22,8 +22,8 @@ struct Library {
 }  // namespace poolgraph
 
 // The operators and the versions of their meaning that this library has, as manifests name them (NATIVE_OPERATORS of
-// graphs/manifest.py). Version 2 added packed texts, version 3 float32, version 4 experts,
-// version 5 SwiGLU.
+// graphs/manifest.py). Version 2 added packed texts, version 3 float32, version 4 experts, version 5 SwiGLU, and biases by
+// distance and sinks of attention.
 extern "C" __attribute__((visibility("default"))) const char* poolgraph_operators() {
   return "poolgraph.cpu/1 poolgraph.cpu/2 poolgraph.cpu/3 poolgraph.cpu/4 poolgraph.cpu/5";
 }

@@ -63,7 +63,7 @@ class Requirements(Protocol):
 
 
 def find_library(operators: str) -> Library | None:
-    """Return the fastest library of operators such as ``poolgraph.cpu/4`` that was compiled and runs here, or None."""
+    """Return the fastest library of operators such as ``poolgraph.cpu/5`` that was compiled and runs here, or None."""
     features = read_cpu_info().features
     of_domain = LIBRARIES[operators.partition("/")[0]]
     return next((one for one in of_domain if has_cpu_features(one, features) and one.path() is not None), None)

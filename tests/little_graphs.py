@@ -48,6 +48,7 @@ class Attention(OpRun):
         mask=None,
         bias=None,
         cu_seqlens=None,
+        sinks=None,
         num_heads=None,
         num_kv_heads=None,
         scale=None,
@@ -79,15 +80,28 @@ class Attention(OpRun):
             scores = np.where(of_queries[:, None] == text, scores, LOWEST)
         if mask is not None:
             scores = np.where(mask[:, None, None, :], scores, LOWEST)
+        sinks = np.full(num_heads, -np.inf) if sinks is None else sinks
+        scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))], axis=-1)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
+        weights = weights[..., :-1] / weights.sum(-1, keepdims=True)
         rows = (weights @ heads(value, num_kv_heads)).transpose(0, 2, 1, 3)
         return (rows.reshape(query.shape).astype(np.float32),)
 
 
+class DistanceBias(OpRun):
+    """The semantic op in numpy."""
+
+    op_domain = "poolgraph"
+
+    def _run(self, by_distance):
+        last = by_distance.shape[1] // 2
+        index = np.arange(last + 1)
+        return (by_distance[None, :, last + index[None, :] - index[:, None]],)
+
+
 def evaluator(model: ir.Model) -> ReferenceEvaluator:
     """The model as it is now, whatever is done to it later."""
-    return ReferenceEvaluator(ir.to_proto(model), new_ops=[Attention])
+    return ReferenceEvaluator(ir.to_proto(model), new_ops=[Attention, DistanceBias])
 
 
 def run_semantic(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
@@ -143,15 +157,20 @@ def bare_attention(
 ) -> ir.Model:
     """A chain of attentions over the graph's own query, key and value; ``inputs`` names what else it has."""
     rows = [f"float[batch_size,sequence_length,{count * head_dim}]" for count in (num_heads, num_kv_heads)]
+    bias = f"float[1,{num_heads},sequence_length,sequence_length]"
     types = {
         "mask": "bool[batch_size,sequence_length] mask",
-        "bias": f"float[1,{num_heads},sequence_length,sequence_length] bias",
+        "bias": f"{bias} bias",
+        "distances": f"float[{num_heads},columns] distances",
         "packed": "int64[bounds] cu_seqlens",
+        "sinks": f"float[{num_heads}] sinks",
     }
     given = ", ".join([f"{rows[0]} q, {rows[1]} k, {rows[1]} v", *(types[name] for name in inputs)])
-    more = {"": "", "mask": ", mask", "bias": ", , bias", "mask bias": ", mask, bias"}
-    packed = {"packed": ", , , cu_seqlens", "mask packed": ", mask, , cu_seqlens"}
-    more = (more | packed)[" ".join(inputs)]
+    places = {"mask": "mask", "bias": "bias", "packed": "cu_seqlens", "sinks": "sinks"}
+    if "distances" in inputs:
+        places["bias"] = "expanded"
+    read = {"bias" if name == "distances" else name for name in inputs}
+    more = "".join(f", {value if name in read else ''}" for name, value in places.items()).rstrip(", ")
     heads = f"num_heads={num_heads}, num_kv_heads={num_kv_heads}"
     lines = [
         f"y{layer + 1} = poolgraph.Attention<{heads}, scale=0.7{attributes}>({'q' if layer == 0 else f'y{layer}'}, k, v"
@@ -159,6 +178,9 @@ def bare_attention(
         for layer in range(layers)
     ]
     values = ", ".join(f"{rows[0]} y{layer + 1}" for layer in range(layers))
+    if "distances" in inputs:
+        lines.insert(0, "expanded = poolgraph.DistanceBias(distances)")
+        values += f", {bias} expanded"
     return build(f"g ({given}) => ({rows[0]} z) <{values}> {{ {'  '.join(lines)}  z = Neg(y{layers}) }}")
 
 

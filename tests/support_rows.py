@@ -208,7 +208,6 @@ SCORE_ROWS = (
         make=lambda folder: save_jina_bert(folder, num_labels=1),
         finish="sigmoid",
         oracle="numpy",
-        packed=False,
         rebuilt=False,
     ),
     language_model("Qwen2", "Qwen2ForSequenceClassification", "mixedbread-ai/mxbai-rerank-base-v2"),
@@ -334,7 +333,7 @@ TOKEN_ROWS = (
     tokens("RobertaModel", "Jean-Baptiste/roberta-large-ner-english"),
     tokens("XLMRobertaModel", "Davlan/xlm-roberta-base-ner-hrl"),
     tokens("ModernBertModel", "disham993/electrical-ner-ModernBERT-base"),
-    tokens("OpenAIPrivacyFilterModel", "openai/privacy-filter", packed=False),
+    tokens("OpenAIPrivacyFilterModel", "openai/privacy-filter"),
 )
 
 SUPPORT_ROWS = (*EMBED_ROWS, *EMBEDDER_ROWS, *CLASSIFY_ROWS, *SCORE_ROWS, *REWARD_ROWS, *COLBERT_ROWS, *TOKEN_ROWS)

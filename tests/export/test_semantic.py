@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 import transformers
@@ -64,13 +65,15 @@ def test_decoders_equal_transformers(name: str) -> None:
     assert_same_rows(build_decoder(name))
 
 
+def sunk_config(family: str) -> Any:
+    sizes = {**DECODER_SIZES, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW}
+    return getattr(transformers, f"{family}Config")(**sizes)
+
+
 @pytest.mark.parametrize("family", ["OpenAIPrivacyFilter", "GptOss"])
 def test_sinks_equal_transformers(family: str) -> None:
-    sizes = {**DECODER_SIZES, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW}
-    config = getattr(transformers, f"{family}Config")(**sizes)
-    assert_same_rows(
-        draw_wide(getattr(transformers, f"{family}Model")._from_config(config, attn_implementation="eager"))
-    )
+    model_class = getattr(transformers, f"{family}Model")
+    assert_same_rows(draw_wide(model_class._from_config(sunk_config(family), attn_implementation="eager")))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,9 @@ def test_further_encoders_see_both_sides(family: str) -> None:
     assert_same_rows(draw_wide(model_class._from_config(config, attn_implementation="eager")))
 
 
-@pytest.mark.parametrize("inputs", [(), ("mask",), ("bias",), ("mask", "bias")], ids="-".join)
+@pytest.mark.parametrize(
+    "inputs", [(), ("mask",), ("bias",), ("mask", "bias"), ("sinks",), ("mask", "bias", "sinks")], ids="-".join
+)
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -120,10 +125,12 @@ def test_eager_attention_equals_numpy(options: dict[str, Any], text: str, inputs
     feeds = attention_feeds(3, 9, **shape)
     mask = np.ones((3, 9), dtype=bool)
     mask[0, 5:] = mask[1, :4] = mask[2] = False
-    given = {name: {"mask": mask, "bias": random(1, 6, 9, 9, seed=5)}[name] for name in inputs}
+    values = {"mask": mask, "bias": random(1, 6, 9, 9, seed=5), "sinks": random(6, seed=6) * 2}
+    given = {name: values[name] for name in inputs}
     expected = -run_semantic(bare_attention(text, inputs=inputs, **shape), **feeds, **given)[0]
     query, key, value = (torch.tensor(feeds[name]) for name in "qkv")
-    extra = {f"attention_{name}": torch.tensor(array) for name, array in given.items()}
+    names = {"mask": "attention_mask", "bias": "attention_bias", "sinks": "sinks"}
+    extra = {names[name]: torch.tensor(array) for name, array in given.items()}
     found = attention(query, key, value, num_heads=6, num_kv_heads=2, scale=0.7, **options, **extra)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -169,7 +176,23 @@ class Rows(torch.nn.Module):
     ],
 )
 def test_a_layer_traces_to_one_node(name: str, with_mask: bool, expected: list[tuple[float, ...]]) -> None:
-    backbone = build_backbone(getattr(transformers, name), TINY_DECODERS[name].config()).eval()
+    graph = trace(build_backbone(getattr(transformers, name), TINY_DECODERS[name].config()).eval(), with_mask)
+    keys = ("num_heads", "num_kv_heads", "causal", "left_window", "right_window", "softcap")
+    nodes = [node for node in graph if node.domain == "poolgraph"]
+    assert [tuple(node.attributes[key].value for key in keys) for node in nodes] == expected
+    assert [len([value for value in node.inputs if value is not None]) for node in nodes] == [3 + with_mask] * 2
+    assert "Softmax" not in {node.op_type for node in graph}
+
+
+@pytest.mark.parametrize("family", ["OpenAIPrivacyFilter", "GptOss"])
+def test_sinks_are_the_last_input_of_the_node(family: str) -> None:
+    backbone = build_backbone(getattr(transformers, f"{family}Model"), sunk_config(family)).eval()
+    nodes = [node for node in trace(backbone, with_mask=True) if node.domain == "poolgraph"]
+    names = [[value and value.name for value in node.inputs[4:]] for node in nodes]
+    assert names == [[None, None, f"model.layers.{layer}.self_attn.sinks"] for layer in range(2)]
+
+
+def trace(backbone: torch.nn.Module, with_mask: bool) -> ir.Graph:
     axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length", max=128)}
     ids = torch.ones(2, 7, dtype=torch.int64)
     arguments = {"input_ids": ids, **({"attention_mask": ids} if with_mask else {})}
@@ -180,12 +203,8 @@ def test_a_layer_traces_to_one_node(name: str, with_mask: bool, expected: list[t
             program = torch.export.export(Rows(backbone), (), kwargs=arguments, dynamic_shapes=shapes, strict=False)
         exported = translate(program, dynamo=True, optimize=False, opset_version=20, verbose=False)
     assert exported is not None
-    graph = exported.model.graph
-    keys = ("num_heads", "num_kv_heads", "causal", "left_window", "right_window", "softcap")
-    nodes = [node for node in graph if node.domain == "poolgraph"]
-    assert [tuple(node.attributes[key].value for key in keys) for node in nodes] == expected
-    assert [len([value for value in node.inputs if value is not None]) for node in nodes] == [3 + with_mask] * 2
-    assert "Softmax" not in {node.op_type for node in graph}
+    graph: ir.Graph = exported.model.graph
+    return graph
 
 
 @pytest.mark.parametrize(

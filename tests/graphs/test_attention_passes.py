@@ -26,6 +26,7 @@ from little_graphs import (
 
 from poolgraph.graphs.cleanup import remove_dead_nodes
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
+from poolgraph.graphs.lower_distance_biases import lower_distance_biases
 from poolgraph.graphs.merge_projections import merge_projections
 
 
@@ -166,7 +167,7 @@ KINDS = {
     "softcap": ", causal=1, right_window=0, softcap=1.5",
     "softcap window": ", causal=1, left_window=4, right_window=0, softcap=1.5",
 }
-EXTRAS = ((), ("mask",), ("bias",), ("mask", "bias"))
+EXTRAS = ((), ("mask",), ("bias",), ("mask", "bias"), ("sinks",), ("mask", "distances", "sinks"))
 
 
 @pytest.mark.parametrize("lower", [lower_attention_to_standard, lower_attention_to_cpu])
@@ -179,6 +180,7 @@ def test_every_kind_of_attention_equals_the_semantic_op(lower, kind: str, shape:
     semantic = evaluator(model)
     assert lower(model) == 1
     assert lower(model) == 0
+    assert lower_distance_biases(model) == int("distances" in inputs)
     if lower is lower_attention_to_standard:
         assert {node.domain for node in model.graph} == {""}
     lowered = session(model)
@@ -186,8 +188,10 @@ def test_every_kind_of_attention_equals_the_semantic_op(lower, kind: str, shape:
         feeds = attention_feeds(4, length, **SHAPES[shape])
         mask = np.ones((4, length), dtype=bool)  # whole, padded on the right, padded on the left, nothing
         mask[1, length // 2 + 1 :] = mask[2, : length // 2] = mask[3] = False
-        bias = random(1, SHAPES[shape]["num_heads"], length, length, seed=40)
-        feeds |= {name: {"mask": mask, "bias": bias}[name] for name in inputs}
+        heads = SHAPES[shape]["num_heads"]
+        given = {"mask": mask, "bias": random(1, heads, length, length, seed=40), "sinks": random(heads, seed=41) * 2}
+        given["distances"] = random(heads, 2 * length - 1, seed=42)
+        feeds |= {name: given[name] for name in inputs}
         found = lowered.run(None, feeds)
         assert np.isfinite(found[0]).all()
         assert_close(semantic.run(None, feeds), found)
@@ -204,6 +208,9 @@ def test_every_kind_of_attention_equals_the_semantic_op(lower, kind: str, shape:
         ("odd size", "causal", (), "Softmax"),
         ("equal heads", "causal", ("mask",), "Softmax"),
         ("equal heads", "causal", ("bias",), "Softmax"),
+        ("equal heads", "causal", ("sinks",), "Softmax"),
+        ("equal heads", "bidirectional", ("sinks",), "Softmax"),
+        ("equal heads", "bidirectional", ("distances",), "Softmax"),
         ("equal heads", "symmetric window", (), "Softmax"),
         ("shared heads", "softcap", (), "Softmax"),
         ("shared heads", "bidirectional", (), "Softmax"),
@@ -278,7 +285,7 @@ LENGTHS_OF_BATCHES = (*range(1, 49), *range(51, 127, 5), *range(127, 131))
 """All that kernels leave over of blocks of up to 48, above that all that is left of 16, and the sides of 128."""
 
 
-@pytest.mark.parametrize("inputs", [(), ("mask",)], ids="-".join)
+@pytest.mark.parametrize("inputs", [(), ("mask",), ("sinks",)], ids="-".join)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", ["equal heads", "shared heads"])
 def test_cpu_attention_gives_the_same_bits_in_every_batch(shape: str, kind: str, inputs: tuple[str, ...]) -> None:
@@ -287,11 +294,12 @@ def test_cpu_attention_gives_the_same_bits_in_every_batch(shape: str, kind: str,
     infer = session(model)
     for length in LENGTHS_OF_BATCHES:
         feeds = attention_feeds(7, length, **SHAPES[shape])
-        if inputs:
+        if "mask" in inputs:
             feeds["mask"] = random(7, length, seed=length) > -0.5
+        sinks = {"sinks": random(SHAPES[shape]["num_heads"])} if "sinks" in inputs else {}
         alone = np.concatenate(
-            [infer.run(None, {name: rows[i : i + 1] for name, rows in feeds.items()})[0] for i in range(7)]
+            [infer.run(None, {name: rows[i : i + 1] for name, rows in feeds.items()} | sinks)[0] for i in range(7)]
         )
         for batch_size in (2, 3, 7):
-            found = infer.run(None, {name: rows[:batch_size] for name, rows in feeds.items()})[0]
+            found = infer.run(None, {name: rows[:batch_size] for name, rows in feeds.items()} | sinks)[0]
             np.testing.assert_array_equal(found, alone[:batch_size], err_msg=f"{batch_size} texts of {length}")

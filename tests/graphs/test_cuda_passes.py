@@ -29,6 +29,7 @@ from poolgraph.graphs.fuse_rotary import MAX_LENGTH_NOTE, TABLE_STEP, fuse_rotar
 from poolgraph.graphs.fuse_skip_norm import fuse_skip_norms
 from poolgraph.graphs.lower_attention_cuda import fits_packed, lower_attention_to_cuda
 from poolgraph.graphs.merge_projections import merge_projections
+from poolgraph.graphs.pattern import add_constant
 from poolgraph.graphs.split_projections import split_projections
 from poolgraph.runtime.buckets import LENGTH_STEP
 
@@ -116,6 +117,15 @@ def test_layers_that_share_an_output_bias_do_not_share_what_is_folded_into_it() 
 def test_a_softcap_keeps_the_key_bias() -> None:
     model = with_output_projection(", softcap=3.0")
     assert drop_key_biases(model) == 0
+
+
+def test_sinks_keep_the_biases_of_key_and_value() -> None:
+    """They are not shifted with the scores, and take their share of the weights."""
+    model = with_output_projection()
+    attention = next(node for node in model.graph if node.op_type == "Attention")
+    attention.resize_inputs(7)
+    attention.replace_input_with(6, add_constant(model.graph, "sinks", random(2)))
+    assert (drop_key_biases(model), fold_value_biases(model)) == (0, 0)
 
 
 def test_a_bias_that_another_node_reads_stays() -> None:

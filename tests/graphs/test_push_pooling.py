@@ -8,22 +8,26 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from little_graphs import SIZE, assert_close, build, ops, random, run, run_semantic
+from native_passes import run as run_native
 
 from poolgraph.graphs.attention_node import attention_nodes, read_attention
 from poolgraph.graphs.cleanup import clear_notes, remove_dead_nodes
 from poolgraph.graphs.families import select_family
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
+from poolgraph.graphs.lower_attention_native import lower_attention_to_native_float
 from poolgraph.graphs.merge_projections import merge_projections
 from poolgraph.graphs.passes import run_passes
 from poolgraph.graphs.pattern import add_constant
-from poolgraph.graphs.pipeline import CPU_FP32, semantic_passes
+from poolgraph.graphs.pipeline import CPU_FP32, NATIVE_FP32, semantic_passes
 from poolgraph.graphs.products import apart_weights, find_products
 from poolgraph.graphs.push_pooling import note_products_as_in, note_row_products, push_pooling
 from poolgraph.graphs.quantize_products import Recipe, Scheme, quantize_products
+from poolgraph.runtime.native_library import can_run
 
 ROWS = "float[batch_size,sequence_length,8]"
 LAYER = f"""g ({ROWS} xINPUTS) => (float[batch_size,8] pooledOUTPUTS)
-<{ROWS} q, {ROWS} k, {ROWS} v, {ROWS} rows, {ROWS} o, {ROWS} a, {ROWS} n, {ROWS} h, {ROWS} d, {ROWS} e, {ROWS} z>
+<{ROWS} q, {ROWS} k, {ROWS} v, {ROWS} rows, {ROWS} o, {ROWS} a, {ROWS} n, {ROWS} h, {ROWS} d, {ROWS} e, {ROWS} z,
+ float[1,2,sequence_length,sequence_length] bias>
 {{
   xq = MatMul(x, backbone__query__weight)  q = Add(xq, backbone__query__bias)
   xk = MatMul(x, backbone__key__weight)    k = Add(xk, backbone__key__bias)
@@ -52,13 +56,19 @@ def layer_weights() -> dict[str, np.ndarray]:
 
 
 def layer(
-    pooled: str = FIRST, *, attributes: str = "", inputs: str = "", more: str = "", is_output: bool = False
+    pooled: str = FIRST,
+    *,
+    attributes: str = "",
+    inputs: str = "",
+    more: str = "",
+    replace: tuple[str, str] = ("", ""),
+    is_output: bool = False,
 ) -> ir.Model:
     """One layer and its pooling; ``is_output``: its rows are an answer too, that of the token family."""
-    text = LAYER.replace("INPUTS", inputs).replace("ATTRIBUTES", attributes).replace("MORE", more)
+    text = LAYER.replace(*replace).replace("INPUTS", inputs).replace("ATTRIBUTES", attributes).replace("MORE", more)
     text = text.replace("POOLED", pooled)
     if is_output:
-        text = re.sub(r"\bz\b", "raw_token_embeddings", text.replace(f", {ROWS} z>", ">"))
+        text = re.sub(r"\bz\b", "raw_token_embeddings", text.replace(f", {ROWS} z,", ","))
     text = text.replace("OUTPUTS", f", {ROWS} raw_token_embeddings" if is_output else "")
     return build(text, **{name: array for name, array in layer_weights().items() if name in text})
 
@@ -127,6 +137,27 @@ def test_push_pooling_with_a_mask_and_a_bias_of_each_pair() -> None:
         assert push_pooling(model) > 0
         lower_attention_to_standard(model)
         assert_close(expected, run(model, **feeds))
+
+
+@pytest.mark.parametrize("pooled", [FIRST, LAST], ids=["first", "last"])
+@pytest.mark.parametrize("attributes", ATTENTIONS.values(), ids=ATTENTIONS)
+def test_push_pooling_leaves_half_of_a_bias_by_distance(attributes: str, pooled: str) -> None:
+    expand = "bias = poolgraph.DistanceBias(distances)  xq = "
+    inputs = ", float[2,columns] distances, float[2] sinks"
+    model = layer(pooled, attributes=attributes, inputs=inputs, more=", , bias, , sinks", replace=("xq = ", expand))
+    lengths = (1, 2, 5)
+    feeds = [{"x": random(3, n, SIZE, seed=n), "distances": random(2, 2 * n - 1), "sinks": random(2)} for n in lengths]
+    expected = [run_semantic(model, **feed) for feed in feeds]
+    assert push_pooling(model) == 15 - 4
+    remove_dead_nodes(model)
+    assert "DistanceBias" not in ops(model)
+    native = model.clone()
+    assert lower_attention_to_native_float(native) == 1
+    lower_attention_to_cpu(model)
+    for feed, answers in zip(feeds, expected, strict=True):
+        assert_close(answers, run(model, **feed))
+        if can_run(NATIVE_FP32):
+            assert_close(answers, run_native(native, **feed))
 
 
 def test_push_pooling_makes_plain_attention_of_every_window() -> None:

@@ -22,6 +22,7 @@ from tiny_nomic import publish_nomic
 from poolgraph.graphs.attention_node import attention_nodes, read_attention
 from poolgraph.graphs.families import select_family
 from poolgraph.graphs.lower_attention import lower_attention_to_standard
+from poolgraph.graphs.lower_distance_biases import lower_distance_biases
 from poolgraph.graphs.passes import Pass, run_passes
 from poolgraph.graphs.pipeline import PACKED_FP32
 from poolgraph.graphs.products import find_products, set_apart
@@ -30,10 +31,10 @@ from poolgraph.graphs.push_pooling import note_row_products, push_pooling
 ROWS, VECTORS = "float[1,num_tokens,8]", "float[num_tokens,8]"
 LAYER = f"""g ({ROWS} x, int64[bounds] cu_seqlensINPUTS) => (float[batch_size,8] pooledOUTPUTS)
 <{ROWS} q, {ROWS} k, {ROWS} v, {ROWS} rows, {ROWS} o, {ROWS} a, {ROWS} n, {ROWS} g, {ROWS} u, {ROWS} h, {ROWS} d,
- {ROWS} e, {ROWS} z, {VECTORS} flat, float[8] one_row,
+ {ROWS} e, {ROWS} z, {VECTORS} flat, float[8] one_row, float[1,2,num_tokens,num_tokens] expanded,
  float[batch_size,8] head, float[batch_size,8] end, float[batch_size] number>
 {{
-  q = MatMul(x, backbone__query__weight)
+  EXPANDED q = MatMul(x, backbone__query__weight)
   k = MatMul(x, backbone__key__weight)
   v = MatMul(x, backbone__value__weight)
   rows = poolgraph.Attention<num_heads=2, scale=0.7ATTRIBUTES>(q, k, v, , BIAS, cu_seqlens)
@@ -66,6 +67,7 @@ def layer(pooled: str = FIRST, *, attributes: str = "", bias: str = "", inputs: 
     text = LAYER.replace("POOLED", pooled).replace("ATTRIBUTES", attributes).replace("INPUTS", inputs)
     text = text.replace("BIAS", bias).replace("OUTPUTS", output and f", {VECTORS} {output}")
     text = text.replace(f", {VECTORS} flat", "") if output else text
+    text = text.replace("EXPANDED", "expanded = poolgraph.DistanceBias(distances)" if bias == "expanded" else "")
     weights: dict[str, np.ndarray] = {
         f"backbone__{name}__weight": random(SIZE, SIZE, seed=i) / 2 for i, name in enumerate(NAMES)
     }
@@ -97,7 +99,7 @@ def rows_seen(model: ir.Model, **feeds: np.ndarray) -> dict[str, int]:
 def feeds_of(lengths: tuple[int, ...], model: ir.Model) -> dict[str, np.ndarray]:
     count = sum(lengths)
     feeds = {"x": random(1, count, SIZE, seed=len(lengths)), "cu_seqlens": np.cumsum([0, *lengths])}
-    feeds["bias"] = random(1, 2, count, count)
+    feeds |= {"bias": random(1, 2, count, count), "distances": random(2, 2 * count - 1)}
     return {str(value.name): feeds[str(value.name)] for value in model.graph.inputs}
 
 
@@ -105,6 +107,7 @@ def check_numbers(model: ir.Model, changed: ir.Model) -> None:
     """Check the semantic graph and the lowered one against the graph before."""
     lowered = changed.clone()
     lower_attention_to_standard(lowered)
+    lower_distance_biases(lowered)
     for lengths in BATCHES:
         feeds = feeds_of(lengths, model)
         expected = run_semantic(model, **feeds)
@@ -158,6 +161,7 @@ UNSEEN_KEYS = {
     "causal": ({"attributes": ", causal=1"}, {"first": FIRST, "second": SECOND}),
     "right window": ({"attributes": ", right_window=2"}, {"first": FIRST, "second": SECOND}),
     "bias": ({"bias": "bias", "inputs": ", float[1,2,num_tokens,num_tokens] bias"}, POOLED),
+    "by distance": ({"bias": "expanded", "inputs": ", float[2,columns] distances"}, POOLED),
 }
 
 
@@ -173,6 +177,7 @@ def test_attention_is_left_whole_where_the_query_does_not_see_its_text(
         assert node.attributes == attention_nodes(before)[0].attributes
         check_numbers(before, model)
         lower_attention_to_standard(model)
+        lower_distance_biases(model)
         seen = rows_seen(model, **feeds_of((3, 1, 4), model))
         assert seen == {**dict.fromkeys(NAMES, 3), "query": 8, "key": 8, "value": 8}
 

@@ -179,12 +179,14 @@ ROWS = (
 PACKED = (
     *("bert pooled by CLS", "bert pooled by MEAN", "Dense and LayerNorm", "Qwen2Model pooled by LAST"),
     *("MistralModel pooled by MEAN", "ModernBertForSequenceClassification", "qwen2 token reward"),
+    "mpnet pooled by MEAN",
 )
-"""Rows that are asked in packed batches too: each pooling, windows, and heads with products of float32."""
+"""Rows that are asked in packed batches too: each pooling, windows, biases by distance, heads of float32."""
 
 IN_CI = (
     ("bert pooled by MEAN", "int8"),
     ("qwen2 token reward", "int8"),
+    ("mpnet pooled by MEAN", "int8"),
     ("Dense and LayerNorm", "partly float32"),
     ("ModernBertForSequenceClassification", "partly float32"),
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from native_graphs import native_session, needs_native
+from native_attention import KINDS, assert_near, attention_attributes, expected_attention, rows_of, run_attention
+from native_graphs import needs_native
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from poolgraph.graphs.native import ATTENTION, FLOAT_ATTENTION
@@ -17,69 +16,6 @@ EXACT = {ATTENTION: 1e-3, FLOAT_ATTENTION: 3e-6}
 """Of the largest answer: what rounding, to integers or to floats, may change."""
 
 each_operator = pytest.mark.parametrize("operator", EXACT)
-
-
-def rows_of(*shape: int, seed: int = 7) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def assert_near(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1.0, np.abs(expected).max()))
-
-
-def attention_attributes(heads: int, kv_heads: int, size: int, **more: Any) -> dict[str, Any]:
-    defaults = {"scale": size**-0.5, "is_causal": 0, "left_window": -1, "right_window": -1}
-    return {"num_heads": heads, "kv_num_heads": kv_heads, "head_size": size, **defaults, **more}
-
-
-def expected_attention(
-    query: np.ndarray, key: np.ndarray, value: np.ndarray, attributes: dict[str, Any], bias: np.ndarray | None = None
-) -> np.ndarray:
-    """Attention in float64."""
-    heads, kv_heads, size = (attributes[name] for name in ("num_heads", "kv_num_heads", "head_size"))
-    batch, length, keys = *query.shape[:2], key.shape[1]
-    split = [
-        rows.astype(np.float64).reshape(batch, -1, count, size).transpose(0, 2, 1, 3).repeat(heads // count, axis=1)
-        for rows, count in ((query, heads), (key, kv_heads), (value, kv_heads))
-    ]
-    scores = split[0] @ split[1].transpose(0, 1, 3, 2) * attributes["scale"]
-    if cap := attributes.get("softcap"):
-        scores = cap * np.tanh(scores / cap)
-    scores = scores + (0 if bias is None else bias)
-    ahead = np.arange(keys)[None, :] - (np.arange(length) + keys - length)[:, None]
-    left, right = attributes["left_window"], attributes["right_window"]
-    hidden = (ahead > 0 if attributes["is_causal"] else ahead > keys) | (ahead < -left if left >= 0 else ahead < -keys)
-    hidden |= ahead > right if right >= 0 else ahead > keys
-    scores = np.where(hidden, -np.inf, scores)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    rows = weights @ split[2] / weights.sum(-1, keepdims=True)
-    return rows.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
-
-
-def run_attention(
-    operator: str,
-    parts: list[np.ndarray],
-    attributes: dict[str, Any],
-    threads: int = 1,
-    bias: np.ndarray | None = None,
-) -> np.ndarray:
-    inputs: dict[str, np.ndarray | None] = dict(zip(("query", "key", "value"), parts, strict=False))
-    if operator == FLOAT_ATTENTION:
-        attributes = {"softcap": 0.0, **attributes}
-    if bias is not None:
-        inputs |= {"key": inputs.get("key"), "value": inputs.get("value"), "bounds": None, "bias": bias}
-    feeds = {name: rows for name, rows in inputs.items() if rows is not None}
-    return native_session(operator, inputs, attributes, tuple(feeds), threads=threads).run(None, feeds)[0]
-
-
-KINDS = {
-    "all": {},
-    "causal": {"is_causal": 1},
-    "window": {"left_window": 5, "right_window": 5},
-    "causal window": {"is_causal": 1, "left_window": 20},
-    "left": {"left_window": 0},
-}
 
 
 @each_operator
