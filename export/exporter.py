@@ -321,12 +321,13 @@ def _verify(plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages
         VerificationError: a check failed; the message has every one that did.
     """
     with stages.stage("answer the probes with the reference"):
-        probes = build_probes(TextTokenizer(staging, manifest), manifest)
+        tokenizer = TextTokenizer(staging, manifest)
+        probes = build_probes(tokenizer, manifest)
         reference = compute_reference(plan, probes.encoded)
         save_probes(staging, probes.texts, probes.prompt, reference.sequence, reference.token, probes.pairs)
     with stages.stage("verify"):
         _save(manifest, staging)
-        rows = [check_tokenizer(probes, plan.tokenizer, plan.limits.max_model_len)]
+        rows = [check_tokenizer(probes, tokenizer, plan.tokenizer, plan.limits.max_model_len)]
         rows += check_static_query(plan.static, staging, manifest, probes.texts)
         for variant in manifest.variants:
             rows += verify_variant(staging, variant, probes, reference, threads=threads)

@@ -18,6 +18,10 @@ PROBE_SENTENCES = (
 )
 """Texts of our own in several scripts, with punctuation, digits, code and capitals."""
 
+LONGEST_ANSWERED = 1536
+"""Tokens of the longest text that is answered, whatever a model's limit: graphs of standard operators, and some models
+in torch, hold numbers for each two tokens of a text and each head, at 8,192 tokens and 12 heads 3.2 GB a copy."""
+
 EDGES = (16, 32, 64, 128, 256, 512, 1024)
 """Sequence lengths at which buckets, tiles and windows end."""
 
@@ -46,12 +50,24 @@ def build_probe_texts(count_tokens: Callable[[Sequence[str]], Sequence[int]], le
     return [text for text, count in zip(distinct, count_tokens(distinct), strict=True) if count]
 
 
+def build_longest(count_tokens: Callable[[Sequence[str]], Sequence[int]], limit: int) -> str:
+    """Return a text beyond ``limit`` tokens, or one of LONGEST_ANSWERED where that is less."""
+    if limit <= LONGEST_ANSWERED:
+        return build_overlong(limit)
+    return _text_of_length(count_tokens, ["overlong"], LONGEST_ANSWERED, 0)
+
+
+def build_overlong(limit: int) -> str:
+    """Return a text beyond ``limit`` tokens."""
+    return " ".join(["overlong"] * (limit + 5))
+
+
 def build_probe_pairs(limit: int) -> tuple[tuple[str, str], ...]:
-    """Return pairs of texts: short and long and empty on either side, and one beyond ``limit`` tokens."""
+    """Return pairs of texts: short, long and empty on either side, and one beyond ``limit`` tokens or very long."""
     long = " ".join(PROBE_SENTENCES)
     first, second, *_ = PROBE_SENTENCES
-    overlong = " ".join(["overlong"] * (limit + 5))
-    return ((first, second), (second, long), (long, first), (first, ""), ("", second), (overlong, overlong + long))
+    longest = build_overlong(limit if limit <= LONGEST_ANSWERED else LONGEST_ANSWERED // 8)
+    return ((first, second), (second, long), (long, first), (first, ""), ("", second), (longest, longest + long))
 
 
 def _text_of_length(

@@ -14,7 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from poolgraph.errors import InputError, ProviderError
 from poolgraph.export.checkpoint import open_checkpoint
 from poolgraph.export.options import ExportOptions
-from poolgraph.export.probes import build_probe_pairs, build_probe_texts, choose_lengths
+from poolgraph.export.probes import (
+    build_longest,
+    build_overlong,
+    build_probe_pairs,
+    build_probe_texts,
+    choose_lengths,
+)
 from poolgraph.export.reference import ReferenceAnswers, compute_reference, reference_name
 from poolgraph.export.resolve import ExportPlan, resolve_plan
 from poolgraph.graphs.artifact import open_artifact
@@ -47,11 +53,11 @@ class Probes:
 
 
 def build_probes(tokenizer: TextTokenizer, manifest: Manifest) -> Probes:
-    """Build the probes of an artifact, a text beyond the limit among them."""
+    """Build the probes of an artifact, a text beyond the limit among them unless it is too long to be answered."""
     limit = manifest.limits.max_model_len
     prompt = manifest.prompts.get(manifest.default_prompt_name or "", "")
     texts = build_probe_texts(tokenizer.count, choose_lengths(limit))
-    texts.append(" ".join(["overlong"] * (limit + 5)))
+    texts.append(build_longest(tokenizer.count, limit))
     pairs = build_probe_pairs(limit) if takes_pairs(manifest) else ()
     encoded = encode_probes(tokenizer, texts, prompt, pairs)
     return Probes(texts=tuple(texts), prompt=prompt, pairs=pairs, encoded=tuple(encoded))
@@ -64,14 +70,22 @@ def takes_pairs(manifest: Manifest) -> bool:
     return pooler.activation is not None and pooler.pooling not in ((), ("lasttoken",)) and not templated
 
 
-def check_tokenizer(probes: Probes, reference: PreTrainedTokenizerBase, limit: int) -> CheckRow:
-    """Compare token ids with the reference's tokenizer, exactly; the cosine column holds the share of equal texts."""
+def check_tokenizer(
+    probes: Probes, tokenizer: TextTokenizer, reference: PreTrainedTokenizerBase, limit: int
+) -> CheckRow:
+    """Compare token ids with the reference's tokenizer, exactly; the cosine column holds the share of equal texts.
+
+    A text and, where there are pairs, one of them are cut at the limit, whether such are answered or not.
+    """
     options = {"truncation": True, "max_length": limit, "padding": False}
-    texts = [probes.prompt + text for text in probes.texts]
-    expected = reference(texts, **options)["input_ids"]
-    if probes.pairs:
-        expected += reference(*map(list, zip(*probes.pairs, strict=True)), **options)["input_ids"]
-    equal = sum(list(own.input_ids) == ids for own, ids in zip(probes.encoded, expected, strict=True))
+    overlong = build_overlong(limit)
+    probed = list(dict.fromkeys((*probes.texts, overlong)))
+    pairs = list(dict.fromkeys((*probes.pairs, (overlong, overlong)))) if probes.pairs else []
+    encoded = encode_probes(tokenizer, probed, probes.prompt, pairs)
+    expected = reference([probes.prompt + text for text in probed], **options)["input_ids"]
+    if pairs:
+        expected += reference(*map(list, zip(*pairs, strict=True)), **options)["input_ids"]
+    equal = sum(list(own.input_ids) == ids for own, ids in zip(encoded, expected, strict=True))
     share = equal / len(expected)
     return CheckRow(
         variant="tokenizer",

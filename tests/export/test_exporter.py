@@ -15,14 +15,16 @@ import torch
 from native_graphs import FLOAT32
 from safetensors.torch import load_file, save_file
 from shared_traces import shared_traces
+from tiny_heads import save_model
 from tiny_models import SIZES, VOCAB_SIZE, HeadSpec, bert_tokenizer, save_head
 
 from poolgraph import PoolingModel
 from poolgraph.errors import ArtifactError
 from poolgraph.export.exporter import COPIED_FILES, ExportResult, export_model
-from poolgraph.export.probes import PROBE_SENTENCES
+from poolgraph.export.probes import LONGEST_ANSWERED, PROBE_SENTENCES
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import MANIFEST_FILE, Manifest
+from poolgraph.graphs.probe_files import load_probes
 
 TEXTS = [*PROBE_SENTENCES, "", "a", " ".join(["brown fox"] * 20)]
 
@@ -322,3 +324,16 @@ def test_class_without_a_row(tmp_path: Path) -> None:
         assert all(variant.verified for variant in model.manifest.variants)
         found = model.embed(["a quick brown fox", "lazy dog"])
     assert not np.allclose(found[0], found[1], atol=1e-2)
+
+
+@pytest.mark.slow
+def test_texts_beyond_what_is_answered_are_cut_as_the_reference_cuts_them(tmp_path: Path) -> None:
+    limit = LONGEST_ANSWERED + 500
+    changes = {"max_position_embeddings": limit, "num_hidden_layers": 1}
+    save_model(tmp_path / "checkpoint", "BertModel", "BertModel", max_length=limit, **changes)
+    found = export_model(tmp_path / "checkpoint", tmp_path / "artifact", targets=()).report.rows
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        texts = load_probes(tmp_path / "artifact").texts
+        assert LONGEST_ANSWERED - 9 < max(model.count_tokens(texts)) <= LONGEST_ANSWERED
+    (ids,) = [row for row in found if row.check == "equal ids"]
+    assert (ids.passed, ids.num_texts) == (True, len(texts) + 1)

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from poolgraph.export.probes import EDGES, PROBE_SENTENCES, build_probe_texts, choose_lengths
+from poolgraph.export.probes import (
+    EDGES,
+    LONGEST_ANSWERED,
+    PROBE_SENTENCES,
+    build_longest,
+    build_probe_pairs,
+    build_probe_texts,
+    choose_lengths,
+)
 
 
 def count_words(texts: Sequence[str]) -> list[int]:
@@ -39,6 +47,16 @@ def test_lengths_stay_within_the_limit_and_reach_it(limit: int) -> None:
 def test_long_limits_are_probed_up_to_a_bound() -> None:
     assert choose_lengths(8192)[-1] == 600
     assert choose_lengths(8192, longest=40)[-1] == 40
+
+
+@pytest.mark.parametrize("count", [count_words, count_letters])
+def test_the_longest_is_beyond_the_limit_or_as_long_as_any_that_is_answered(count) -> None:
+    for limit in (3, 512, LONGEST_ANSWERED):
+        assert count([build_longest(count, limit)])[0] > limit
+        assert sum(count(build_probe_pairs(limit)[-1])) > limit
+    for limit in (LONGEST_ANSWERED + 1, 8192, 10**6):
+        assert LONGEST_ANSWERED - 9 < count([build_longest(count, limit)])[0] <= LONGEST_ANSWERED
+        assert sum(count_words(build_probe_pairs(limit)[-1])) <= LONGEST_ANSWERED
 
 
 @pytest.mark.parametrize("count", [count_words, count_letters])
