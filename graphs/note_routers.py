@@ -6,7 +6,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from poolgraph.graphs.pattern import BACKBONE_PREFIX, is_initializer
+from poolgraph.graphs.pattern import BACKBONE_PREFIX, dimensions, is_initializer
 from poolgraph.graphs.products import set_apart
 
 PASSED_THROUGH: Final = frozenset(
@@ -29,9 +29,15 @@ def note_routers(model: ir.Model) -> int:
 
 def find_routers(model: ir.Model) -> list[ir.Node]:
     """List the products with the backbone's weights of whose columns a TopK chooses the largest, in order."""
-    choosing = [node for node in model.graph if (node.domain, node.op_type) == ("", "TopK")]
+    choosing = [node for node in model.graph if (node.domain, node.op_type) == ("", "TopK") and _is_of_columns(node)]
     found = dict.fromkeys(_product_behind(node.inputs[0]) for node in choosing)  # groups are chosen before experts
     return [node for node in found if node is not None]
+
+
+def _is_of_columns(node: ir.Node) -> bool:
+    """Whether a TopK chooses among a row's columns, not among rows."""
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+    return axis in {-1, len(dimensions(node.inputs[0]) or ()) - 1}
 
 
 def router_weights(model: ir.Model) -> tuple[str, ...]:

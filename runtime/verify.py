@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -21,11 +20,11 @@ from poolgraph.graphs.probe_files import StoredProbes, load_probes
 from poolgraph.runtime.activations import finish_logits
 from poolgraph.runtime.compare import (
     ACTIVATED,
-    OTHER_EXPERTS,
     THRESHOLDS,
     TOKEN_WEIGHTS,
     Comparison,
     Threshold,
+    allow_other_experts,
     compare_answers,
 )
 from poolgraph.runtime.cpu import read_cpu_info
@@ -136,11 +135,12 @@ def choose_comparison(model: PoolingModel, family: str) -> tuple[Threshold, Fini
     precision, min_cosine = model.variant.precision, model.manifest.options.get("min_cosine")
     threshold, activation = choose_threshold(precision, min_cosine), model.manifest.pooler.activation
     quantization = model.variant.quantization
-    may_miss = OTHER_EXPERTS if family == "token" and quantization is not None and quantization.routers else 0.0
     embeds = {"embed", "token_embed"} & set(model.manifest.tasks)
+    if embeds and min_cosine is None and family == "token" and quantization is not None and quantization.routers:
+        return allow_other_experts(threshold), lambda rows: rows
     if embeds or min_cosine is not None or ACTIVATED[precision] == threshold:
-        return replace(threshold, may_miss=may_miss), lambda rows: rows
-    return replace(ACTIVATED[precision], may_miss=may_miss), lambda rows: finish_logits(rows, activation)
+        return threshold, lambda rows: rows
+    return ACTIVATED[precision], lambda rows: finish_logits(rows, activation)
 
 
 def encode_probes(

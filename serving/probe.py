@@ -95,7 +95,7 @@ def _stored_answers(stored: StoredProbes, family: GraphFamily) -> dict[int, NDAr
 def _for_one(threshold: Threshold, answers: dict[int, NDArray[np.float32]], index: int, finish: Finish) -> Threshold:
     """Return a threshold for one text that allows what verification allows: a share of all answers' scale, no mean."""
     if threshold.may_miss:  # and those of one text may be the ones that do
-        return Threshold(min_cosine=-1.0)
+        return Threshold(min_cosine=threshold.least_cosine)
     if not answers:
         return threshold
     finished = {number: np.abs(finish(np.atleast_2d(rows))).max() for number, rows in answers.items()}

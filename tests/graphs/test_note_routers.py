@@ -46,6 +46,7 @@ def test_a_router_of_rows_without_texts_is_found_too() -> None:
         ("t = Softmax (s)", "t = Mul (s, s)"),  # two values decide
         ("h = MatMul (x, backbone__router)", "h = MatMul (x, head__router)"),
         ("t = Softmax (s)", "t = Tanh (s)"),
+        ("TopK <axis = -1>", "TopK <axis = 1>"),  # rows, not columns
         ("y, i = TopK <axis = -1> (t, two)", "y = Slice (t, zero, two, minus)"),
     ],
 )

@@ -53,15 +53,19 @@ def test_mean_cosine_is_required_too():
     assert not compare_answers(reference, answers, THRESHOLDS["int8"]).passed
 
 
-def test_a_share_of_the_vectors_may_miss_the_bounds_and_not_the_mean():
+def test_a_share_of_the_vectors_may_miss_the_minimum_and_not_what_is_least_nor_the_mean():
     reference = np.tile(np.eye(2, dtype=np.float32), (50, 1))
     answers = reference.copy()
-    answers[:5] = answers[:5, ::-1]
-    for missing, passes in [(0.05, True), (0.04, False)]:
-        for bounds in ({"min_cosine": 0.98}, {"min_cosine": -1.0, "max_difference": 0.05}):
-            assert compare_answers([reference], [answers], Threshold(may_miss=missing, **bounds)).passed is passes
-    found = compare_answers([reference], [answers], Threshold(min_cosine=0.98, mean_cosine=0.96, may_miss=0.05))
-    assert (found.passed, found.min_cosine, found.max_difference) == (False, 0.0, 1.0)
+    answers[:5] = [0.6, 0.8]
+    for changes, passes in [
+        ({}, True),
+        ({"may_miss": 0.04}, False),
+        ({"least_cosine": 0.7}, False),
+        ({"mean_cosine": 0.99}, False),
+        ({"max_difference": 0.5}, False),
+    ]:
+        threshold = Threshold(**{"min_cosine": 0.98, "may_miss": 0.05, "least_cosine": 0.5, **changes})
+        assert compare_answers([reference], [answers], threshold).passed is passes
 
 
 def test_none_of_those_that_may_miss_is_no_number():
