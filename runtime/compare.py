@@ -45,7 +45,7 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = MappingProxyType(
 
 OTHER_EXPERTS: Final = 0.05
 """Share of the token vectors of an embedder that chooses experts which may miss int8's minimum: where two experts'
-scores nearly tie, any rounding sends a token to the other one. The mean over the tokens holds, and texts' both bounds."""
+scores nearly tie, any rounding sends a token to the other one. The tokens' mean holds, and both bounds of texts."""
 
 OTHER_EXPERTS_COSINE: Final = 0.5
 """What such a vector must reach: the residual and all other layers are the same, so it is no unrelated one."""
