@@ -66,6 +66,7 @@ def build_probe_pairs(limit: int) -> tuple[tuple[str, str], ...]:
     """Return pairs of texts: short, long and empty on either side, and one beyond ``limit`` tokens or very long."""
     long = " ".join(PROBE_SENTENCES)
     first, second, *_ = PROBE_SENTENCES
+    # Of two sides, a word of several tokens: both together are below the bound.
     longest = build_overlong(limit if limit <= LONGEST_ANSWERED else LONGEST_ANSWERED // 8)
     return ((first, second), (second, long), (long, first), (first, ""), ("", second), (longest, longest + long))
 

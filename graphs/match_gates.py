@@ -94,9 +94,8 @@ def _is_split_in_two(node: ir.Node) -> bool:
     if (node.domain, node.op_type) != ("", "Split") or len(node.outputs) != 2:
         return False
     first, second = (dimensions(half) or (None,) for half in node.outputs)
-    is_last = "axis" in node.attributes and node.attributes["axis"].as_int() in {-1, len(first) - 1}
-    is_last = is_last or (len(first) == 1 and "axis" not in node.attributes)
-    return is_last and first[-1] == second[-1] and isinstance(first[-1], int)
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    return axis in {-1, len(first) - 1} and first[-1] == second[-1] and isinstance(first[-1], int)
 
 
 def _start_of_every_other(node: ir.Node) -> int | None:

@@ -8,10 +8,11 @@ import tiny_artifact
 
 from poolgraph.errors import ArtifactError, InputError, SessionError, VerificationError
 from poolgraph.graphs.artifact import open_artifact, record_files, save_manifest
+from poolgraph.graphs.manifest import Quantization
 from poolgraph.graphs.probe_files import save_probes
 from poolgraph.runtime.compare import THRESHOLDS, compare_answers
 from poolgraph.runtime.model import PoolingModel
-from poolgraph.runtime.verify import build_row, choose_threshold, has_same_bits, verify_artifact
+from poolgraph.runtime.verify import build_row, choose_comparison, choose_threshold, has_same_bits, verify_artifact
 
 TEXTS = ["", "w1", "w2 w3", "w4 w5", " ".join(f"w{number}" for number in range(40))]
 
@@ -155,6 +156,24 @@ def test_thresholds():
     assert choose_threshold("fp32", "0.97").min_cosine == 0.97
     with pytest.raises(ArtifactError, match="no threshold for the precision 'int4'"):
         choose_threshold("int4", None)
+
+
+@pytest.mark.parametrize(
+    ("routers", "family", "tasks", "options", "may_miss"),
+    [
+        (("router",), "token", ("embed", "token_embed"), {}, 0.05),
+        (("router",), "sequence", ("embed", "token_embed"), {}, 0.0),
+        (("router",), "token", ("token_classify",), {}, 0.0),
+        (("router",), "token", ("token_embed",), {"min_cosine": "0.9"}, 0.0),
+        ((), "token", ("embed", "token_embed"), {}, 0.0),
+    ],
+)
+def test_token_vectors_of_embedders_with_experts_alone_may_miss_the_minimum(routers, family, tasks, options, may_miss):
+    variant = SimpleNamespace(precision="int8", quantization=Quantization(token=1, routers=routers))
+    manifest = SimpleNamespace(options=options, pooler=SimpleNamespace(activation=None), tasks=tasks)
+    threshold, _ = choose_comparison(SimpleNamespace(variant=variant, manifest=manifest), family)
+    assert threshold.may_miss == may_miss
+    assert threshold.least_cosine == (0.5 if may_miss else -1.0)
 
 
 def test_comparing_with_a_checkpoint_needs_the_export_extra(artifact, monkeypatch):
