@@ -1,13 +1,13 @@
-"""Pass: products with weights in float32 to this package's own operator."""
+"""Passes: products with weights in float32 to this package's own operators, in float32 or bfloat16."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from poolgraph.graphs.native import FUSED, NATIVE_DOMAIN, product_attributes
+from poolgraph.graphs.native import BFLOAT, FUSED, NATIVE_DOMAIN, ProductOperators, product_attributes
 from poolgraph.graphs.pattern import replace_node
-from poolgraph.graphs.products import Product, find_products
+from poolgraph.graphs.products import Product, find_products, is_apart
 
 
 def lower_products_to_native(model: ir.Model) -> int:
@@ -18,16 +18,27 @@ def lower_products_to_native(model: ir.Model) -> int:
     """
     products = [product for group in find_products(model) for product in group.products]
     for product in products:
-        _lower(model.graph, product)
+        _lower(model.graph, product, FUSED)
     return len(products)
 
 
-def _lower(graph: ir.Graph, product: Product) -> None:
+def lower_products_to_bfloat(model: ir.Model) -> int:
+    """Lower the same products to those of bfloat16, but for what stands apart, as what chooses experts does.
+
+    Result:  %y = poolgraph.cpu::BFloatMatMul(%x, %W, %b)
+    """
+    products = [it for group in find_products(model) for it in group.products if not is_apart(it.node)]
+    for product in products:
+        _lower(model.graph, product, BFLOAT)
+    return len(products)
+
+
+def _lower(graph: ir.Graph, product: Product, kind: ProductOperators) -> None:
     tape = Tape()
     last = product.output.producer()
     assert last is not None
     inputs = [product.node.inputs[0], product.weight, product.bias]
-    result = tape.op(FUSED.matmul, inputs, product_attributes(), domain=NATIVE_DOMAIN)
+    result = tape.op(kind.matmul, inputs, product_attributes(), domain=NATIVE_DOMAIN)
     graph.opset_imports[NATIVE_DOMAIN] = 1
     replace_node(graph, last, tape.nodes, result)
     if last is not product.node:

@@ -17,7 +17,7 @@ OLDEST_READABLE: Final = 1
 
 MANIFEST_FILE: Final = "poolgraph.json"
 
-NATIVE_OPERATORS: Final = "poolgraph.cpu/5"
+NATIVE_OPERATORS: Final = "poolgraph.cpu/6"
 """This package's own operators for the CPU and the version of their meaning, which ``runtime/kernels.cpp`` computes."""
 
 CUDA_OPERATORS: Final = "poolgraph.cuda/1"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
@@ -63,7 +63,10 @@ FUSED: Final = ProductOperators(
 )
 """Weights of float32, bias (out_features,)."""
 
-PRODUCTS: Final = {kind.matmul: kind for kind in (QUANTIZED, FUSED)}
+BFLOAT: Final = replace(FUSED, matmul="BFloatMatMul", feed_forward="BFloatFeedForward", experts="BFloatExperts")
+"""The same inputs, of which rows and weights are rounded to bfloat16; sums are of float32."""
+
+PRODUCTS: Final = {kind.matmul: kind for kind in (QUANTIZED, FUSED, BFLOAT)}
 """By the name of their operator."""
 
 RESIDUALS: Final = {name: index for kind in PRODUCTS.values() for name, index in kind.residuals.items()}

@@ -28,7 +28,7 @@ from poolgraph.graphs.lower_attention_cuda import lower_attention_to_cuda
 from poolgraph.graphs.lower_attention_native import lower_attention_to_native, lower_attention_to_native_float
 from poolgraph.graphs.lower_distance_biases import lower_distance_biases
 from poolgraph.graphs.lower_logarithms import lower_logarithms
-from poolgraph.graphs.lower_products import lower_products_to_native
+from poolgraph.graphs.lower_products import lower_products_to_bfloat, lower_products_to_native
 from poolgraph.graphs.lower_scan import lower_selective_scan
 from poolgraph.graphs.lower_scan_cuda import fuse_causal_conv, lower_scan_to_linear_attention
 from poolgraph.graphs.lower_text_sums import lower_text_sums
@@ -150,11 +150,12 @@ CPU_INT8 = replace(CPU_FP32, precision="int8", file_stem="model_cpu_int8", sessi
 """The pass that quantizes comes first; the export makes it, with recipes from calibration."""
 
 
-def _native_passes(*lower_attention: Pass) -> tuple[Pass, ...]:
+def _native_passes(*lower_attention: Pass, lower_products: tuple[Pass, ...] = ()) -> tuple[Pass, ...]:
     return (
         fuse_rms_norm,
         remove_dead_nodes,
-        lower_products_to_native,  # those that were not quantized
+        *lower_products,
+        lower_products_to_native,  # those that neither were quantized nor are rounded
         fuse_activations,
         fuse_gates,
         fuse_experts,
@@ -189,6 +190,16 @@ NATIVE_INT8 = replace(
     file_stem="model_native_int8",
     passes=_native_passes(lower_attention_to_native),
 )
+
+
+NATIVE_BF16 = replace(
+    NATIVE_FP32,
+    precision="bf16",
+    file_stem="model_native_bf16",
+    passes=_native_passes(lower_attention_to_native, lower_products=(lower_products_to_bfloat,)),
+)
+"""Products of numbers rounded to bfloat16, half the memory of float32; where the processor has no instruction for them,
+they are computed in float32, to the same answers. It shares all its weights with float32."""
 
 
 def packed_native(target: Target) -> Target:
@@ -305,6 +316,7 @@ TARGETS: tuple[Target, ...] = (
     CPU_FP32,
     NATIVE_INT8,
     CPU_INT8,
+    NATIVE_BF16,
     CUDA_PACKED_FP16,
     CUDA_FP16,
     CUDA_BF16,

@@ -1,34 +1,39 @@
 // Blocks of sums that stay in registers: some rows by some vectors of columns.
 //
-// What is multiplied is a policy: pairs of 16-bit integers, or floats. It has Number, Sum, kStep (numbers of a row that are
-// multiplied at once), kUnrolled (steps of one turn of the loop, by measurement), nothing, load, broadcast, add_products and
-// finish.
+// What is multiplied is a policy: pairs of 16-bit integers, floats, or pairs of bfloat16. It has Number, Factor (a vector of
+// them), Sum, kStep (numbers of a row that are multiplied at once), kUnrolled (steps of one turn of the loop, by measurement),
+// nothing, load, broadcast, add_products and finish.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernel_vector.h"
 
 namespace poolgraph {
 
+inline Ints splat_pair(const int16_t* from) {
+  int32_t two;
+  std::memcpy(&two, from, sizeof two);
+  return splat(two);
+}
+
 struct ShortPairs {
   using Number = int16_t;
+  using Factor = Ints;
   using Sum = Ints;
   static constexpr int kStep = 2, kUnrolled = 1;
   static Ints nothing() { return splat(0); }
   static Ints load(const int16_t* from) { return load_pairs(from); }
-  static Ints broadcast(const int16_t* from) {
-    int32_t two;
-    std::memcpy(&two, from, sizeof two);
-    return splat(two);
-  }
+  static Ints broadcast(const int16_t* from) { return splat_pair(from); }
   static void add_products(Ints& sums, Ints row, Ints columns) { add_pairs(sums, row, columns); }
   static Floats finish(Ints sums) { return to_floats(sums); }
 };
 
 struct Singles {
   using Number = float;
+  using Factor = Floats;
   using Sum = Floats;
   static constexpr int kStep = 1, kUnrolled = 4;
   static Floats nothing() { return splat(0.0f); }
@@ -37,6 +42,37 @@ struct Singles {
   static void add_products(Floats& sums, Floats row, Floats columns) { sums = fmadd(row, columns, sums); }
   static Floats finish(Floats sums) { return sums; }
 };
+
+// Pairs of bfloat16, by their bits: the higher halves of floats, whose products are exact in float32.
+struct BFloats {
+  using Number = int16_t;
+  using Factor = Ints;
+  using Sum = Floats;
+  static constexpr int kStep = 2, kUnrolled = 2;
+  static Floats nothing() { return splat(0.0f); }
+  static Ints load(const int16_t* from) { return load_pairs(from); }
+  static Ints broadcast(const int16_t* from) { return splat_pair(from); }
+  // In the order of vdpbf16ps: the second number of the pair first.
+  static void add_products(Floats& sums, Ints row, Ints columns) {
+    const Ints higher = splat(static_cast<int32_t>(0xffff0000u));
+    sums = fmadd(as_floats(both_bits(row, higher)), as_floats(both_bits(columns, higher)), sums);
+    sums = fmadd(as_floats(shift_left<16>(row)), as_floats(shift_left<16>(columns)), sums);
+  }
+  static Floats finish(Floats sums) { return sums; }
+};
+
+// The same where the processor has an instruction for it.
+struct DotBFloats : BFloats {
+  static void add_products(Floats& sums, Ints row, Ints columns) { add_bfloat_pairs(sums, row, columns); }
+};
+
+// Calls use(numbers) with the policy that computes products of `Numbers` here.
+template <class Numbers, class Use>
+inline void with_instructions(Use&& use) {
+  if constexpr (std::is_same_v<Numbers, BFloats>)
+    if (has_bfloat_pairs()) return use(DotBFloats{});
+  use(Numbers{});
+}
 
 // Columns in the order in which they are multiplied: from step to step, and from one vector of them to the next.
 template <class Numbers>
@@ -64,12 +100,12 @@ inline __attribute__((always_inline)) void sum_block(BlockRows<Numbers> rows, Co
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) sums[r][j] = start(r, j);
   const auto step = [&]() __attribute__((always_inline)) {
-    typename Numbers::Sum column[kVectors];
+    typename Numbers::Factor column[kVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) column[j] = Numbers::load(columns.first + j * columns.vector_stride);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const typename Numbers::Sum x = Numbers::broadcast(rows.first + r * rows.stride);
+      const typename Numbers::Factor x = Numbers::broadcast(rows.first + r * rows.stride);
 #pragma GCC unroll 4
       for (int j = 0; j < kVectors; ++j) Numbers::add_products(sums[r][j], x, column[j]);
     }

@@ -1,4 +1,4 @@
-// Products of rows with float weights: packed once, then multiplied in tiles of rows and columns.
+// Products of rows with float weights, or rounded to bfloat16: packed once, then multiplied in tiles of rows and columns.
 #pragma once
 
 #include "kernel_block.h"
@@ -6,29 +6,49 @@
 
 namespace poolgraph {
 
-// Steps of the rows that are multiplied at once: 64 KiB of a panel's weights pass by from the second cache, six rows by
-// six, the sums in memory meanwhile.
-constexpr int kFloatSteps = 256;
+// Sixteen numbers to bfloat16, halves to even, as the lowest 16 bits of each; NaN stays one.
+inline Ints round_to_bfloats(Floats x) {
+  const Ints bits = as_ints(x), upper = shift_right<16>(bits);
+  const Ints rounded = plus(plus(bits, splat(0x7fff)), both_bits(upper, splat(1)));
+  return choose(is_nan(x), splat(0x7fc0), shift_right<16>(rounded));
+}
 
+// Writes whole vectors, of which the numbers behind `width` are 0.
+inline void round_to_bfloats(const float* from, int width, int16_t* to) {
+  for_vectors(width, [&](int column, auto lanes) { store_cut(to + column, round_to_bfloats(lanes.load(from + column))); });
+}
+
+inline void pack_number(float from, float& to) { to = from; }
+inline void pack_number(float from, int16_t& to) {
+  alignas(64) int16_t all[kLanes];
+  store_cut(all, round_to_bfloats(splat(from)));
+  to = all[0];
+}
+
+// `Numbers` are Singles or BFloats.
+template <class Numbers>
 class FloatProduct : public Panels {
  public:
-  using Rows = BlockRows<Singles>;
+  using Number = typename Numbers::Number;
+  using Rows = BlockRows<Numbers>;
 
   // `bias` is (weights.columns,) or nullptr.
   FloatProduct(const Weights<float>& weights, const float* bias, const Finishing& finishing)
       : Panels(weights.in_features, weights.columns, finishing), bias_(place_columns(bias)) {
-    Buffer<float> packed(panels * panel_size());
-    std::memset(packed.get(), 0, panels * panel_size() * sizeof(float));
+    Buffer<Number> packed(panels * panel_size());
+    std::memset(packed.get(), 0, panels * panel_size() * sizeof(Number));
     for (int panel = 0; panel < panels; ++panel) {
-      float* to = packed.get() + panel * panel_size();
+      Number* to = packed.get() + panel * panel_size();
       for_columns(panel, in_features, [&](int k, int column, int source) {
-        const int step = k / kFloatSteps * kFloatSteps;
-        float* tile = to + tile_place(step, column / kTileColumns);
-        tile[(k - step) * kTileColumns + column % kTileColumns] = weights.first[k * weights.stride + source];
+        const int block = k / kBlockFeatures * kBlockFeatures, step = (k - block) / kStep;
+        const int place = (step * kTileColumns + column % kTileColumns) * kStep + k % kStep;
+        pack_number(weights.first[k * weights.stride + source], to[tile_place(block, column / kTileColumns) + place]);
       });
     }
     packed_ = share_packed(std::move(packed), panels * panel_size());
   }
+
+  size_t row_stride() const { return round_to(in_features, kStep); }
 
   // Computes columns of panels [first, last) for `count` rows from `from` on; `out` is the place of row 0's first column.
   void run(const Rows& rows, int from, int count, int first, int last, float* out, size_t stride) const {
@@ -36,47 +56,55 @@ class FloatProduct : public Panels {
     float* made = room.reserve(static_cast<size_t>(count) * kPanelColumns);
     const Rows some{rows.first + from * rows.stride, rows.stride};
     for (int panel = first; panel < last; ++panel) {
-      for (int step = 0; step < in_features; step += kFloatSteps) run_steps(some, count, panel, step, made);
+      for (int block = 0; block < in_features; block += kBlockFeatures) run_block(some, count, panel, block, made);
       put(made, count, panel, out + from * stride, stride);
     }
   }
 
  private:
-  size_t panel_size() const { return static_cast<size_t>(in_features) * kPanelColumns; }
-  int steps_from(int step) const { return std::min(kFloatSteps, in_features - step); }
+  static constexpr int kStep = Numbers::kStep;
+  // Features that are multiplied at once: 64 KiB of a panel's weights pass by from the second cache, six rows by six, the sums
+  // in memory meanwhile.
+  static constexpr int kBlockFeatures = 64 * 1024 / kPanelColumns / sizeof(Number);
 
-  // Weights lie in the order in which they are read: [panel][step / kFloatSteps][tile][kFloatSteps][kTileColumns].
-  size_t tile_place(int step, int tile) const {
-    return static_cast<size_t>(step) * kPanelColumns + static_cast<size_t>(tile) * steps_from(step) * kTileColumns;
+  size_t panel_size() const { return row_stride() * kPanelColumns; }
+  int features_from(int block) const { return std::min<int>(kBlockFeatures, row_stride() - block); }
+
+  // Weights lie in the order in which they are read: [panel][block][tile][features of a block / kStep][kTileColumns][kStep].
+  size_t tile_place(int block, int tile) const {
+    return static_cast<size_t>(block) * kPanelColumns + static_cast<size_t>(tile) * features_from(block) * kTileColumns;
   }
 
-  // Adds the products of up to kFloatSteps steps of all rows to the sums `made`, which begin as the bias.
-  void run_steps(const Rows& rows, int count, int panel, int step, float* made) const {
-    const float* weights = packed_->get() + panel * panel_size();
+  // Adds the products of a block of features of all rows to the sums `made`, which begin as the bias.
+  void run_block(const Rows& rows, int count, int panel, int block, float* made) const {
+    const Number* weights = packed_->get() + panel * panel_size();
     const float* bias = bias_.data() + static_cast<size_t>(panel) * kPanelColumns;
     for (int row = 0; row < count; row += kTileRows, made += kTileRows * kPanelColumns)
       with_tile_rows(count - row, [&](auto tile_rows) {
-        const Rows some{rows.first + row * rows.stride + step, rows.stride};
+        const Rows some{rows.first + row * rows.stride + block, rows.stride};
         for (int tile = 0; tile < kPanelTiles; ++tile) {
           const int column = tile * kTileColumns;
-          multiply<tile_rows>(some, weights + tile_place(step, tile), steps_from(step), step ? nullptr : bias + column,
-                              made + column);
+          with_instructions<Numbers>([&](auto numbers) {
+            multiply<decltype(numbers), tile_rows>({some.first, some.stride}, weights + tile_place(block, tile),
+                                                   features_from(block) / kStep, block ? nullptr : bias + column, made + column);
+          });
         }
       });
   }
 
-  template <int kRows>
-  static __attribute__((noinline)) void multiply(Rows rows, const float* weights, int steps, const float* bias, float* made) {
+  template <class Computed, int kRows>
+  static __attribute__((noinline)) void multiply(BlockRows<Computed> rows, const Number* weights, int steps, const float* bias,
+                                                 float* made) {
     const float* sums = bias ? bias : made;
     const size_t stride = bias ? 0 : kPanelColumns;
-    sum_block<Singles, kRows, kTileVectors>(
-        rows, Columns<Singles>{weights, kTileColumns, kLanes}, steps,
+    sum_block<Computed, kRows, kTileVectors>(
+        rows, Columns<Computed>{weights, kTileColumns * kStep, kLanes * kStep}, steps,
         [&](int r, int j) { return load(sums + r * stride + j * kLanes); },
         [&](int r, int j, Floats x) { store(made + r * kPanelColumns + j * kLanes, x); });
   }
 
   const std::vector<float> bias_;
-  Packed<float> packed_;
+  Packed<Number> packed_;
 };
 
 }  // namespace poolgraph

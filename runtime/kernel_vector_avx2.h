@@ -116,9 +116,14 @@ inline Ints plus(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm25
 inline Ints minus(Ints a, Ints b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
 inline Ints times(Ints a, Ints b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
 inline Ints maximum(Ints a, Ints b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
+inline Ints choose(Mask mask, Ints a, Ints b) {
+  return {_mm256_blendv_epi8(b.low, a.low, mask.low), _mm256_blendv_epi8(b.high, a.high, mask.high)};
+}
 inline Ints both_bits(Ints a, Ints b) { return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)}; }
 template <int kBits>
 inline Ints shift_left(Ints x) { return {_mm256_slli_epi32(x.low, kBits), _mm256_slli_epi32(x.high, kBits)}; }
+template <int kBits>
+inline Ints shift_right(Ints x) { return {_mm256_srli_epi32(x.low, kBits), _mm256_srli_epi32(x.high, kBits)}; }
 
 // The lowest 16 bits of each number of both: those of `first`, then those of `second`.
 inline Ints pair(Ints first, Ints second) {
@@ -141,6 +146,10 @@ inline void add_pairs(Ints& sums, Shorts left, Shorts right) {
   add_half_pairs(sums.low, left.low, right.low);
   add_half_pairs(sums.high, left.high, right.high);
 }
+
+// No processor without AVX-512 has an instruction for products of bfloat16.
+constexpr bool has_bfloat_pairs() { return false; }
+inline void add_bfloat_pairs(Floats&, Ints, Ints) {}
 
 // In 16 bits, saturated: the numbers of `low`, then those of `high`.
 inline Shorts to_shorts(Ints low, Ints high) {

@@ -62,9 +62,12 @@ inline Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints minus(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Ints times(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
 inline Ints maximum(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+inline Ints choose(Mask mask, Ints a, Ints b) { return _mm512_mask_blend_epi32(mask, b, a); }
 inline Ints both_bits(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 template <int kBits>
 inline Ints shift_left(Ints x) { return _mm512_slli_epi32(x, kBits); }
+template <int kBits>
+inline Ints shift_right(Ints x) { return _mm512_srli_epi32(x, kBits); }
 
 // The lowest 16 bits of each number of both: those of `first`, then those of `second`.
 inline Ints pair(Ints first, Ints second) { return _mm512_mask_blend_epi16(0xaaaaaaaa, first, _mm512_slli_epi32(second, 16)); }
@@ -73,6 +76,15 @@ inline Ints pair(Ints first, Ints second) { return _mm512_mask_blend_epi16(0xaaa
 // every sum in memory and runs at two thirds of the speed.
 inline void add_pairs(Ints& sums, Shorts left, Shorts right) {
   asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
+}
+
+// sums += two products of bfloat16 a lane, where the processor has it.
+inline bool has_bfloat_pairs() {
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
+}
+inline void add_bfloat_pairs(Floats& sums, Ints left, Ints right) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
 }
 
 // In 16 bits, saturated: the numbers of `low`, then those of `high`.

@@ -1,5 +1,5 @@
-// The custom operators of domain "poolgraph.cpu" for ONNX Runtime: products with what surrounds them, in 8 bits and in
-// float32, mixtures of experts, attention of both, and sums over packed texts.
+// The custom operators of domain "poolgraph.cpu" for ONNX Runtime: products with what surrounds them, in 8 bits, in
+// float32 and in bfloat16, mixtures of experts, attention of both, and sums over packed texts.
 //
 // Compiled for AVX-512 with VNNI, by kernels_avxvnni.cpp for AVX-VNNI, and by kernels_avx2.cpp for AVX2 with FMA; the runtime
 // registers the library that the processor runs.
@@ -23,14 +23,15 @@ struct Library {
 
 // The operators and the versions of their meaning that this library has, as manifests name them (NATIVE_OPERATORS of
 // graphs/manifest.py). Version 2 added packed texts, version 3 float32, version 4 experts, version 5 SwiGLU, and biases by
-// distance and sinks of attention.
+// distance and sinks of attention, version 6 bfloat16.
 extern "C" __attribute__((visibility("default"))) const char* poolgraph_operators() {
-  return "poolgraph.cpu/1 poolgraph.cpu/2 poolgraph.cpu/3 poolgraph.cpu/4 poolgraph.cpu/5";
+  return "poolgraph.cpu/1 poolgraph.cpu/2 poolgraph.cpu/3 poolgraph.cpu/4 poolgraph.cpu/5 poolgraph.cpu/6";
 }
 
 extern "C" __attribute__((visibility("default"))) poolgraph::OrtStatus* RegisterCustomOps(
     poolgraph::OrtSessionOptions* options, const poolgraph::OrtApiBase* base) {
   using namespace poolgraph;
   return register_operators<Library, MatMul<Quantized>, FeedForward<Quantized>, MatMul<Fused>, FeedForward<Fused>,
-                            Experts<Quantized>, Experts<Fused>, AttentionOperator<ShortAttention>, AttentionOperator<FloatAttention>, TextSum>(options, base);
+                            MatMul<Rounded>, FeedForward<Rounded>, Experts<Quantized>, Experts<Fused>, Experts<Rounded>,
+                            AttentionOperator<ShortAttention>, AttentionOperator<FloatAttention>, TextSum>(options, base);
 }

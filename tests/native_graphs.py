@@ -11,10 +11,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from ml_dtypes import bfloat16
 from scipy.special import erf
 
 from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.native import (
+    BFLOAT,
     NATIVE_DOMAIN,
     QUANTIZED,
     SWIGLU_ATTRIBUTES,
@@ -125,7 +127,10 @@ class ProductCase:
 
     def _columns(self, rows: Array) -> Array:
         if self.kind is not QUANTIZED:
-            return rows.astype(np.float64) @ self.weights["weights"].astype(np.float64)
+            left, right = rows.astype(np.float32), self.weights["weights"]
+            if self.kind is BFLOAT:
+                left, right = left.astype(bfloat16), right.astype(bfloat16)
+            return left.astype(np.float64) @ right.astype(np.float64)
         weights, scales, _, factors = self.weights.values()
         scaled = rows.astype(np.float32) * (1 if factors is None else factors)
         if self.scale:

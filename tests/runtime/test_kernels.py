@@ -11,13 +11,13 @@ import pytest
 from native_graphs import ACTIVATIONS, SWIGLU, ProductCase, native_session, needs_native, normalized
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
-from poolgraph.graphs.native import FUSED, QUANTIZED, Activation, Gate, Norm, ProductOperators
+from poolgraph.graphs.native import BFLOAT, FUSED, QUANTIZED, Activation, Gate, Norm, ProductOperators
 
 pytestmark = [needs_native, pytest.mark.usefixtures("each_native_library")]
 
 PLAIN = {"norm": int(Norm.NONE), "epsilon": 0.0}
 
-each_kind = pytest.mark.parametrize("kind", [QUANTIZED, FUSED], ids=lambda it: it.matmul)
+each_kind = pytest.mark.parametrize("kind", [QUANTIZED, FUSED, BFLOAT], ids=lambda it: it.matmul)
 
 
 def rows_of(*shape: int, seed: int = 7) -> np.ndarray:
@@ -45,9 +45,12 @@ def test_products_of_every_size(count: int, sizes: tuple[int, int], kind: Produc
 
 
 @pytest.mark.parametrize("count", [511, 512, 513, 1100])
-@pytest.mark.parametrize("sizes", [(600, 70), (256, 64), (257, 1100)], ids=str)
-def test_many_rows_and_steps_are_computed_in_parts(count: int, sizes: tuple[int, int]) -> None:
-    case = ProductCase(kind=FUSED, in_features=sizes[0], out_features=sizes[1])
+@pytest.mark.parametrize("sizes", [(600, 70), (256, 64), (257, 1100), (1027, 40)], ids=str)
+@pytest.mark.parametrize("kind", [FUSED, BFLOAT], ids=lambda it: it.matmul)
+def test_many_rows_and_steps_are_computed_in_parts(
+    count: int, sizes: tuple[int, int], kind: ProductOperators
+) -> None:
+    case = ProductCase(kind=kind, in_features=sizes[0], out_features=sizes[1])
     rows = rows_of(count, sizes[0])
     for threads in (1, 2):
         assert_near(product_session(case, rows, threads).run(None, {"rows": rows})[0], case.expected(rows), 2e-6)
@@ -58,7 +61,7 @@ def test_many_rows_and_steps_are_computed_in_parts(count: int, sizes: tuple[int,
     [pair for pair in itertools.product(Activation, Gate) if pair != (Activation.SWIGLU, Gate.NONE)],
     ids=lambda it: it.name,
 )
-@pytest.mark.parametrize(("kind", "scale"), [(QUANTIZED, 0.0), (QUANTIZED, 0.02), (FUSED, 0.0)])
+@pytest.mark.parametrize(("kind", "scale"), [(QUANTIZED, 0.0), (QUANTIZED, 0.02), (FUSED, 0.0), (BFLOAT, 0.0)])
 def test_schemes_activations_and_gates(
     activation: Activation, gate: Gate, kind: ProductOperators, scale: float
 ) -> None:
@@ -181,7 +184,7 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(make: Any, kind: Product
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(("kind", "scale"), [(QUANTIZED, 0.0), (QUANTIZED, 0.02), (FUSED, 0.0)])
+@pytest.mark.parametrize(("kind", "scale"), [(QUANTIZED, 0.0), (QUANTIZED, 0.02), (FUSED, 0.0), (BFLOAT, 0.0)])
 def test_what_is_not_finite_stays_visible_in_its_row_alone(broken: float, kind: ProductOperators, scale: float) -> None:
     case = ProductCase(kind=kind, in_features=20, out_features=20, scale=scale, activation=Activation.GELU)
     rows = rows_of(9, 20)
