@@ -244,7 +244,7 @@ def choose_targets(
     GPUs; a target or precision that goes with none of the others is an error that lists the pairs there are.
 
     Rows for the CPU that need operators beside ONNX Runtime's own are left out where ``runs_here`` says that they
-    cannot be verified; every one of them has a row beside it that needs none.
+    cannot be verified and there is a row of the same precision beside them that needs none.
     """
     available = {(target.word, target.precision): target for target in TARGETS}
     # int8 alone is for little space: its portable graph has the same weights, in 8 bits.
@@ -264,9 +264,18 @@ def choose_targets(
         for target in TARGETS
         if (target.word, target.precision) in wanted
         and target is not portable
-        and (target.providers != portable.providers or runs_here(target))
+        and (runs_here(target) or not _has_stand_in(target))
     ]
     return (portable, *sorted(chosen, key=lambda target: precisions.index(target.precision)))
+
+
+def _has_stand_in(target: Target) -> bool:
+    """Whether a target on operators of this package for the CPU has one beside it that needs none."""
+    return any(
+        (it.word, it.precision, it.providers) == (target.word, target.precision, PORTABLE.providers)
+        and it.operators is None
+        for it in TARGETS
+    )
 
 
 def resolve_limits(plan: ExportPlan) -> Limits:

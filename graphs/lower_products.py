@@ -6,8 +6,9 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.native import BFLOAT, FUSED, NATIVE_DOMAIN, ProductOperators, product_attributes
+from poolgraph.graphs.note_routers import find_routers
 from poolgraph.graphs.pattern import replace_node
-from poolgraph.graphs.products import Product, find_products, is_apart
+from poolgraph.graphs.products import Product, find_products
 
 
 def lower_products_to_native(model: ir.Model) -> int:
@@ -23,11 +24,12 @@ def lower_products_to_native(model: ir.Model) -> int:
 
 
 def lower_products_to_bfloat(model: ir.Model) -> int:
-    """Lower the same products to those of bfloat16, but for what stands apart, as what chooses experts does.
+    """Lower the same products to those of bfloat16, but for those that choose experts.
 
     Result:  %y = poolgraph.cpu::BFloatMatMul(%x, %W, %b)
     """
-    products = [it for group in find_products(model) for it in group.products if not is_apart(it.node)]
+    routers = find_routers(model)
+    products = [it for group in find_products(model) for it in group.products if it.node not in routers]
     for product in products:
         _lower(model.graph, product, BFLOAT)
     return len(products)
