@@ -32,7 +32,7 @@ def save_voyage(folder: Path, *, projected: bool = True) -> TextOracle:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     change_json(
         folder / "config.json",
-        architectures=["VoyageQwen3BidirectionalEmbedModel" if projected else "Qwen3BidirectionalModel"],
+        architectures=["VoyageQwen3BidirectionalEmbedModel" if projected else "Qwen3Model"],
         auto_map={"AutoModel": "modeling_qwen3_bidirectional.Qwen3BidirectionalModel"},
         num_labels=PROJECTED,
         use_bidirectional_attention=True,
