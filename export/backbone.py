@@ -136,8 +136,7 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
         raise UnsupportedArchitecture(f"transformers has no class {name}")
     if config.is_encoder_decoder and name not in ARCHITECTURES:
         raise UnsupportedArchitecture(
-            f"{name} is an encoder with a decoder, which answers no text by itself; where transformers has a class of "
-            """the encoder alone, name it, as with --hf-overrides '{"architectures": ["T5EncoderModel"]}'"""
+            f"{name} is an encoder with a decoder, which answers no text by itself{_encoder_alone(name)}"
         )
     form = find_form(architecture)
     if form == "embedding" and architecture not in ("?", *ARCHITECTURES) and find_class(architecture) is None:
@@ -155,6 +154,16 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
         model_class=model_class,
         layout=layout,
     )
+
+
+def _encoder_alone(name: str) -> str:
+    """Say which class of transformers is the encoder of a model that has a decoder too."""
+    encoder = f"{name.removesuffix('Model')}EncoderModel"
+    others = ", ".join(it for it in ARCHITECTURES if it.endswith("EncoderModel"))
+    if encoder not in ARCHITECTURES:
+        return f", and transformers has no class of its encoder alone that is known here; those known are {others}"
+    override = json.dumps({"architectures": [encoder]})
+    return f"; its encoder alone does: export with --hf-overrides '{override}'"
 
 
 def _check_refused(name: str) -> None:

@@ -76,6 +76,7 @@ EMBEDDER_ROWS = (
         rebuilt=False,
     ),
     embed("T5EncoderModel", "sentence-transformers/sentence-t5-base", save_t5, rebuilt=False),
+    embed("UMT5EncoderModel", "google/umt5-base", partial(save_t5, family="UMT5"), rebuilt=False),
     embed("VoyageQwen3BidirectionalEmbedModel", "voyageai/voyage-4-nano", save_voyage, packed=False),
     _jina("small", "Qwen3Model", "retrieval", "Qwen3"),
     _jina("small", "Qwen3Model", "text-matching", "jina_task text-matching"),
