@@ -38,13 +38,9 @@ def _tabulate_buckets(attention: Any) -> None:
     """
     farthest = int(attention.relative_attention_max_distance)
     distances = torch.arange(-farthest, farthest + 1)
-    buckets = (
-        attention._relative_position_bucket(distances)
-        if isinstance(attention, UMT5Attention)
-        else attention._relative_position_bucket(
-            distances, num_buckets=attention.relative_attention_num_buckets, max_distance=farthest
-        )
-    )
+    settings = {"num_buckets": attention.relative_attention_num_buckets, "max_distance": farthest}
+    own = {} if isinstance(attention, UMT5Attention) else settings  # UMT5's reads them itself
+    buckets = attention._relative_position_bucket(distances, **own)
     attention.register_buffer("buckets", buckets[:, None], persistent=False)
     attention.compute_bias = MethodType(_bias_of_distances, attention)
 
