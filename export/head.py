@@ -100,8 +100,9 @@ class HeadPlan:
     Attributes:
         kind: What the answers are.
         pooling: Pooling modes of the sequence family; None where there is only the token family.
-        rows: Steps of the backbone's rows before they are pooled, which make scores of words of them: a masked language
-            model's head, of the backbone's precision. There is no token family then.
+        rows: Steps of the backbone's rows before they are pooled, of the backbone's precision: a masked language
+            model's head, which makes scores of words of them, or a layer of EuroBERT's classifiers. There is no token
+            family then.
         pooled: Steps of pooled vectors alone.
         shared: Steps of pooled vectors and of token rows.
         tokens: Steps of token rows in the place of ``shared``: vectors that end with the weight of the token's word.
