@@ -15,7 +15,7 @@ from poolgraph.export.resolve import ExportPlan
 LAYER: Final = re.compile(r"^.*?\.\d+\.|^\d+\.")
 """What the names of a layer's tensors begin with."""
 
-COMPUTED: Final = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "position_ids")
+COMPUTED: Final = ("inv_freq", "attn.bias", "attn.masked_bias", "position_ids")
 """Endings of names that older files have of what a model computes by itself: frequencies, masks, positions."""
 
 

@@ -10,10 +10,13 @@ from safetensors.torch import load_file, save_file
 from tiny_embedders import save_jina_v5, save_lfm2, save_voyage
 from tiny_heads import change_json, plan_of
 from tiny_jina_bert import save_jina_bert
+from tiny_llamas import save_long
 from tiny_rotary import publish_jina
 
 from poolgraph.errors import ExportError, UnsupportedArchitecture
 from poolgraph.export.build import build_module
+from poolgraph.export.checkpoint import WeightFolder
+from poolgraph.export.head import StoredTensor
 from poolgraph.export.unread import find_unread
 
 ADAPTER_FILE = Path("adapters/retrieval/adapter_model.safetensors")
@@ -96,3 +99,22 @@ def test_what_is_left_unread_rightly(tmp_path: Path) -> None:
 def test_layers_are_told_by_their_numbers() -> None:
     names = ["a.0.w", "a.0.x", "a.10.w", "b.0.w", "0.w", "0.x", "head.w"]
     assert find_unread({"a.0.w", "0.w", "head.v"}, names) == ["0.x", "a.0.x"]
+
+
+def test_weights_that_are_quantized_are_refused(tmp_path: Path) -> None:
+    save_long(tmp_path / "qwen", "Qwen3Model")
+    change_json(tmp_path / "qwen" / "config.json", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UnsupportedArchitecture, match=r"quantization_config \(quant_method 'fp8'\): export the check"):
+        plan_of(tmp_path / "qwen")
+    plan = plan_of(tmp_path / "qwen", hf_overrides={"quantization_config": None})
+    assert plan.config.quantization_config is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_numbers_that_need_a_scale_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As of a checkpoint in fp8 whose configuration says nothing of it."""
+    save_file({"a": torch.ones(2, 2).to(dtype), "b": torch.ones(2).bfloat16()}, tmp_path / "model.safetensors")
+    weights = WeightFolder(tmp_path)
+    with pytest.raises(ExportError, match=r"a is stored as torch\.(float8|int8).*whose scale nothing here reads"):
+        StoredTensor(folder=tmp_path, name="a").load(weights)
+    assert StoredTensor(folder=tmp_path, name="b").load(weights).dtype is torch.float32
