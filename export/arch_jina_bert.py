@@ -1,4 +1,8 @@
-"""Jina's first BERT (arXiv:2310.19923): no positions but a bias by distance (ALiBi, both ways), gated feed-forward."""
+"""Jina's first BERT (arXiv:2310.19923): no positions but a bias by distance (ALiBi, both ways), gated feed-forward.
+
+With ``qk_post_norm``, as in jina-embeddings-v2-base-code, queries and keys are normalized, over all heads at once, and
+the layer's two residuals are its own: what attention's norm makes is added to the layer's rows and normalized again.
+"""
 
 from __future__ import annotations
 
@@ -50,19 +54,21 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """BERT's projections over the semantic op with a bias."""
+    """BERT's projections over the semantic op with a bias; queries and keys may be normalized."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         size = config.hidden_size
         self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
+        norms = (nn.LayerNorm(size, eps=config.layer_norm_eps) if config.qk_post_norm else nn.Identity() for _ in "qk")
+        self.layer_norm_q, self.layer_norm_k = norms
         self.num_heads, self.scale = config.num_attention_heads, (size // config.num_attention_heads) ** -0.5
 
     def forward(self, rows: Tensor, attention_mask: Tensor | None, bias: Tensor) -> Tensor:
         """Attend within (batch_size, sequence_length, hidden_size)."""
         return attention(
-            self.query(rows),
-            self.key(rows),
+            self.layer_norm_q(self.query(rows)),
+            self.layer_norm_k(self.key(rows)),
             self.value(rows),
             num_heads=self.num_heads,
             scale=self.scale,
@@ -117,6 +123,40 @@ class Layer(nn.Module):
         return result
 
 
+class PlainGatedMlp(nn.Module):
+    """The gate's half of one product comes second; residual and norm are the layer's."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.up_gated_layer = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.act = GATES[config.feed_forward_type]()
+        self.down_layer = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map (batch_size, sequence_length, hidden_size) to the same shape."""
+        up, gate = self.up_gated_layer(rows).chunk(2, dim=-1)
+        result: Tensor = self.down_layer(up * self.act(gate))
+        return result
+
+
+class PostNormLayer(nn.Module):
+    """Attention with its residual and norm, then those of the layer around it and around the feed-forward layer."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": Output(config)})
+        self.mlp = PlainGatedMlp(config)
+        norms = (nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(2))
+        self.layer_norm_1, self.layer_norm_2 = norms
+
+    def forward(self, rows: Tensor, attention_mask: Tensor | None, bias: Tensor) -> Tensor:
+        """Map (batch_size, sequence_length, hidden_size) to the same shape."""
+        attended = self.attention["self"](rows, attention_mask, bias)
+        rows = self.layer_norm_1(rows + self.attention["output"](attended, rows))
+        result: Tensor = self.layer_norm_2(rows + self.mlp(rows))
+        return result
+
+
 class JinaBertModel(BertPreTrainedModel):  # type: ignore[no-untyped-call]
     """The encoder, with the tensors' published names."""
 
@@ -124,7 +164,8 @@ class JinaBertModel(BertPreTrainedModel):  # type: ignore[no-untyped-call]
         super().__init__(config)
         self.embeddings = Embeddings(config)
         self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        layer = PostNormLayer if config.qk_post_norm else Layer
+        self.encoder.layer = nn.ModuleList(layer(config) for _ in range(config.num_hidden_layers))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(

@@ -1,4 +1,4 @@
-"""T5's encoder: attention through transformers' interface, with a bias by relative distance and no scale."""
+"""T5's encoder and UMT5's: attention through transformers' interface, with a bias by relative distance and no scale."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from poolgraph.export.arch_interface import build_backbone as build_interface_backbone
 from poolgraph.export.semantic_distance import bucket_bias
 
 
 def build_backbone(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """Build T5's encoder with the buckets of its distances in a table."""
+    """Build the encoder with the buckets of its distances in a table; in UMT5 each layer has its own bias of them."""
     model: Any = build_interface_backbone(model_class, config)
     model.forward = MethodType(_forward, model)
     for block in model.encoder.block:
@@ -37,9 +38,9 @@ def _tabulate_buckets(attention: Any) -> None:
     """
     farthest = int(attention.relative_attention_max_distance)
     distances = torch.arange(-farthest, farthest + 1)
-    buckets = attention._relative_position_bucket(
-        distances, num_buckets=attention.relative_attention_num_buckets, max_distance=farthest
-    )
+    settings = {"num_buckets": attention.relative_attention_num_buckets, "max_distance": farthest}
+    own = {} if isinstance(attention, UMT5Attention) else settings  # UMT5's reads them itself
+    buckets = attention._relative_position_bucket(distances, **own)
     attention.register_buffer("buckets", buckets[:, None], persistent=False)
     attention.compute_bias = MethodType(_bias_of_distances, attention)
 

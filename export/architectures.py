@@ -47,6 +47,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "ElectraModel": Architecture(family="interface", pooling="cls"),
         "T5EncoderModel": Architecture(family="t5", pooling="mean"),
         "MT5EncoderModel": Architecture(family="t5", pooling="mean"),
+        "UMT5EncoderModel": Architecture(family="t5", pooling="mean"),
         "ModernBertModel": Architecture(family="interface", pooling="cls"),
         "GteModel": Architecture(family="interface", pooling="cls"),
         "JinaEmbeddingsV3Model": Architecture(family="interface", pooling="mean"),
@@ -95,6 +96,7 @@ _LENGTHS = "checks the lengths of texts while it runs, by padding tokens among t
 REFUSED_CLASSES: Mapping[str, str] = MappingProxyType(
     {
         "ConvBertModel": _NEIGHBOURS,
+        "DeepseekV2Model": "rotates queries and keys by complex numbers, which are not traced; DeepSeek V3's are real",
         "FNetModel": "mixes tokens by a Fourier transform over the whole sequence, padding among them",
         "FunnelBaseModel": _FIXED,
         "FunnelModel": _FIXED,
@@ -103,6 +105,7 @@ REFUSED_CLASSES: Mapping[str, str] = MappingProxyType(
         "Mamba2Model": _RECURRENT,
         "MambaModel": _RECURRENT,
         "MobileBertModel": _NEIGHBOURS,
+        "MptModel": "cuts its bias by distance out of a table where the text's length says, which is not traced",
         "NystromformerModel": _FIXED,
         "Qwen3NextModel": _RECURRENT,
         "Qwen3_5TextModel": _RECURRENT,

@@ -119,11 +119,12 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
     """Read a folder's configuration and find the class of its backbone.
 
     Raises:
-        UnsupportedArchitecture: a model type or a class that transformers does not know.
+        UnsupportedArchitecture: a model type or a class that transformers does not know, or quantized weights.
     """
     config, layout = load_config(folder, options, trust_remote_code=trust_remote_code)
     architecture = str((config.architectures or ["?"])[0])
     _check_refused(architecture)
+    _check_floats(config)
     own = None if layout is None else layout.backbone
     name = architecture if architecture in ARCHITECTURES else own or class_for_task(config, "feature-extraction")
     if name is None:
@@ -136,8 +137,7 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
         raise UnsupportedArchitecture(f"transformers has no class {name}")
     if config.is_encoder_decoder and name not in ARCHITECTURES:
         raise UnsupportedArchitecture(
-            f"{name} is an encoder with a decoder, which answers no text by itself; where transformers has a class of "
-            """the encoder alone, name it, as with --hf-overrides '{"architectures": ["T5EncoderModel"]}'"""
+            f"{name} is an encoder with a decoder, which answers no text by itself{_encoder_alone(name)}"
         )
     form = find_form(architecture)
     if form == "embedding" and architecture not in ("?", *ARCHITECTURES) and find_class(architecture) is None:
@@ -157,9 +157,31 @@ def find_backbone(folder: Path, options: Mapping[str, Any], *, trust_remote_code
     )
 
 
+def _encoder_alone(name: str) -> str:
+    """Say which class of transformers is the encoder of a model that has a decoder too."""
+    encoder = f"{name.removesuffix('Model')}EncoderModel"
+    others = ", ".join(it for it in ARCHITECTURES if it.endswith("EncoderModel"))
+    if encoder not in ARCHITECTURES:
+        return f", and transformers has no class of its encoder alone that is known here; those known are {others}"
+    override = json.dumps({"architectures": [encoder]})
+    return f"; its encoder alone does: export with --hf-overrides '{override}'"
+
+
 def _check_refused(name: str) -> None:
     if name in REFUSED_CLASSES:
         raise UnsupportedArchitecture(f"{name} is not supported: it {REFUSED_CLASSES[name]}")
+
+
+def _check_floats(config: PretrainedConfig) -> None:
+    """Refuse a checkpoint whose weights are not floats: its scales would be read by nothing."""
+    settings = getattr(config, "quantization_config", None)
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else type(settings).__name__
+        raise UnsupportedArchitecture(
+            f"config.json has a quantization_config (quant_method {method!r}): export the checkpoint that it was made "
+            "from, whose weights are floats; if these are, too, add --hf-overrides "
+            """'{"quantization_config": null}'"""
+        )
 
 
 def find_form(architecture: str) -> Form:

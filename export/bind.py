@@ -47,7 +47,7 @@ def bind_weights(model: ir.Model, backbone: Weights, base_prefix: str, head: Map
             folder = folders.setdefault(head[name].folder, WeightFolder(head[name].folder))
             stored = head[name]
         else:
-            folder, found = backbone, _find(name, backbone, base_prefix)
+            folder, found = backbone, find_tensor(name, backbone, base_prefix)
             if found is None:
                 missing.append(name)
                 continue
@@ -65,7 +65,7 @@ def _is_buffer(value: ir.Value) -> bool:
     return isinstance(raw, torch.Tensor) and type(raw) in (torch.Tensor, torch.nn.Buffer)
 
 
-def _find(name: str, backbone: Weights, base_prefix: str) -> str | None:
+def find_tensor(name: str, backbone: Weights, base_prefix: str) -> str | None:
     """Return the checkpoint's name of a backbone parameter, None where it has none."""
     plain = name.removeprefix(BACKBONE_PREFIX)
     spellings = [plain, *(plain.replace(new, old) for new, old in OLD_SUFFIXES if plain.endswith(new))]

@@ -12,6 +12,7 @@ from poolgraph.export.head import build_head, build_steps
 from poolgraph.export.pooling_module import PoolingModule
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.trace import TraceInputs, fake_parameters, trace_module
+from poolgraph.export.unread import check_unread
 from poolgraph.graphs.families import AnswerKind, finished_name, select_family
 from poolgraph.graphs.manifest import FloatRange, Graph, Quantization, Rewrites, Tensor, Variant
 from poolgraph.graphs.passes import run_passes
@@ -31,11 +32,16 @@ class LoweredVariant:
 
 
 def build_module(plan: ExportPlan) -> PoolingModule:
-    """Build backbone, pooling and head with fake parameters."""
+    """Build backbone, pooling and head with fake parameters.
+
+    Raises:
+        UnsupportedArchitecture: tensors of the checkpoint's layers that the backbone does not read.
+    """
     with fake_parameters():
         backbone = plan.family.build_backbone(plan.model_class, plan.config)
         head = build_head(plan.head)
         row_head = nn.Sequential(*build_steps(plan.head.rows))
+    check_unread(plan, backbone)
     module = PoolingModule(
         backbone,
         None if plan.head.pooling is None else Pooling(plan.head.pooling),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -43,15 +44,19 @@ class HeadLayout:
 
     Attributes:
         pooling: Pooling mode, or ``config:NAME`` where the configuration says; None for a head of token rows alone.
+        rows: Layers of token rows before they are pooled.
         pooled: Layers of pooled vectors alone. vLLM, too, gives a token only what follows the pooler.
         shared: Layers of pooled vectors and of token rows.
         model_types: Configurations that it holds for; empty for any.
+        fields: Values that fields of the configuration must have.
     """
 
     pooling: str | None
+    rows: tuple[Layer, ...] = ()
     pooled: tuple[Layer, ...] = ()
     shared: tuple[Layer, ...]
     model_types: tuple[str, ...] = ()
+    fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 SEQUENCE_LAYOUTS: dict[str, HeadLayout] = {
@@ -71,6 +76,13 @@ SEQUENCE_LAYOUTS: dict[str, HeadLayout] = {
         pooling="config:classifier_pooling",
         pooled=(Layer("head.dense", "config:classifier_activation"), Layer("head.norm", is_norm=True)),
         shared=(Layer("classifier"),),
+    ),
+    "eurobert_late": HeadLayout(  # the mean of tokens' logits is the logits of the mean
+        pooling="mean",
+        rows=(Layer("dense", GELU),),
+        shared=(Layer("classifier"),),
+        model_types=("eurobert",),
+        fields=MappingProxyType({"classifier_pooling": "late"}),
     ),
     "eurobert": HeadLayout(
         pooling="config:classifier_pooling",
@@ -119,8 +131,9 @@ def find_layout(
         ExportError: none does; the message has the tensors outside the backbone.
     """
     for layout in layouts.values():
-        layers = (*layout.pooled, *layout.shared)
+        layers = (*layout.rows, *layout.pooled, *layout.shared)
         named = not layout.model_types or config.model_type in layout.model_types
+        named = named and all(getattr(config, name, None) == value for name, value in layout.fields.items())
         names = [str(it) for it in (layout.pooling, *(layer.activation for layer in layers))]
         configured = named and all(_is_set(name, config) for name in names)
         if configured and all(fits_layer(layer, weights, base_prefix) for layer in layers):
@@ -150,6 +163,7 @@ def plan_layout(
     return HeadPlan(
         kind="logits",
         pooling=None if pooling is None else (pooling,),
+        rows=plan_layers(layout.rows, weights, config, base_prefix),
         pooled=plan_layers(layout.pooled, weights, config, base_prefix),
         shared=plan_layers(layout.shared, weights, config, base_prefix),
         **more,

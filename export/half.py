@@ -15,6 +15,9 @@ from poolgraph.errors import ExportError
 from poolgraph.export.calibration_inputs import encode_calibration
 from poolgraph.export.calibration_texts import CalibrationTexts
 from poolgraph.export.resolve import ExportPlan
+from poolgraph.graphs.attention_scores import is_score, watched_parts, with_whole_scores
+from poolgraph.graphs.lower_attention_blocks import UNSEEN
+from poolgraph.graphs.lower_attention_cuda import standard_attentions
 from poolgraph.graphs.manifest import FloatRange, Variant
 from poolgraph.graphs.passes import run_passes
 from poolgraph.graphs.pipeline import CUDA_PROBED, CUDA_PROJECTIONS
@@ -25,6 +28,9 @@ from poolgraph.runtime.tokenizer import EncodedText
 from poolgraph.runtime.watched import WatchedGraph
 
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+
+LARGEST_SCORE = -UNSEEN / 2
+"""Scores up to this one differ by less than what hides a key from a query in 16 bits."""
 
 HEADROOM = 4.0
 """How many times the largest number seen must fit: other texts go beyond the calibration texts."""
@@ -46,7 +52,7 @@ class HalfPlan:
 def plan_half(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts | None) -> HalfPlan:
     """Find the values that would leave float16's range.
 
-    Values inside of attention are not among them: CUDA's kernels compute scores in float32.
+    Scores of attention are among them where no kernel takes it, as with sinks: kernels compute them in float32.
 
     Args:
         plan: What is exported.
@@ -59,15 +65,21 @@ def plan_half(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
     if calibration is None:
         return HalfPlan((), None)
     largest = _measure(plan, semantic, calibration)
-    beyond = tuple(name for name, maximum in largest.items() if not maximum * HEADROOM < LARGEST_FLOAT16)
+    beyond = tuple(name for name, maximum in largest.items() if not maximum * HEADROOM < _limit(name))
     if len(beyond) > MOST_KEPT * len(largest):
         worst = sorted(beyond, key=lambda name: -largest[name])[:3]
         raise ExportError(
             f"{len(beyond)} of {len(largest)} values go beyond a quarter of fp16's largest number, 65,504: "
             f"{', '.join(f'{name} ({largest[name]:,.0f})' for name in worst)} and more; export with --precision bf16"
         )
-    record = FloatRange(largest=max(largest.values(), default=0.0), float32=beyond, calibration=calibration.name)
-    return HalfPlan(beyond, record)
+    kept = with_whole_scores(beyond)
+    record = FloatRange(largest=max(largest.values(), default=0.0), float32=kept, calibration=calibration.name)
+    return HalfPlan(kept, record)
+
+
+def _limit(name: str) -> float:
+    """Return how large a value may be in fp16."""
+    return LARGEST_SCORE if is_score(name) else LARGEST_FLOAT16
 
 
 def check_twin_range(variants: Sequence[Variant], num_layers: int) -> None:
@@ -95,6 +107,7 @@ def _measure(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationTexts
     model = semantic.clone()
     run_passes(model, CUDA_PROJECTIONS)
     names = {str(value.name) for node in model.graph for value in node.outputs}
+    names |= watched_parts(standard_attentions(model))
     run_passes(model, CUDA_PROBED)
     watched = watch_ranges(model, names)
     largest = dict.fromkeys(watched.values(), 0.0)

@@ -41,6 +41,10 @@ OVER_AN_AXIS = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
 """Activations that take an axis, which no file names: torch chooses the last one of pooled vectors."""
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of numbers that stand for themselves."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """A parameter's tensor in a checkpoint.
@@ -58,8 +62,18 @@ class StoredTensor:
     difference: bool = False
 
     def load(self, folder: Weights) -> torch.Tensor:
-        """Read the tensor in float32; (1, hidden_size) for a difference."""
-        tensor = folder.load(self.name).float()
+        """Read the tensor in float32; (1, hidden_size) for a difference.
+
+        Raises:
+            ExportError: it is stored in integers or in 8 bits, whose scale is another tensor's matter.
+        """
+        tensor = folder.load(self.name)
+        if tensor.dtype not in FLOATS:
+            raise ExportError(
+                f"{self.name} is stored as {tensor.dtype}, whose scale nothing here reads: export a checkpoint whose "
+                "weights are floats of 16 bits or more"
+            )
+        tensor = tensor.float()
         if self.rows is None:
             return tensor
         taken = tensor[list(self.rows)]
@@ -100,8 +114,9 @@ class HeadPlan:
     Attributes:
         kind: What the answers are.
         pooling: Pooling modes of the sequence family; None where there is only the token family.
-        rows: Steps of the backbone's rows before they are pooled, which make scores of words of them: a masked language
-            model's head, of the backbone's precision. There is no token family then.
+        rows: Steps of the backbone's rows before they are pooled, of the backbone's precision: a masked language
+            model's head, which makes scores of words of them, or a layer of EuroBERT's classifiers. There is no token
+            family then.
         pooled: Steps of pooled vectors alone.
         shared: Steps of pooled vectors and of token rows.
         tokens: Steps of token rows in the place of ``shared``: vectors that end with the weight of the token's word.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from poolgraph.export.layouts import Json, Layout, read_rope
@@ -16,12 +17,23 @@ LFM2 = MappingProxyType({"Lfm2BidirectionalModel": "Lfm2BidirectionalModel"})
 """A class of ours: its convolutions read both ways, too."""
 
 
-def _is_bidirectional(model_type: str, classes: Mapping[str, str]) -> Callable[[Json], bool]:
+PROJECTION = "linear.weight"
+
+
+def _is_named(model_type: str, classes: Mapping[str, str]) -> Callable[[Json], bool]:
     def recognize(published: Json) -> bool:
         named = any(name in classes for name in published.get("architectures") or ())
-        return published.get("model_type") == model_type and (
-            named or bool(published.get("use_bidirectional_attention"))
-        )
+        return published.get("model_type") == model_type and named
+
+    return recognize
+
+
+def _is_bidirectional(model_type: str, classes: Mapping[str, str]) -> Callable[[Json], bool]:
+    is_named = _is_named(model_type, classes)
+
+    def recognize(published: Json) -> bool:
+        flagged = published.get("model_type") == model_type and bool(published.get("use_bidirectional_attention"))
+        return flagged or is_named(published)
 
     return recognize
 
@@ -38,8 +50,12 @@ def _layout(
     )
 
 
+QWEN3 = _layout("qwen3", VOYAGE, projection=PROJECTION)
+"""By the flag alone, which says nothing of a matrix."""
+
 BIDIRECTIONAL = (
-    _layout("qwen3", VOYAGE, projection="linear.weight"),
+    replace(QWEN3, recognize=_is_named("qwen3", VOYAGE), must_project=True),
+    QWEN3,
     _layout("deepseek_v3", GIGA),
     _layout("lfm2", LFM2, base=1e6),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from poolgraph.errors import InputError
+from poolgraph.errors import ExportError, InputError
 from poolgraph.export.layouts import Json, Layout, Weights
 
 DEFAULT_TASK = "text-matching"
@@ -33,10 +34,14 @@ class MergedAdapters:
         stored: The tensors; those of adapters hold all of them, (num_adapters, ...).
         index: Which adapter.
         scaling: alpha / rank.
+
+    Raises:
+        ExportError: there are no adapters, or parts of them are missing.
     """
 
     def __init__(self, stored: Weights, index: int, scaling: float) -> None:
         self._stored, self._index, self._scaling = stored, index, scaling
+        _check_adapters(stored.names)
         self._merged = frozenset(_weight(name) for name in stored.names if name.endswith(ORIGINAL))
         plain = (name for name in stored.names if not name.endswith((ORIGINAL, LORA_A, LORA_B)))
         self._names = frozenset((*self._merged, *plain))
@@ -69,6 +74,19 @@ class MergedAdapters:
     def stored_name(self, name: str) -> str:
         """Return the name in the files."""
         return self._stored.stored_name(name)
+
+
+def _check_adapters(names: Collection[str]) -> None:
+    stems = [name.removesuffix(ORIGINAL) for name in names if name.endswith(ORIGINAL)]
+    missing = sorted(stem + end for stem in stems for end in (LORA_A, LORA_B) if stem + end not in names)
+    if missing:
+        raise ExportError(f"the checkpoint lacks {len(missing)} tensors of its adapters: {', '.join(missing[:5])}")
+    if not stems:
+        raise ExportError(
+            f"config.json names adapters (lora_adaptations), but the checkpoint has no tensor ...{ORIGINAL} nor "
+            f"...{LORA_A}: if they were merged into its weights, export with --hf-overrides "
+            """'{"lora_adaptations": null}'"""
+        )
 
 
 def _weight(name: str) -> str:

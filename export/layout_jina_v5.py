@@ -139,6 +139,8 @@ def _open_adapter(folder: Path) -> TensorFile:
 
 def _read_matrices(file: TensorFile) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     stems = {name.removesuffix(end) for name in file.names for end in (LORA_A, LORA_B) if name.endswith(end)}
+    if not stems:
+        raise ExportError(f"the adapter {file.path.parent.name!r} has no matrices in {file.path.name}")
     whole = {f"{stem}{end}" for stem in stems for end in (LORA_A, LORA_B)}
     if whole != set(file.names):
         raise ExportError(f"the adapter has tensors beside pairs of A and B: {sorted(whole ^ set(file.names))[:5]}")

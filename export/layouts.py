@@ -63,6 +63,7 @@ class Layout:
         view: What the tensors are seen through before any conversion, given the finished configuration.
         backbone: The backbone's class, where it is not transformers' for the model type.
         projection: Name of a matrix that every token's row goes through after the class, where the checkpoint has it.
+        must_project: Whether the class has that matrix, so that a checkpoint without it is not whole.
     """
 
     model_type: str
@@ -74,6 +75,7 @@ class Layout:
     view: Callable[[Weights, PretrainedConfig], Weights] | None = None
     backbone: str | None = None
     projection: str | None = None
+    must_project: bool = False
 
     @property
     def is_own(self) -> bool:

@@ -118,7 +118,7 @@ class ReferenceModel:
         with torch.no_grad():
             for text in encoded:
                 rows, logits = _run(self._model, text)
-                if plan.head.rows and logits is not None:
+                if plan.head.is_sparse and logits is not None:
                     rows, logits = head.saturate(logits), None
                 if plan.head.pooling is not None:
                     sequence.append(head.pool(rows, text.prompt_length) if logits is None else head.standardize(logits))
@@ -135,13 +135,15 @@ class ReferenceHead:
 
     def __init__(self, plan: ExportPlan) -> None:
         self._modes = plan.head.pooling or ()
+        self._rows = load_steps(plan.head.rows) if plan.head.kind == "logits" else ()
         self._saturation = load_steps(step for step in plan.head.rows if step.kind == "LogSaturation")
         self._pooled = load_steps(plan.head.pooled)
         self._shared = load_steps(plan.head.shared)
         self._tokens = load_steps(plan.head.tokens) or self._shared
 
     def pool(self, rows: Rows, prompt_length: int) -> Rows:
-        """Pool (num_tokens, hidden_size) and apply all steps."""
+        """Apply a classifier's steps of rows to (num_tokens, hidden_size), pool and apply all others."""
+        rows = _apply(self._rows, rows)
         pooled = np.concatenate([REFERENCE_POOLING[mode](rows, prompt_length) for mode in self._modes])
         return self.finish(_apply(self._pooled, pooled))
 
@@ -164,7 +166,7 @@ class ReferenceHead:
 
 def full_class(plan: ExportPlan) -> type[PreTrainedModel] | None:
     """Return transformers' class of the whole checkpoint if its answers, or its scores of words, are the plan's."""
-    if plan.head.rows:
+    if plan.head.is_sparse:
         return find_class(class_for_task(plan.config, "fill-mask") or "")
     if plan.head.kind != "logits" or plan.head.converted or plan.options.pooler_config.seq_pooling_type is not None:
         return None

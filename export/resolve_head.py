@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.errors import ExportError, InputError, TaskNotSupported
 from poolgraph.export.activation import AUTO, resolve_activation
 from poolgraph.export.backbone import Backbone
 from poolgraph.export.checkpoint import Checkpoint
@@ -191,10 +192,22 @@ def _plan_embedding(source: HeadSource) -> HeadPlan:
 
 
 def _plan_projection(source: HeadSource) -> tuple[HeadStep, ...]:
-    """Return the matrix that the published class ends with; it is the same before and after pooling by a mean."""
+    """Return the matrix that the published class ends with; it is the same before and after pooling by a mean.
+
+    Raises:
+        ExportError: the class has it, the checkpoint does not.
+    """
     layout = source.backbone.layout
     name = None if layout is None else layout.projection
-    if name is None or name not in source.weights.names:
+    if layout is None or name is None:
+        return ()
+    if name not in source.weights.names:
+        if layout.must_project:
+            override = json.dumps({"architectures": [source.backbone.architecture], "is_causal": False})
+            raise ExportError(
+                f"the checkpoint lacks the tensor {name}, the matrix that {' and '.join(layout.classes)} end with: "
+                f"fetch it whole, or, if it has none, export with --hf-overrides '{override}'"
+            )
         return ()
     weights = source.weights
     out_features, in_features = weights.shape(name)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
+from poolgraph.graphs.attention_scores import name_part
 from poolgraph.graphs.pattern import (
     CONTRIB_DOMAIN,
     add_constant,
@@ -115,16 +116,18 @@ def lower_standard(
         return tape.op("Transpose", [tape.op("Reshape", [rows, shape])], {"perm": perm})
 
     scale = _scalar(graph, "scale", attention.scale / (attention.softcap or 1.0))
-    query = tape.op("Mul", [split(attention.query, heads, rows_last), scale])
-    scores = tape.op("MatMul", [query, split(attention.key, kv_heads, rows_first)])
+    node = attention.node
+    query = name_part(tape.op("Mul", [split(attention.query, heads, rows_last), scale]), node, "query")
+    scores = name_part(tape.op("MatMul", [query, split(attention.key, kv_heads, rows_first)]), node, "scores")
     if attention.softcap:
-        scores = tape.op("Mul", [tape.op("Tanh", [scores]), _scalar(graph, "softcap", attention.softcap)])
+        softcap = _scalar(graph, "softcap", attention.softcap)
+        scores = name_part(tape.op("Mul", [tape.op("Tanh", [scores]), softcap]), node, "capped")
     if attention.bias is not None:
-        scores = tape.op("Add", [scores, _grouped_bias(graph, tape, attention)])
+        scores = name_part(tape.op("Add", [scores, _grouped_bias(graph, tape, attention)]), node, "biased")
     visible = _visible(graph, tape, attention, rank)
     if visible is not None:
         hidden = [visible, _scalar(graph, "seen", 0.0), _scalar(graph, "unseen", unseen)]
-        scores = tape.op("Add", [scores, tape.op("Where", hidden)])
+        scores = name_part(tape.op("Add", [scores, tape.op("Where", hidden)]), node, "masked")
     weights = _soften(graph, tape, attention, scores, [*heads, 1, 1], is_captured=is_captured)
     rows = tape.op("MatMul", [weights, split(attention.value, kv_heads, rows_last)])
     rows = tape.op("Transpose", [rows], {"perm": [0, 1 + rank, *range(1, 1 + rank), 2 + rank]})
@@ -168,7 +171,9 @@ def _soften(
     if attention.sinks is None:
         return tape.op("Softmax", [scores], {"axis": -1})
     sinks = tape.op("Reshape", [attention.sinks, add_integers(graph, shape)])
-    return (_sunk_softmax if is_captured else _joined_softmax)(graph, tape, scores, sinks)
+    if is_captured:
+        return _sunk_softmax(graph, tape, attention.node, scores, sinks)
+    return _joined_softmax(graph, tape, scores, sinks)
 
 
 def _joined_softmax(graph: ir.Graph, tape: Tape, scores: ir.Value, sinks: ir.Value) -> ir.Value:
@@ -179,10 +184,11 @@ def _joined_softmax(graph: ir.Graph, tape: Tape, scores: ir.Value, sinks: ir.Val
     return tape.op("Slice", [tape.op("Softmax", [joined], {"axis": -1}), zero, last, last])
 
 
-def _sunk_softmax(graph: ir.Graph, tape: Tape, scores: ir.Value, sinks: ir.Value) -> ir.Value:
+def _sunk_softmax(graph: ir.Graph, tape: Tape, node: ir.Node, scores: ir.Value, sinks: ir.Value) -> ir.Value:
     """Return the same without joining them, which no CUDA graph can hold."""
     last = add_integers(graph, [-1])
-    highest = tape.op("Max", [tape.op("ReduceMax", [scores, last], {"keepdims": 1}), sinks])
+    of_keys = name_part(tape.op("ReduceMax", [scores, last], {"keepdims": 1}), node, "highest_key")
+    highest = name_part(tape.op("Max", [of_keys, sinks]), node, "highest")
     powers = tape.op("Exp", [tape.op("Sub", [scores, highest])])
     total = tape.op("ReduceSum", [powers, last], {"keepdims": 1})
     of_sinks = tape.op("Exp", [tape.op("Sub", [sinks, highest])])

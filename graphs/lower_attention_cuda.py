@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Final
 
@@ -11,8 +11,10 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from poolgraph.graphs.attention_node import AttentionNode, attention_nodes, read_attention
-from poolgraph.graphs.lower_attention import lower_standard, visible_in_window
+from poolgraph.graphs.attention_scores import has_kept_scores
+from poolgraph.graphs.lower_attention import LOWEST, lower_standard, visible_in_window
 from poolgraph.graphs.lower_attention_blocks import UNSEEN, lower_packed_window
+from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.pattern import (
     ATTENDED,
     CONTRIB_DOMAIN,
@@ -53,11 +55,41 @@ def lower_attention_to_cuda(model: ir.Model) -> int:
     Causal attention takes no mask: padding on the right is behind every token, and what it computes is dropped. Where
     some tokens are not attended to, attention is MultiHeadAttention with a bias that hides them.
     """
+    return _lower(model, ())
+
+
+def keep_scores(kept: Collection[str]) -> Pass:
+    """Return the same pass for fp16 where some scores stay in float32, by their names.
+
+    A key is hidden there by the least of all floats: beside such scores what hides one in 16 bits is small.
+    """
+
+    def lower_to_cuda(model: ir.Model) -> int:
+        return _lower(model, kept)
+
+    lower_to_cuda.__name__ = lower_attention_to_cuda.__name__
+    return lower_to_cuda
+
+
+def standard_attentions(model: ir.Model) -> list[str]:
+    """List the attentions that no kernel takes, by the names of what they make."""
+    nodes = [node for node in attention_nodes(model) if _form(read_attention(node)) is _lower_standard]
+    return [str(node.outputs[0].name) for node in nodes]
+
+
+def _lower(model: ir.Model, kept: Collection[str]) -> int:
     nodes = attention_nodes(model)
     for node in nodes:
         attention = read_attention(node)
-        next(lower for fits, lower in FORMS if fits(attention))(model.graph, attention)
+        if has_kept_scores(node, kept):
+            _lower_standard(model.graph, attention, unseen=LOWEST)
+        else:
+            _form(attention)(model.graph, attention)
     return len(nodes)
+
+
+def _form(attention: AttentionNode) -> Callable[[ir.Graph, AttentionNode], None]:
+    return next(lower for fits, lower in FORMS if fits(attention))
 
 
 def fits_packed(model: ir.Model) -> bool:
@@ -278,13 +310,13 @@ def _extra_input(graph: ir.Graph, name: str, axes: tuple[str, ...]) -> ir.Value:
     return value
 
 
-def _lower_standard(graph: ir.Graph, attention: AttentionNode) -> None:
+def _lower_standard(graph: ir.Graph, attention: AttentionNode, *, unseen: float = UNSEEN) -> None:
     """Lower to standard operators, without products that broadcast over heads: a CUDA graph cannot hold them."""
     tape = Tape()
     key, value = (_repeat_heads(graph, tape, attention, rows) for rows in (attention.key, attention.value))
     graph.insert_before(attention.node, tape.nodes)
     own = replace(attention, key=key, value=value, num_kv_heads=attention.num_heads)
-    lower_standard(graph, own, unseen=UNSEEN, is_captured=True)
+    lower_standard(graph, own, unseen=unseen, is_captured=True)
 
 
 FORMS: Final[tuple[tuple[Callable[[AttentionNode], bool], Callable[[ir.Graph, AttentionNode], None]], ...]] = (

@@ -6,16 +6,18 @@ from typing import Final
 
 import onnx_ir as ir
 
+from poolgraph.graphs.convert_float import MOVING, SHAPES
 from poolgraph.graphs.pattern import BACKBONE_PREFIX, dimensions, is_initializer
 from poolgraph.graphs.products import set_apart
 
-PASSED_THROUGH: Final = frozenset(
-    {
-        *("Add", "Cast", "Div", "Identity", "Mul", "Reshape", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Squeeze"),
-        *("Sub", "Unsqueeze"),
-    }
-)
-"""What scores of experts go through, alone or with a constant, before the largest are chosen."""
+PASSED_THROUGH: Final = MOVING | {
+    *("Abs", "Add", "Cast", "Clip", "Div", "Exp", "Log", "Max", "Min", "Mul", "Neg", "Reciprocal", "Relu", "Sigmoid"),
+    *("Softmax", "Softplus", "Sqrt", "Sub", "Tanh"),
+    *("ReduceMax", "ReduceSum", "TopK"),  # of a group's experts, for the group
+    *("And", "ConstantOfShape", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"),
+    *("ScatterElements", "Where"),  # the experts of other groups are hidden
+}
+"""What scores of experts go through before the largest are chosen."""
 
 
 def note_routers(model: ir.Model) -> int:
@@ -46,15 +48,32 @@ def router_weights(model: ir.Model) -> tuple[str, ...]:
 
 
 def _product_behind(value: ir.Value | None) -> ir.Node | None:
-    """Return the product that alone, with constants, decides about ``value``."""
-    node = value.producer() if value is not None else None
-    while node is not None and node.domain == "":
-        if node.op_type in {"MatMul", "Gemm"}:
-            weight = node.inputs[1]
-            assert weight is not None
-            return node if is_initializer(weight) and str(weight.name).startswith(BACKBONE_PREFIX) else None
-        made = [it for it in node.inputs if it is not None and not is_initializer(it)]
-        if node.op_type not in PASSED_THROUGH or len(made) != 1:
+    """Return the product that alone, with constants, decides about ``value``, by whatever ways."""
+    found: ir.Node | None = None
+    seen: set[ir.Node] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if value is None or is_initializer(value):
+            continue
+        node = value.producer()
+        if node is None or node.domain != "":
             return None
-        node = made[0].producer()
-    return None
+        if node in seen or node.op_type in SHAPES:
+            continue
+        seen.add(node)
+        if node.op_type in PASSED_THROUGH:
+            waiting.extend(node.inputs)
+        elif found is not None or not _is_of_backbone(node):
+            return None
+        else:
+            found = node
+    return found
+
+
+def _is_of_backbone(node: ir.Node) -> bool:
+    """Whether a node is a product with a weight of the backbone."""
+    if node.op_type not in {"MatMul", "Gemm"}:
+        return False
+    weight = node.inputs[1]
+    return weight is not None and is_initializer(weight) and str(weight.name).startswith(BACKBONE_PREFIX)

@@ -24,7 +24,7 @@ from poolgraph.graphs.fuse_rms_norm import fuse_rms_norm
 from poolgraph.graphs.fuse_rotary import fuse_rotary
 from poolgraph.graphs.fuse_skip_norm import fuse_skip_norms
 from poolgraph.graphs.lower_attention import lower_attention_to_cpu, lower_attention_to_standard
-from poolgraph.graphs.lower_attention_cuda import lower_attention_to_cuda
+from poolgraph.graphs.lower_attention_cuda import keep_scores, lower_attention_to_cuda
 from poolgraph.graphs.lower_attention_native import lower_attention_to_native, lower_attention_to_native_float
 from poolgraph.graphs.lower_distance_biases import lower_distance_biases
 from poolgraph.graphs.lower_logarithms import lower_logarithms
@@ -249,13 +249,18 @@ _CUDA_FUSIONS: tuple[Pass, ...] = (
     fuse_skip_norms,
 )
 
-CUDA_LOWERING: tuple[Pass, ...] = (
-    *CUDA_PROJECTIONS,
-    lower_attention_to_cuda,
-    lower_distance_biases,
-    lower_scan_to_linear_attention,
-    *_CUDA_FUSIONS,
-)
+
+def _cuda_lowering(lower_attention: Pass) -> tuple[Pass, ...]:
+    return (
+        *CUDA_PROJECTIONS,
+        lower_attention,
+        lower_distance_biases,
+        lower_scan_to_linear_attention,
+        *_CUDA_FUSIONS,
+    )
+
+
+CUDA_LOWERING = _cuda_lowering(lower_attention_to_cuda)
 """What a GPU's graphs of any precision go through."""
 
 CUDA_PROBED: tuple[Pass, ...] = (
@@ -270,7 +275,8 @@ CUDA_PROBED: tuple[Pass, ...] = (
 def cuda_passes(precision: str, kept: Collection[str] = (), *, operators: str | None = None) -> tuple[Pass, ...]:
     """Return the passes of a GPU's graphs; the nodes of the values ``kept`` stay in float32."""
     own = (fuse_bias_products, remove_dead_nodes) if operators == CUDA_OPERATORS else ()
-    return (*CUDA_LOWERING, convert_floats(precision, kept), remove_dead_nodes, *own, clear_notes)
+    lowering = _cuda_lowering(keep_scores(kept)) if kept else CUDA_LOWERING
+    return (*lowering, convert_floats(precision, kept), remove_dead_nodes, *own, clear_notes)
 
 
 CUDA_FP16 = Target(

@@ -26,6 +26,7 @@ from poolgraph.runtime.compare import (
     Threshold,
     allow_other_experts,
     compare_answers,
+    most_missed,
 )
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.loaded import LoadedModel
@@ -176,9 +177,13 @@ def _check_variant(directory: Path, variant: Variant, probes: StoredProbes) -> I
 
 
 def build_row(found: Comparison, required: Threshold, *, variant: str, family: str, check: str) -> CheckRow:
-    """Build a row of the report; ``check`` tells of a mean that is too low, which no column is for."""
+    """Build a row of the report; ``check`` tells of a bound that is missed and that no column is for."""
     if found.mean_cosine < required.mean_cosine:
         check = f"{check}, mean cosine {found.mean_cosine:.7f} (needs {required.mean_cosine:g})"
+    if found.crowded is not None:
+        missed, length = found.crowded
+        allowed = most_missed(required.may_miss, length)
+        check = f"{check}, {missed} of a text's {length} vectors below {required.min_cosine:g} (allowed {allowed})"
     return CheckRow(
         variant=variant,
         family=family,

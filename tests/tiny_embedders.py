@@ -32,7 +32,7 @@ def save_voyage(folder: Path, *, projected: bool = True) -> TextOracle:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     change_json(
         folder / "config.json",
-        architectures=["VoyageQwen3BidirectionalEmbedModel" if projected else "Qwen3BidirectionalModel"],
+        architectures=["VoyageQwen3BidirectionalEmbedModel" if projected else "Qwen3Model"],
         auto_map={"AutoModel": "modeling_qwen3_bidirectional.Qwen3BidirectionalModel"},
         num_labels=PROJECTED,
         use_bidirectional_attention=True,
@@ -101,12 +101,13 @@ def save_giga(folder: Path) -> TextOracle:
     return lambda inputs: rows(inputs).mean(0)
 
 
-def save_t5(folder: Path) -> TextOracle:
+def save_t5(folder: Path, family: str = "T5") -> TextOracle:
     """Save as sentence-t5: the encoder alone, MEAN pooling and a Dense without a bias; return what it embeds."""
-    config = transformers.T5Config(
+    model_class = getattr(transformers, f"{family}EncoderModel")
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=VOCAB_SIZE, d_model=HIDDEN_SIZE, d_kv=16, d_ff=64, num_layers=2, num_heads=4, **SPECIAL_IDS
     )
-    draw_wide(transformers.T5EncoderModel(config), seed=2).save_pretrained(folder)
+    draw_wide(model_class(config), seed=2).save_pretrained(folder)
     tokenizer = decoder_tokenizer(begin=False)
     tokenizer.model_max_length = MAX_LENGTH
     tokenizer.save_pretrained(folder)
@@ -114,7 +115,7 @@ def save_t5(folder: Path) -> TextOracle:
     matrix = tensors["linear.weight"]
     layer = kind, {**settings, "bias": False}, {"linear.weight": matrix}
     save_head(folder, HeadSpec(modules=(layer, ("Normalize", {}, {})), max_seq_length=MAX_LENGTH), HIDDEN_SIZE)
-    model = transformers.T5EncoderModel.from_pretrained(folder, attn_implementation="eager").eval()
+    model = model_class.from_pretrained(folder, attn_implementation="eager").eval()
     return lambda inputs: model(**inputs).last_hidden_state[0].mean(0) @ matrix.T
 
 

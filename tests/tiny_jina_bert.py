@@ -41,7 +41,11 @@ CONFIG = {
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-def _shapes(*, num_labels: int) -> dict[str, tuple[int, ...]]:
+CODE = "jinaai/jina-bert-v2-qk-post-norm--modeling_bert.JinaBertModel"
+"""Of jina-embeddings-v2-base-code."""
+
+
+def _shapes(*, num_labels: int, post_norm: bool) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (VOCAB_SIZE, HIDDEN_SIZE),
         "embeddings.token_type_embeddings.weight": (2, HIDDEN_SIZE),
@@ -51,13 +55,20 @@ def _shapes(*, num_labels: int) -> dict[str, tuple[int, ...]]:
     for layer in (f"encoder.layer.{index}" for index in range(NUM_LAYERS)):
         for name in ("self.query", "self.key", "self.value", "output.dense"):
             shapes |= _linear_shapes(f"{layer}.attention.{name}", HIDDEN_SIZE, HIDDEN_SIZE)
-        shapes[f"{layer}.mlp.gated_layers.weight"] = (2 * INNER_SIZE, HIDDEN_SIZE)
-        shapes |= _linear_shapes(f"{layer}.mlp.wo", HIDDEN_SIZE, INNER_SIZE)
-        shapes |= _norm_shapes(f"{layer}.attention.output.LayerNorm") | _norm_shapes(f"{layer}.mlp.layernorm")
+        first, second = ("up_gated_layer", "down_layer") if post_norm else ("gated_layers", "wo")
+        shapes[f"{layer}.mlp.{first}.weight"] = (2 * INNER_SIZE, HIDDEN_SIZE)
+        shapes |= _linear_shapes(f"{layer}.mlp.{second}", HIDDEN_SIZE, INNER_SIZE)
+        more = ("attention.self.layer_norm_q", "attention.self.layer_norm_k", "layer_norm_1", "layer_norm_2")
+        for name in ("attention.output.LayerNorm", *(more if post_norm else ("mlp.layernorm",))):
+            shapes |= _norm_shapes(f"{layer}.{name}")
     if num_labels:
         shapes = {f"bert.{name}": shape for name, shape in shapes.items()}
         shapes |= _linear_shapes("classifier", num_labels, HIDDEN_SIZE)
     return shapes
+
+
+def _is_norm(name: str) -> bool:
+    return "norm" in name.lower() and name.endswith("weight")
 
 
 def _linear_shapes(name: str, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
@@ -68,18 +79,22 @@ def _norm_shapes(name: str) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (HIDDEN_SIZE,), f"{name}.bias": (HIDDEN_SIZE,)}
 
 
-def save_jina_bert(folder: Path, *, num_labels: int = 0) -> TextOracle:
-    """Save an embedder, or with labels a classifier; return what it answers."""
+def save_jina_bert(folder: Path, *, num_labels: int = 0, post_norm: bool = False) -> TextOracle:
+    """Save an embedder, or with labels a classifier; return what it answers.
+
+    With ``post_norm`` it is one of code, as jina-embeddings-v2-base-code.
+    """
     source = torch.Generator().manual_seed(8)
     tensors = {
-        name: torch.randn(shape, generator=source) * (0.3 if len(shape) > 1 else 0.2) + ("orm.weight" in name)
-        for name, shape in _shapes(num_labels=num_labels).items()
+        name: torch.randn(shape, generator=source) * (0.3 if len(shape) > 1 else 0.2) + _is_norm(name)
+        for name, shape in _shapes(num_labels=num_labels, post_norm=post_norm).items()
     }
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     name = "JinaBertForSequenceClassification" if num_labels else "JinaBertForMaskedLM"
     labels = {str(index): f"LABEL_{index}" for index in range(num_labels)}
     config = {**CONFIG, "architectures": [name], **({"id2label": labels} if num_labels else {})}
+    config |= {"auto_map": {"AutoModel": CODE}} if post_norm else {}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tokenizer = bert_tokenizer()
     tokenizer.model_max_length = MAX_LENGTH
@@ -89,7 +104,8 @@ def save_jina_bert(folder: Path, *, num_labels: int = 0) -> TextOracle:
     arrays = {name.removeprefix("bert."): tensor.double().numpy() for name, tensor in tensors.items()}
 
     def answer(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        rows = _encode(arrays, *(inputs[name][0].numpy() for name in ("input_ids", "token_type_ids")))
+        encode = _encode_code if post_norm else _encode
+        rows = encode(arrays, *(inputs[name][0].numpy() for name in ("input_ids", "token_type_ids")))
         result = (
             _linear(np.tanh(_linear(rows[0], arrays, "pooler.dense")), arrays, "classifier")
             if num_labels
@@ -112,8 +128,24 @@ def _encode(arrays: Arrays, ids: np.ndarray[Any, Any], types: np.ndarray[Any, An
     return rows
 
 
+def _encode_code(arrays: Arrays, ids: np.ndarray[Any, Any], types: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Two more norms a layer, and those of queries and keys; the half of the product that gates is the second."""
+    words, kinds = (arrays[f"embeddings.{name}_embeddings.weight"] for name in ("word", "token_type"))
+    rows = _norm(words[ids] + kinds[types], arrays, "embeddings.LayerNorm")
+    for layer in (f"encoder.layer.{index}" for index in range(NUM_LAYERS)):
+        attended = _linear(_attend(rows, arrays, f"{layer}.attention.self"), arrays, f"{layer}.attention.output.dense")
+        attended = _norm(attended + rows, arrays, f"{layer}.attention.output.LayerNorm")
+        rows = _norm(rows + attended, arrays, f"{layer}.layer_norm_1")
+        up, gate = np.split(rows @ arrays[f"{layer}.mlp.up_gated_layer.weight"].T, 2, axis=-1)
+        gated = gate * (1 + erf(gate / np.sqrt(2))) / 2 * up
+        rows = _norm(rows + _linear(gated, arrays, f"{layer}.mlp.down_layer"), arrays, f"{layer}.layer_norm_2")
+    return rows
+
+
 def _attend(rows: np.ndarray[Any, Any], arrays: Arrays, name: str) -> np.ndarray[Any, Any]:
     query, key, value = (_linear(rows, arrays, f"{name}.{part}") for part in ("query", "key", "value"))
+    if f"{name}.layer_norm_q.weight" in arrays:
+        query, key = _norm(query, arrays, f"{name}.layer_norm_q"), _norm(key, arrays, f"{name}.layer_norm_k")
     heads, position = [], np.arange(len(rows))
     distance = np.abs(np.subtract.outer(position, position))
     for head, slope in enumerate(SLOPES):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from tiny_heads import TINY_BACKBONES
-from transformers import DebertaV2Config, PretrainedConfig, XLMRobertaXLConfig
+from transformers import DebertaV2Config, EuroBertConfig, PretrainedConfig, XLMRobertaXLConfig
 
 from poolgraph.errors import ExportError
 from poolgraph.export.classifier_heads import (
@@ -294,3 +294,13 @@ def test_head_of_no_known_layout_lists_the_tensors_outside_the_backbone() -> Non
     weights: Any = FakeWeights({"bert.pooler.dense.weight": (32, 32), "top.weight": (3, 32), "cls.bias": (3,)})
     with pytest.raises(ExportError, match=r"outside the backbone, \['cls\.bias', 'top\.weight'\].*--convert embed"):
         find_layout(SEQUENCE_LAYOUTS, weights, config_of("BertModel"), "bert")
+
+
+@pytest.mark.parametrize(("word", "layout", "rows"), [("late", "eurobert_late", 1), ("mean", "eurobert", 0)])
+def test_eurobert_says_whether_its_layer_comes_before_pooling(word: str, layout: str, rows: int) -> None:
+    small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 40, "pad_token_id": 0}
+    config = EuroBertConfig(**small, classifier_pooling=word)
+    name, found = plan(SEQUENCE_LAYOUTS, config, "EuroBertForSequenceClassification")
+    assert (name, found.pooling, len(found.rows), len(found.pooled)) == (layout, ("mean",), rows, 1 - rows)
+    assert found.takes_rows(32) is not bool(rows)
+    assert not found.is_sparse

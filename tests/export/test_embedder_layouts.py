@@ -16,6 +16,7 @@ from tiny_jina_bert import save_jina_bert
 from poolgraph.errors import ExportError, InputError, PoolgraphError, UnsupportedArchitecture
 from poolgraph.export.arch_jina_bert import alibi_slopes
 from poolgraph.export.backbone import find_backbone
+from poolgraph.export.build import build_module
 
 ADAPTER = Path("adapters/retrieval/adapter_config.json")
 
@@ -140,10 +141,28 @@ def test_jinas_first_bert_is_told_by_its_positions(tmp_path: Path) -> None:
     assert (plan.head.pooling, plan.sequence_size, plan.scoring is not None) == (("cls",), 1, True)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_jinas_bert_of_code_is_told_by_the_name_of_its_code(told: bool, tmp_path: Path) -> None:
+    save_jina_bert(tmp_path / "code", post_norm=True)
+    if not told:
+        change_json(tmp_path / "code" / "config.json", auto_map={})
+        with pytest.raises(UnsupportedArchitecture, match=r"does not read .*attention\.self\.layer_norm_k\.bias"):
+            build_module(plan_of(tmp_path / "code"))
+    plan = plan_of(tmp_path / "code", hf_overrides={} if told else {"qk_post_norm": True})
+    layer = build_module(plan).backbone.encoder.layer[0]
+    assert [name for name, it in layer.named_modules() if isinstance(it, torch.nn.LayerNorm)] == [
+        *("attention.self.layer_norm_q", "attention.self.layer_norm_k", "attention.output.LayerNorm"),
+        *("layer_norm_1", "layer_norm_2"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"auto_map": {"AutoModel": "jinaai/jina-bert-v2-qk-post-norm--modeling_bert.JinaBertModel"}}, "qk-post-norm"),
+        (
+            {"auto_map": {"AutoModel": "jinaai/jina-bert-v2-qk-devlin-norm-1e-2--modeling_bert.JinaBertModel"}},
+            "qk-devlin-norm.* not known here; those known are of jina-bert-v2-qk-post-norm",
+        ),
         ({"feed_forward_type": "original"}, "feed_forward_type 'original'; it is one of geglu, reglu"),
         ({"alibi_scaling": 4}, r"\{'alibi_scaling': 4\}"),
     ],

@@ -182,6 +182,13 @@ SEQUENCE_ROWS = (
     ),
     classifier("eurobert bos", "EuroBertModel", "EuroBertForSequenceClassification", classifier_pooling="bos"),
     classifier("eurobert mean", "EuroBertModel", "EuroBertForSequenceClassification", classifier_pooling="mean"),
+    classifier(
+        "eurobert late",
+        "EuroBertModel",
+        "EuroBertForSequenceClassification",
+        classifier_pooling="late",
+        tasks=("classify", "classify(use_activation=False)"),
+    ),
     classifier("gpt2 score", "GPT2Model", "GPT2ForSequenceClassification", "score"),
     classifier("qwen2 score", "Qwen2Model", "Qwen2ForSequenceClassification", "score"),
     classifier(

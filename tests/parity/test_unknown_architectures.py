@@ -67,7 +67,7 @@ REFUSED: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer, str]] = {
         "Model",
         {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": LONGEST},
         decoder_tokenizer,
-        r"cannot be traced in the uniform layout \(MptModel computes attention without transformers' AttentionInt",
+        "MptModel is not supported: it cuts its bias by distance out of a table",
     ),
     "FNet": ("Model", ENCODER, bert_tokenizer, "FNetModel is not supported: it mixes tokens by a Fourier transform"),
     "T5": (
@@ -75,6 +75,18 @@ REFUSED: Mapping[str, tuple[str, Mapping[str, Any], Tokenizer, str]] = {
         {"vocab_size": VOCAB_SIZE, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
         bert_tokenizer,
         r"T5Model is an encoder with a decoder, .*--hf-overrides '\{\"architectures\": \[\"T5EncoderModel\"\]\}'",
+    ),
+    "UMT5": (
+        "ForConditionalGeneration",
+        {"vocab_size": VOCAB_SIZE, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+        bert_tokenizer,
+        r"UMT5Model is .* its encoder alone does: .*--hf-overrides '\{\"architectures\": \[\"UMT5EncoderModel\"\]\}'",
+    ),
+    "Bart": (
+        "Model",
+        {"vocab_size": VOCAB_SIZE, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
+        bert_tokenizer,
+        "BartModel is an encoder with a decoder, .* known are T5EncoderModel, MT5EncoderModel, UMT5EncoderModel",
     ),
     "Llama": ("Model", {**SIZES, "vocab_size": 70}, decoder_tokenizer, "but the model's vocabulary ends at 69"),
 }

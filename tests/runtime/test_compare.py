@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from poolgraph.runtime.compare import ACTIVATED, THRESHOLDS, Threshold, compare_answers, cosine_rows
+from poolgraph.runtime.compare import (
+    ACTIVATED,
+    THRESHOLDS,
+    Threshold,
+    allow_other_experts,
+    compare_answers,
+    cosine_rows,
+    most_missed,
+)
+from poolgraph.runtime.verify import build_row
 
 FP32 = THRESHOLDS["fp32"]
 
@@ -66,6 +75,29 @@ def test_a_share_of_the_vectors_may_miss_the_minimum_and_not_what_is_least_nor_t
     ]:
         threshold = Threshold(**{"min_cosine": 0.98, "may_miss": 0.05, "least_cosine": 0.5, **changes})
         assert compare_answers([reference], [answers], threshold).passed is passes
+
+
+@pytest.mark.parametrize(("length", "most"), [(1, 1), (2, 1), (5, 2), (16, 4), (43, 8), (100, 13), (512, 45)])
+def test_those_that_may_miss_do_not_crowd_in_one_text(length, most):
+    """Whatever the other texts are: 2,000 tokens that all agree would spare a hundred."""
+    assert most_missed(0.05, length) == most
+    assert most_missed(0.0, length) == 0
+    others, threshold = np.ones((2000, 2), np.float32), allow_other_experts(THRESHOLDS["int8"])
+    for missed, crowded in [(most, None), (most + 1, (most + 1, length))][: 1 + (most < length)]:
+        rows = np.ones((length, 2), np.float32)
+        rows[:missed] = [2, 1]
+        for order in (1, -1):
+            reference, answers = [others, np.ones_like(rows)][::order], [others, rows][::order]
+            found = compare_answers(reference, answers, threshold)
+            assert (found.passed, found.crowded) == (crowded is None, crowded)
+
+
+def test_the_report_says_which_text_is_crowded():
+    threshold = allow_other_experts(THRESHOLDS["int8"])
+    rows = np.ones((5, 2), np.float32) + np.float32([1, 0])
+    found = compare_answers([np.ones((95, 2)), np.ones_like(rows)], [np.ones((95, 2)), rows], threshold)
+    row = build_row(found, threshold, variant="v", family="token", check="alone")
+    assert (row.passed, row.check) == (False, "alone, 5 of a text's 5 vectors below 0.98 (allowed 2)")
 
 
 def test_none_of_those_that_may_miss_is_no_number():
