@@ -17,6 +17,7 @@ from poolgraph.export.sentence_transformers import SentenceTransformer
 from poolgraph.export.tokenizer import UNLIMITED, load_tokenizer
 from poolgraph.graphs.manifest import CheckRow, Manifest, StaticQuery
 from poolgraph.runtime.static_query import STATIC_QUERY_FILE, encode_queries, load_static_weights, weigh_tokens
+from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import TextTokenizer
 
 
@@ -123,7 +124,7 @@ def check_static_query(
         return []
     weights = load_static_weights(directory, manifest)
     assert weights is not None
-    queries = encode_queries(TextTokenizer(directory, manifest), manifest, texts, truncate=True)
+    queries = encode_queries(TextTokenizer(directory, manifest), manifest, texts, truncate_to=TO_MODEL_LIMIT)
     found = [weigh_tokens(query.input_ids, weights).to_dense() for query in queries]
     expected = [_reference(static, text) for text in texts]
     equal = sum(np.array_equal(own, other) for own, other in zip(found, expected, strict=True))

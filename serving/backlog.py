@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final
 
 from poolgraph.serving.pending import PendingRun, PendingText
-from poolgraph.tasks import GraphFamily
+from poolgraph.tasks import RunFamily
 
 QUANTUM_TOKENS: Final = 2048
 """Tokens of a request that are served in the order of arrival."""
@@ -32,12 +32,12 @@ class Group:
     """The waiting texts of one graph and length, or of one graph and a range of lengths.
 
     Attributes:
-        family: The graph.
+        family: The graph, or the table of queries.
         length: Tokens of each text, or the most that one may have.
         count: Texts that wait.
     """
 
-    family: GraphFamily
+    family: RunFamily
     length: int
     count: int = 0
     _heap: list[PendingText] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Backlog:
         self.num_texts = 0
         self.num_tokens = 0
         self.passed_over = 0
-        self._groups: dict[tuple[GraphFamily, int], Group] = {}
+        self._groups: dict[tuple[RunFamily, int], Group] = {}
         self._runs: dict[PendingRun, None] = {}
         self._weight = 0.0
         self._clock = 0.0
@@ -126,8 +126,9 @@ class Backlog:
         self.num_texts += 1
         self.num_tokens += len(text.encoded.input_ids)
 
-    def _key(self, text: PendingText) -> tuple[GraphFamily, int]:
-        return text.run.run.family, max(self._mixed, len(text.encoded.input_ids))
+    def _key(self, text: PendingText) -> tuple[RunFamily, int]:
+        # A query may have no token, and rules of scheduling divide by lengths.
+        return text.run.run.family, max(self._mixed, len(text.encoded.input_ids), 1)
 
     def groups(self) -> Iterable[Group]:
         """Return the groups, none of them empty."""

@@ -282,7 +282,8 @@ class Engine:
 
     def _tell_batch(self, batch: NextBatch, started: float, seconds: float) -> None:
         real = sum(len(text.encoded.input_ids) for text in batch.texts)
-        self._speed.add(real, seconds)
+        if batch.family != "query":  # a table is no measure of how long those who wait for a graph will
+            self._speed.add(real, seconds)
         self._observer.ran(self._name, len(batch.texts), real, batch.num_tokens, seconds)
         for text in batch.texts:
             self._observer.waited(self._name, max(0.0, started - text.run.arrived))
