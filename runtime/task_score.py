@@ -116,8 +116,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             progress: Show a progress bar.
 
         Returns:
-            (num_pairs,), in the documents' order. A bi-encoder's texts get no prompt, as in vLLM. Those of a model that
-            has a route for each side get the side's, and are compared by ``similarity_fn_name``.
+            (num_pairs,), in the documents' order. A bi-encoder's texts get no prompt unless each side has a route.
 
         Raises:
             InputError: numbers of texts that do not pair, a text that is too long, or an option that does not fit.
