@@ -79,7 +79,7 @@ def name_side(manifest: Manifest, side: str | None, prompt_name: str | None) -> 
         side: As the caller gives it.
         prompt_name: Name of a prompt; ``query`` and ``document`` say what the texts are.
     """
-    named = prompt_name in SIDES and manifest.static_query is not None
+    named = isinstance(prompt_name, str) and prompt_name in SIDES and manifest.static_query is not None
     return prompt_name if side is None and named else side
 
 

@@ -84,7 +84,7 @@ class Backlog:
 
     Attributes:
         num_texts: How many wait.
-        num_tokens: Their tokens.
+        num_tokens: Their tokens, 1 of a text without any.
         passed_over: Batches in a row that did without the text whose turn was first.
     """
 
@@ -124,11 +124,10 @@ class Backlog:
         text.run.texts.append(text)
         self._number += 1
         self.num_texts += 1
-        self.num_tokens += len(text.encoded.input_ids)
+        self.num_tokens += _measure(text)
 
     def _key(self, text: PendingText) -> tuple[RunFamily, int]:
-        # A query may have no token, and rules of scheduling divide by lengths.
-        return text.run.run.family, max(self._mixed, len(text.encoded.input_ids), 1)
+        return text.run.run.family, max(self._mixed, _measure(text))
 
     def groups(self) -> Iterable[Group]:
         """Return the groups, none of them empty."""
@@ -161,7 +160,7 @@ class Backlog:
         key = self._key(text)
         text.waits = False
         self.num_texts -= 1
-        self.num_tokens -= len(text.encoded.input_ids)
+        self.num_tokens -= _measure(text)
         group = self._groups[key]
         group.remove()
         if not group.count:
@@ -171,3 +170,8 @@ class Backlog:
             del self._runs[text.run]
             self._weight -= text.run.weight
             text.run.texts.clear()  # a ring of references would leave each request to the garbage collector
+
+
+def _measure(text: PendingText) -> int:
+    """Return a text's tokens, 1 for a query without any: no number of them would fill the queue."""
+    return max(1, len(text.encoded.input_ids))

@@ -196,9 +196,8 @@ def _fill_packed(backlog: Backlog, group: Group, load: Load, slots: Slots) -> li
 
 def _even_share(backlog: Backlog, free: int, slots: Slots) -> int:
     """Return the tokens of a batch when what waits is divided among free slots, in as few rounds as there must be."""
-    waiting = max(1, backlog.num_tokens)  # queries may have no token
-    rounds = -(-waiting // (free * slots.max_batch_tokens))
-    share = -(-waiting // (free * rounds))
+    rounds = -(-backlog.num_tokens // (free * slots.max_batch_tokens))
+    share = -(-backlog.num_tokens // (free * rounds))
     return min(slots.max_batch_tokens, max(MIN_SPLIT_TOKENS, share))
 
 

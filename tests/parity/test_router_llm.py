@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sentence_transformers import SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Normalize
 from tiny_router import save_router
 
 from poolgraph import LLM, PoolingModel, PoolingParams, export_model
@@ -122,3 +125,21 @@ def test_a_prompt_names_its_side(artifact: Path) -> None:
             assert np.array_equal([embedding.to_dense() for embedding in sparse], plain)
         other = model.embed(TEXTS, prompt=PROMPTS["query"], side="document")
         assert np.array_equal(model.embed(TEXTS, prompt_name="query", side="document"), other)
+
+
+def test_what_normalizes_documents_leaves_queries_alone(tmp_path: Path) -> None:
+    checkpoint = save_router(tmp_path / "checkpoint", document_head=[Normalize()])
+    export_model(checkpoint, tmp_path / "artifact")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encoder = SparseEncoder(str(checkpoint), device="cpu")
+        queries, documents = encoder.encode_query(TEXTS), encoder.encode_document(TEXTS)
+    llm = LLM(str(tmp_path / "artifact"))
+    assert np.array_equal(embed(llm, TEXTS, pooling_params=QUERY), queries.to_dense().numpy())
+    found = embed(llm, TEXTS, pooling_params=DOCUMENT)
+    assert np.allclose(found, documents.to_dense().numpy(), atol=1e-6)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1)
+    scores = [output.outputs.score for output in llm.score(TEXTS, TEXTS, use_tqdm=False)]
+    assert np.allclose(scores, encoder.similarity_pairwise(queries, documents).numpy(), rtol=1e-5)
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        assert np.allclose(model.score(TEXTS, TEXTS), scores, rtol=1e-6)
