@@ -153,15 +153,15 @@ def encode_query_ids(
     Raises:
         InputError: also ids outside the vocabulary, or none.
     """
-    limit = _choose_limit(tokenizer, manifest, truncate_to)
-    if limit is not None and len(ids) > limit and truncate_to is None:
-        raise _too_long(index, len(ids), limit)
-    side = tokenizer.resolve_truncation_side(truncation_side)
-    kept = ids if limit is None or len(ids) <= limit else ids[:limit] if side == "right" else ids[len(ids) - limit :]
-    found = tokenizer.check_ids(kept)
-    if not len(ids):
+    whole = tokenizer.check_ids(ids)
+    if not whole.size:
         raise InputError(f"query {index} has no token id", parameter="prompt_token_ids", value=index)
-    return EncodedText(input_ids=found, token_type_ids=None, num_truncated_tokens=len(ids) - len(kept))
+    limit, side = _choose_limit(tokenizer, manifest, truncate_to), tokenizer.resolve_truncation_side(truncation_side)
+    num_cut = 0 if limit is None else max(0, len(whole) - limit)
+    if num_cut and truncate_to is None:
+        raise _too_long(index, len(whole), len(whole) - num_cut)
+    kept = whole[: len(whole) - num_cut] if side == "right" else whole[num_cut:]
+    return EncodedText(input_ids=kept, token_type_ids=None, num_truncated_tokens=num_cut)
 
 
 def _choose_limit(tokenizer: TextTokenizer, manifest: Manifest, truncate_to: int | None) -> int | None:

@@ -79,6 +79,8 @@ def test_queries_without_a_token_and_as_token_ids(llm: LLM, expected: dict[str, 
     assert (empty.prompt_token_ids, empty.outputs.data.any()) == ([], False)
     assert np.array_equal(embed(llm, [text.prompt_token_ids], pooling_params=QUERY), expected["query"][:1])
     with pytest.raises(InputError, match="out of vocabulary"):
+        llm.embed([[5] * 50 + [10**6]], pooling_params=QUERY, truncate_prompt_tokens=-1, use_tqdm=False)
+    with pytest.raises(InputError, match="out of vocabulary"):
         llm.embed([[10**6]], pooling_params=QUERY, use_tqdm=False)
     with pytest.raises(InputError, match="query 1 has no token id"):
         llm.embed([[5], {"prompt_token_ids": []}], pooling_params=QUERY, use_tqdm=False)
