@@ -80,6 +80,15 @@ def test_documents_equal_sentence_transformers(routed: Path) -> None:
     assert not np.array_equal(found, plain)
 
 
+@pytest.mark.parametrize("name", ["query", "document"])
+def test_encode_takes_a_prompt_for_no_side_as_sentence_transformers_does(routed: Path, name: str) -> None:
+    texts = ["the lazy dog", "a quick brown fox jumps"]
+    expected = ask(routed / "checkpoint", "encode", texts, prompt_name=name)
+    with PoolingModel.load(routed / "artifact") as model:
+        found = model.encode(texts, prompt_name=name)
+    assert largest_difference(list(expected), list(found)) <= TOLERANCE * expected.max()
+
+
 @pytest.mark.parametrize("most", [1, 3, 1000])
 def test_the_largest_weights_are_kept(routed: Path, most: int) -> None:
     texts = ["the lazy dog", "a quick brown fox jumps"]

@@ -9,6 +9,7 @@ from live_model import Server
 from tiny_router import save_router
 
 from poolgraph import PoolingModel, PoolingParams, export_model
+from poolgraph.errors import InputError
 from poolgraph.serving.engine_errors import DeadlineExceeded, QueueFull
 from poolgraph.serving.urgency import Urgency
 
@@ -101,3 +102,21 @@ async def test_clients_of_both_sides_at_once(artifact, expected):
 
         await asyncio.gather(*map(client, range(40)))
         assert server.model.engine.is_idle
+
+
+@in_loop
+async def test_long_queries_are_cut_or_refused_but_never_chunked(artifact):
+    long = "fox " * 30 + "dog " * 30
+    with PoolingModel.load(artifact) as model, pytest.warns(UserWarning, match="were cut"):
+        cut = model.embed([long], side="query", truncate=True)
+    async with Server(artifact, long_text="truncate") as server:
+        (output,) = await server.ask([long], params=QUERY)
+        assert np.array_equal(output.outputs.data, cut[0])
+        assert output.num_truncated_tokens == 20
+    async with Server(artifact, long_text="chunk") as server:
+        with pytest.raises(InputError, match="the limit of queries is 40"):
+            await server.ask([long], params=QUERY)
+        (output,) = await server.ask([long * 4])
+        assert output.text_chunks is not None
+        (output,) = await server.ask([long], params=QUERY, truncate_prompt_tokens=-1)
+        assert np.array_equal(output.outputs.data, cut[0])
