@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from coarse_variant import add_coarse_variant
+from scipy import stats
 from tiny_router import save_router
 
 from poolgraph import PoolingModel, export_model
@@ -16,6 +18,8 @@ from poolgraph.errors import ArtifactError, VerificationError
 from poolgraph.graphs.artifact import open_artifact, record_files, save_manifest
 from poolgraph.graphs.manifest import MANIFEST_FILE, CheckRow, parse_manifest
 from poolgraph.graphs.probe_files import ANSWERS_FILE, load_probes
+from poolgraph.runtime.fidelity_corpus import shipped_corpus
+from poolgraph.runtime.fidelity_report import compare_precisions, plan_fidelity
 from poolgraph.runtime.static_query import STATIC_QUERY_FILE
 from poolgraph.runtime.verify import verify_artifact
 
@@ -112,3 +116,21 @@ def test_words_outside_the_table(artifact: Path) -> None:
     sign(artifact)
     with pytest.raises(ArtifactError, match="outside the"):
         verify_artifact(artifact)
+
+
+@pytest.mark.filterwarnings("ignore:.*longer than .* cut:UserWarning")
+def test_precisions_are_compared_over_queries_of_the_table(routed: Path, tmp_path: Path) -> None:
+    directory = add_coarse_variant(routed / "artifact", tmp_path / "coarse")
+    manifest = open_artifact(directory)
+    plan, corpus = plan_fidelity(manifest), shipped_corpus(2)
+    fidelity = compare_precisions(directory, manifest, plan, corpus)
+    found = {row.measure: row.value for row in fidelity.rows}
+    assert (fidelity.num_queries, fidelity.num_documents) == (len(corpus.queries), len(corpus.documents))
+    scores, rows = [], []
+    for name in (plan.reference, *plan.variants):
+        with PoolingModel.load(directory, variant=name, allow_unverified=True) as model:
+            rows.append(model.encode_document(list(corpus.documents)))
+            scores.append(model.similarity(model.encode_query(list(corpus.queries)), rows[-1]))
+    assert found["Spearman"] == pytest.approx(stats.spearmanr(*map(np.ravel, scores)).statistic)
+    cosines = (rows[0] * rows[1]).sum(1) / np.linalg.norm(rows[0], axis=1) / np.linalg.norm(rows[1], axis=1)
+    assert found["lowest cosine"] == pytest.approx(cosines.min(), abs=1e-6)
