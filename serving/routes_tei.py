@@ -21,7 +21,7 @@ from poolgraph.runtime.score_pairs import plan_pairs
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.runtime.sparse_output import read_sparse
-from poolgraph.runtime.static_query import name_side
+from poolgraph.runtime.static_query import name_side, resolve_route
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.encodings import check_finite, encode_floats, encode_sparse
@@ -103,7 +103,10 @@ async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: 
     settings = call.context.settings
     request = read_prompts(body.inputs, model, settings)
     prefix = find_prompt(body.prompt_name, model)
-    side = name_side(model.manifest, getattr(body, "side", None), body.prompt_name) if task == "embed" else None
+    given = getattr(body, "side", None)
+    if given is not None:
+        resolve_route(model.manifest, given)
+    side = name_side(model.manifest, given, body.prompt_name) if task == "embed" else None
     if prefix and not all(isinstance(text, str) for text in request.prompts):
         raise InputError("prompt_name is for texts, not for token ids", parameter="prompt_name")
     return await answer_texts(

@@ -112,8 +112,9 @@ def test_embed_sparse_of_either_route(make_site):
     assert site.post("/embed_sparse", {"inputs": "a", "side": "both"}).status_code in (400, 422)
 
 
-def test_a_side_of_a_model_without_routes_is_refused(make_site):
-    answer = make_site("splade").post("/embed_sparse", {"inputs": "w1", "side": "query"})
+@pytest.mark.parametrize("kind", ["splade", "bge_m3"])
+def test_a_side_of_a_model_without_routes_is_refused(make_site, kind):
+    answer = make_site(kind).post("/embed_sparse", {"inputs": "a", "side": "query"})
     assert (answer.status_code, "leave out side" in answer.text) == (400, True)
 
 
