@@ -30,7 +30,7 @@ from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.export.reference import compute_reference, reference_name, tool_versions
 from poolgraph.export.resolve import ExportPlan, choose_targets, resolve_plan
 from poolgraph.export.scoring import TEMPLATE_FILE
-from poolgraph.export.static_query import check_static_query, save_static_query
+from poolgraph.export.static_query import answer_queries, save_static_query
 from poolgraph.export.tokenizer import save_tokenizer
 from poolgraph.export.twin import (
     Sources,
@@ -53,6 +53,7 @@ from poolgraph.runtime.fidelity_corpus import shipped_corpus
 from poolgraph.runtime.fidelity_report import compare_precisions, plan_fidelity
 from poolgraph.runtime.tokenizer import TextTokenizer
 from poolgraph.runtime.verify import check_report
+from poolgraph.runtime.verify_queries import check_queries
 
 StageHook = Callable[[str], None]
 
@@ -324,11 +325,12 @@ def _verify(plan: ExportPlan, manifest: Manifest, staging: Path, stages: _Stages
         tokenizer = TextTokenizer(staging, manifest)
         probes = build_probes(tokenizer, manifest)
         reference = compute_reference(plan, probes.encoded)
-        save_probes(staging, probes.texts, probes.prompt, reference.sequence, reference.token, probes.pairs)
+        queries = answer_queries(plan.static, probes.texts)
+        save_probes(staging, probes.texts, probes.prompt, reference.sequence, reference.token, probes.pairs, queries)
     with stages.stage("verify"):
         _save(manifest, staging)
         rows = [check_tokenizer(probes, tokenizer, plan.tokenizer, plan.limits.max_model_len)]
-        rows += check_static_query(plan.static, staging, manifest, probes.texts)
+        rows += check_queries(staging, manifest, probes.texts, queries)
         for variant in manifest.variants:
             rows += verify_variant(staging, variant, probes, reference, threads=threads)
         report = Report(
@@ -373,7 +375,7 @@ def _verify_twin(
         check_twin_range(variants, num_layers)
         report = _verify(twin, msgspec.structs.replace(manifest, limits=twin.limits), Path(folder), stages, threads=1)
         probes = load_probes(Path(folder))
-    save_probes(staging, probes.texts, probes.prompt, None, None, probes.pairs)
+    save_probes(staging, probes.texts, probes.prompt, None, None, probes.pairs, probes.queries)
     total = plan.config.num_hidden_layers
     report = msgspec.structs.replace(
         report,

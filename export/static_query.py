@@ -1,4 +1,4 @@
-"""The table of an inference-free SPLADE: read from a checkpoint, written into an artifact, its answers checked."""
+"""The table of an inference-free SPLADE: read from a checkpoint, written into an artifact, its answers by torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from poolgraph.errors import ExportError
-from poolgraph.export.checkpoint import Checkpoint, WeightFolder
+from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.sentence_transformers import SentenceTransformer
+from poolgraph.export.static_weights import read_weights
 from poolgraph.export.tokenizer import UNLIMITED, load_tokenizer
-from poolgraph.graphs.manifest import CheckRow, Manifest, StaticQuery
-from poolgraph.runtime.static_query import STATIC_QUERY_FILE, encode_queries, load_static_weights, weigh_tokens
-from poolgraph.runtime.tokenizer import TextTokenizer
+from poolgraph.graphs.manifest import StaticQuery
+from poolgraph.graphs.probe_files import SparseRow
+from poolgraph.runtime.static_query import STATIC_QUERY_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +59,6 @@ def plan_static_query(
     route = sentence.static_query
     if route is None:
         return None
-    if (checkpoint.read_json(f"{route.path}/config.json") or {}).get("path") is not None:
-        raise ExportError(
-            f"{route.path}/config.json names a file of weights by 'path'; save the model anew to export it"
-        )
     own = load_tokenizer(checkpoint.folder / route.path, SentenceTransformer(), trust_remote_code=trust_remote_code)
     _check_tokenizers(own, tokenizer, route.path)
     limit = int(own.model_max_length)
@@ -70,26 +67,8 @@ def plan_static_query(
         max_tokens=limit if limit < UNLIMITED else None,
         default_route=route.default_route,
     )
-    weights = _read_weights(checkpoint.folder / route.path, len(own.get_vocab()), size)
+    weights = read_weights(checkpoint, route.path, own, size)
     return StaticWeights(weights=weights, tokenizer=own, record=record)
-
-
-def _read_weights(folder: Path, vocab_size: int, size: int | None) -> NDArray[np.float32]:
-    tensors = WeightFolder(folder)
-    if "weight" not in tensors.names:
-        raise ExportError(f"{folder.name} has no tensor 'weight', only {sorted(tensors.names)}")
-    weights: NDArray[np.float32] = tensors.load("weight").to(torch.float32).numpy()
-    if weights.shape != (vocab_size,) or vocab_size != size:
-        raise ExportError(
-            f"{folder.name} has weights of shape {weights.shape}, its tokenizer a vocabulary of {vocab_size} and "
-            f"documents weights of {size} words; the three must be equal"
-        )
-    if not np.isfinite(weights).all():
-        token_id = int(np.flatnonzero(~np.isfinite(weights))[0])
-        raise ExportError(
-            f"{folder.name} has the weight {weights[token_id]} for token id {token_id}, which is no number"
-        )
-    return weights
 
 
 def _check_tokenizers(queries: PreTrainedTokenizerBase, documents: PreTrainedTokenizerBase, path: str) -> None:
@@ -112,35 +91,17 @@ def save_static_query(static: StaticWeights | None, directory: Path) -> None:
         np.save(directory / STATIC_QUERY_FILE, static.weights, allow_pickle=False)
 
 
-def check_static_query(
-    static: StaticWeights | None, directory: Path, manifest: Manifest, texts: Sequence[str]
-) -> list[CheckRow]:
-    """Compare the runtime's answers to queries with SparseStaticEmbedding's arithmetic in torch, exactly.
+def answer_queries(static: StaticWeights | None, texts: Sequence[str]) -> list[SparseRow] | None:
+    """Answer queries by SparseStaticEmbedding's arithmetic in torch; None for artifacts without a table.
 
-    The cosine column holds the share of equal answers; no row for artifacts without a table.
+    Args:
+        static: The table.
+        texts: The queries, cut to the limit of the reference's tokenizer.
     """
     if static is None:
-        return []
-    weights = load_static_weights(directory, manifest)
-    assert weights is not None
-    queries = encode_queries(TextTokenizer(directory, manifest), manifest, texts, truncate=True)
-    found = [weigh_tokens(query.input_ids, weights).to_dense() for query in queries]
-    expected = [_reference(static, text) for text in texts]
-    equal = sum(np.array_equal(own, other) for own, other in zip(found, expected, strict=True))
-    difference = max(float(np.abs(own - other).max()) for own, other in zip(found, expected, strict=True))
-    return [
-        CheckRow(
-            variant="queries",
-            family="weights",
-            check="equal weights",
-            num_texts=len(texts),
-            min_cosine=equal / len(texts),
-            max_difference=difference,
-            required_cosine=1.0,
-            allowed_difference=0.0,
-            passed=equal == len(texts),
-        )
-    ]
+        return None
+    answers = [_reference(static, text) for text in texts]
+    return [(np.flatnonzero(answer).astype(np.int64), answer[np.flatnonzero(answer)]) for answer in answers]
 
 
 def _reference(static: StaticWeights, text: str) -> NDArray[np.float32]:

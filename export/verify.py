@@ -23,6 +23,7 @@ from poolgraph.export.probes import (
 )
 from poolgraph.export.reference import ReferenceAnswers, compute_reference, reference_name
 from poolgraph.export.resolve import ExportPlan, resolve_plan
+from poolgraph.export.static_query import answer_queries
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import CheckRow, Manifest, Variant
 from poolgraph.graphs.probe_files import StoredProbes
@@ -147,7 +148,9 @@ def probe_checkpoint(directory: Path, checkpoint: str | Path) -> StoredProbes:
     manifest = open_artifact(directory)
     plan = _plan_reference(manifest, checkpoint)
     probes = build_probes(TextTokenizer(directory, manifest), manifest)
-    return store_answers(probes, compute_reference(plan, probes.encoded))
+    stored = store_answers(probes, compute_reference(plan, probes.encoded))
+    queries = answer_queries(plan.static, probes.texts)
+    return stored if queries is None else replace(stored, queries=tuple(queries))
 
 
 def ask_checkpoint(

@@ -39,11 +39,13 @@ class Questions:
         num_queries: How many queries are among them, 0 where texts are asked about alone.
         relevant: Which scores belong to documents that answer their query, (num_queries, num_scores); None without
             judgements.
+        queries: (num_queries, size) of queries that no graph answers, which are then not among the inputs.
     """
 
     encoded: tuple[EncodedText, ...]
     num_queries: int = 0
     relevant: NDArray[np.bool_] | None = None
+    queries: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ def name_kind(manifest: Manifest) -> str:
     tasks, scoring, pooler = manifest.tasks, manifest.scoring, manifest.pooler
     if manifest.late_interaction is not None:
         return "late_interaction"
+    if manifest.static_query is not None:
+        return "routes"
     if pooler.activation is None:
         return "embed" if "embed" in tasks else "token_embed"
     if scoring is not None and scoring.kind == "cross_encoder" and manifest.options.get("task") != "reward":
@@ -101,6 +105,12 @@ def _encode_sides(model: PoolingModel, corpus: Corpus) -> Questions:
         for side, texts in zip(SIDES, (corpus.queries, corpus.documents), strict=True)
     )
     return Questions(encoded=(*queries, *documents), num_queries=len(queries), relevant=_judge_all(corpus))
+
+
+def _encode_routes(model: PoolingModel, corpus: Corpus) -> Questions:
+    queries, _ = model.embed_chunk(corpus.queries, prompt=model.prompts["query"], side="query", truncate=True)
+    encoded = model.tokenizer.encode(corpus.documents, prompt=model.prompts["document"], truncate_to=TO_MODEL_LIMIT)
+    return Questions(encoded=tuple(encoded), num_queries=len(queries), relevant=_judge_all(corpus), queries=queries)
 
 
 def _encode_late(model: PoolingModel, corpus: Corpus) -> Questions:
@@ -142,6 +152,15 @@ def _finish_embeddings(manifest: Manifest, questions: Questions, raw: Raw) -> Fi
     rows = finish_embeddings(np.stack(raw), normalize=manifest.pooler.normalize, dimensions=None)
     queries, documents = np.split(rows, [questions.num_queries])
     return Findings(rows=rows, scores=similarity_matrix(queries, documents, manifest.similarity_fn_name))
+
+
+def _finish_routes(manifest: Manifest, questions: Questions, raw: Raw) -> Findings:
+    assert questions.queries is not None
+    pooler = manifest.pooler
+    rows = finish_embeddings(
+        np.stack(raw), normalize=pooler.normalize, dimensions=None, max_active_dims=pooler.max_active_dims
+    )
+    return Findings(rows=rows, scores=similarity_matrix(questions.queries, rows, manifest.similarity_fn_name))
 
 
 def _finish_late(manifest: Manifest, questions: Questions, raw: Raw) -> Findings:
@@ -188,6 +207,12 @@ FIDELITY_KINDS: Final[Mapping[str, FidelityKind]] = MappingProxyType(
             measures=(*_COSINES, *_RETRIEVAL),
             encode=_encode_sides,
             finish=_finish_embeddings,
+        ),
+        "routes": FidelityKind(
+            family="sequence",
+            measures=(*_COSINES, *_RETRIEVAL),
+            encode=_encode_routes,
+            finish=_finish_routes,
         ),
         "token_embed": FidelityKind(family="token", measures=_COSINES, encode=_encode_sides, finish=_finish_tokens),
         "late_interaction": FidelityKind(family="token", measures=_RETRIEVAL, encode=_encode_late, finish=_finish_late),

@@ -79,7 +79,9 @@ class LLM(ScoreMethods):
             prompts: A text, a list of token ids, ``{"prompt": str}``, ``{"prompt_token_ids": [...]}``, or a sequence of
                 those, mixed as you like.
             use_tqdm: Whether to show a progress bar on a terminal, or what to call to make one.
-            pooling_params: For all prompts, or one for each.
+            pooling_params: For all prompts, or one for each. ``PoolingParams(extra_kwargs={"side": "query"})`` and
+                ``"document"`` say what prompts are, of models that answer the two differently; else the checkpoint's
+                default route answers, that of documents where it has none.
             lora_request: Not supported; None.
             tokenization_kwargs: ``truncate_prompt_tokens``, ``truncation_side``, ``add_special_tokens``.
             truncate_prompt_tokens: Older spelling of the key of that name.

@@ -40,7 +40,8 @@ class ScoreMethods(LoadedLLM):
         A classifier with one label reads both texts in one run. A model used for ``embed`` gives the cosine of its
         embeddings. A model used for ``token_embed`` gives MaxSim, of queries and documents as its checkpoint defines
         them, or with ``PoolingParams(extra_kwargs={"plain_late_interaction": True})`` of plain token vectors, as vLLM
-        does.
+        does. A model with a route for each side gives its own similarity of queries and documents, their prompts put
+        before them.
 
         Args:
             data_1: The query, or one query for each document: texts, or ``{"content": [{"type": "text", ...}]}``.

@@ -35,7 +35,7 @@ from poolgraph.runtime.provider_options import BOUND_DEVICES
 from poolgraph.runtime.providers import CPU_PROVIDER, Wish, check_verified
 from poolgraph.runtime.runner import build_runner
 from poolgraph.runtime.session import SessionPool
-from poolgraph.runtime.static_query import load_static_weights
+from poolgraph.runtime.static_query import load_static_weights, weigh_rows
 from poolgraph.runtime.texts import resolve_texts, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.runtime.tuning import Tuning, load_tuning
@@ -165,6 +165,29 @@ class LoadedModel:
         self._check_family("token")
         return self._executor.run_token(encoded, on_progress=on_progress)
 
+    def run_query(self, encoded: Sequence[EncodedText], *, on_progress: Progress | None = None) -> NDArray[np.float32]:
+        """Weigh the tokens of queries by the model's table; no graph runs.
+
+        Args:
+            encoded: Of ``encode_queries``; a query may have no token.
+            on_progress: Called with the number of queries.
+
+        Returns:
+            (num_texts, embedding_size), in input order.
+
+        Raises:
+            TaskNotSupported: the model has no table.
+        """
+        answers = weigh_rows(encoded, self._check_table())
+        if on_progress is not None:
+            on_progress(len(encoded))
+        return answers
+
+    def _check_table(self) -> NDArray[np.float32]:
+        if self._static_weights is None:
+            raise TaskNotSupported(f"{self.manifest.source.model!r} has no table of queries; its graphs answer them")
+        return self._static_weights
+
     @property
     def first_window(self) -> int | None:
         """Texts that are tokenized before the first run of a call; None for as many as a window has."""
@@ -185,7 +208,10 @@ class LoadedModel:
         return self._executor.plan_slots()
 
     def run_batch(self, texts: Sequence[EncodedText], family: str, *, threads: int) -> BatchAnswer:
-        """Run one batch that a scheduler made; see ``Executor.run_batch``."""
+        """Run one batch that a scheduler made; see ``Executor.run_batch``, for ``query`` see ``run_query``."""
+        if family == "query":
+            rows = self.run_query(texts)
+            return BatchAnswer(rows=rows, finite=np.ones(len(rows), dtype=np.bool_))
         self._check_family(family)
         return self._executor.run_batch(texts, family, threads=threads)
 

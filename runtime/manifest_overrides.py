@@ -10,7 +10,7 @@ import msgspec
 
 from poolgraph.config import PoolerConfig
 from poolgraph.errors import InputError
-from poolgraph.graphs.manifest import Limits, Manifest, Pooler
+from poolgraph.graphs.manifest import Limits, Manifest, Pooler, StaticQuery
 from poolgraph.runtime.steps import resolve_columns, resolve_step_tag
 from poolgraph.tasks import POOLING_MODES
 
@@ -42,6 +42,7 @@ def override_manifest(
         manifest,
         pooler=_override_widths(manifest.pooler, hf_overrides),
         limits=_override_limits(manifest, max_model_len),
+        static_query=_override_queries(manifest.static_query, max_model_len),
     )
     return changed if config is None else _override_pooler(changed, config)
 
@@ -160,6 +161,13 @@ def _check_widths(widths: object, embedding_size: int) -> tuple[int, ...]:
         parameter="hf_overrides",
         value=widths,
     )
+
+
+def _override_queries(static: StaticQuery | None, max_model_len: int | None) -> StaticQuery | None:
+    """Return the record of queries with the lower limit, which holds for them as well."""
+    if static is None or max_model_len is None:
+        return static
+    return msgspec.structs.replace(static, max_tokens=min(max_model_len, static.max_tokens or max_model_len))
 
 
 def _override_limits(manifest: Manifest, max_model_len: int | None) -> Limits:

@@ -145,6 +145,7 @@ def encode_prompts(
     truncations: Sequence[int | None],
     *,
     prefix: str = "",
+    first_index: int = 0,
 ) -> list[EncodedText]:
     """Tokenize prompts of any kinds, in their order.
 
@@ -154,6 +155,7 @@ def encode_prompts(
         options: What holds for all of them.
         truncations: For each prompt how many tokens to keep, -1 for the model's limit, None for ``options``.
         prefix: Put before each text.
+        first_index: Index of the first prompt in the caller's own list, for messages.
 
     Raises:
         InputError: a prompt is too long or has no token, or a token id is out of vocabulary.
@@ -171,7 +173,7 @@ def encode_prompts(
                 truncate_to=keep,
                 truncation_side=options.truncation_side,
                 add_special_tokens=options.add_special_tokens,
-                first_index=len(encoded),
+                first_index=first_index + len(encoded),
             )
         else:
             encoded += [

@@ -19,6 +19,7 @@ from poolgraph.runtime.long_texts import ChunkedText, LongTexts, chunk_ids, chun
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.outputs import PoolingOutput, PoolingRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt, encode_prompts
+from poolgraph.runtime.sided_prompts import encode_sides, finish_sides, plan_sides, run_sides
 from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenization import TokenizationOptions, parse_tokenization_kwargs
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
@@ -53,12 +54,15 @@ class RequestOptions:
         use_tqdm: Whether to show progress.
         tokenization: How prompts become tokens.
         prefix: The model's prompt, put before each text; ``LLM`` itself puts none.
+        side: ``query`` or ``document``, of models that have a route for each; None leaves it to each prompt's
+            parameters, then to the model.
     """
 
     pooling_params: Params
     use_tqdm: UseTqdm
     tokenization: TokenizationOptions
     prefix: str = ""
+    side: str | None = None
 
 
 def read_options(
@@ -134,10 +138,14 @@ class RequestRunner:
         params = match_params(options.pooling_params, len(prompts))
         finishes = self.plan_finishes(params, task)
         truncations = self._plan_truncations(params, options.tokenization)
-        if task == "embed" and self.long_texts.kind == "chunk":
+        sides = plan_sides(params, task, self.manifest, options.side)
+        if task == "embed" and self.long_texts.kind == "chunk" and "query" not in sides:
             return (yield from self._answer_chunked(prompts, truncations, finishes, options, request_ids))
-        encoded = encode_prompts(self.tokenizer, prompts, options.tokenization, truncations, prefix=options.prefix)
-        raw = yield Run(family=TASK_FAMILY[task], encoded=encoded)
+        finishes = finish_sides(finishes, params, sides, self.config)
+        encoded = encode_sides(
+            self.tokenizer, self.manifest, prompts, sides, options.tokenization, truncations, prefix=options.prefix
+        )
+        raw = yield from run_sides(TASK_FAMILY[task], encoded, sides)
         answers = _finish(task, raw, encoded, finishes)
         return [
             PoolingRequestOutput(

@@ -10,8 +10,10 @@ from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.graphs.manifest import Manifest, Scoring
 from poolgraph.runtime.score_template import TEMPLATES
-from poolgraph.runtime.text_cuts import check_max_tokens
+from poolgraph.runtime.text_cuts import check_max_tokens, cut_texts
 from poolgraph.runtime.texts import resolve_texts
+from poolgraph.runtime.tokenizer import TextTokenizer
+from poolgraph.tasks import Side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,12 @@ def check_activation(scoring: Scoring, use_activation: bool | None) -> None:
             parameter="use_activation",
             value=use_activation,
         )
+
+
+def cut_side(tokenizer: TextTokenizer, side: Side, texts: list[str], options: ScoreOptions) -> list[str]:
+    """Return the texts of one side, cut to the tokens that are kept of each where the caller says how many."""
+    most = options.max_tokens_per_query if side == "query" else options.max_tokens_per_doc
+    return [cut.text for cut in cut_texts(tokenizer, texts, most or None)]
 
 
 def resolve_side_texts(texts: str | Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from poolgraph.runtime.prompts import ParsedPrompt
 from poolgraph.runtime.requests import RequestOptions, RequestRunner
 from poolgraph.runtime.score_options import ScoreOptions, check_options, resolve_scoring
 from poolgraph.runtime.score_pairs import plan_pairs
+from poolgraph.runtime.score_routes import choose_scorer
 from poolgraph.runtime.texts import TO_MODEL_LIMIT
 
 _EXTRA_KWARGS: Final = ("max_tokens_per_query", "max_tokens_per_doc", "chat_template_kwargs", "plain_late_interaction")
@@ -84,7 +85,7 @@ def plan_score_request(
         documents=documents,
         pairs=plan_pairs(len(queries), len(documents)),
         params=params,
-        kind=scoring.kind,
+        kind=choose_scorer(scoring, runner.manifest),
         scoring=_apply_rule(
             plan_scoring(scoring, options, params, chosen, runner.manifest.limits.max_model_len), runner.long_texts
         ),

@@ -21,9 +21,10 @@ from poolgraph.runtime.late_interaction import (
 from poolgraph.runtime.maxsim import maxsim_pairs
 from poolgraph.runtime.outputs import ScoringOutput, ScoringRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt
-from poolgraph.runtime.requests import RequestRunner
+from poolgraph.runtime.requests import RequestOptions, RequestRunner
 from poolgraph.runtime.score_pairs import cosine_scores
 from poolgraph.runtime.score_request import ScoreRequest
+from poolgraph.runtime.score_routes import find_side_prompt, score_routes
 from poolgraph.runtime.text_cuts import cut_texts
 from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import EncodedText
@@ -95,11 +96,25 @@ def score_by_maxsim(runner: RequestRunner, request: ScoreRequest, request_ids: R
     return _join(runner, request, (queries, documents), scores)
 
 
+def score_by_routes(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Work[Scores]:
+    """Score each pair by the model's own similarity, queries and documents answered by the route of each."""
+    queries = yield from _run_route(runner, request, "query", request_ids)
+    documents = yield from _run_route(runner, request, "document", request_ids)
+    scores = score_routes(
+        [query.data for query in queries],
+        [document.data for document in documents],
+        request.pairs,
+        runner.manifest.similarity_fn_name,
+    )
+    return _join(runner, request, (queries, documents), scores)
+
+
 SCORERS: Final[Mapping[str, Callable[[RequestRunner, ScoreRequest, RequestIds], Work[Scores]]]] = MappingProxyType(
     {
         "cross_encoder": score_by_cross_encoder,
         "bi_encoder": score_by_cosine,
         "late_interaction": score_by_maxsim,
+        "routes": score_by_routes,
     }
 )
 """How each kind of model scores pairs; all of them raise InputError for what is not acceptable."""
@@ -122,9 +137,38 @@ def _run_prompts(
         *_cut(runner, request.queries, request.scoring.max_tokens_per_query),
         *_cut(runner, request.documents, request.scoring.max_tokens_per_doc),
     ]
-    options = replace(request.options, pooling_params=replace(request.params, **changes))
+    params = replace(request.params, extra_kwargs=None, **changes)
+    options = replace(request.options, pooling_params=params)
+    answers = yield from _run_cuts(runner, cuts, task, options, request_ids)
+    return answers[: len(request.queries)], answers[len(request.queries) :]
+
+
+def _run_route(
+    runner: RequestRunner, request: ScoreRequest, side: Side, request_ids: RequestIds
+) -> Work[list[_Answer]]:
+    """Answer the texts of one side by its route, its prompt before them."""
+    scoring = request.scoring
+    prompts, most = (
+        (request.queries, scoring.max_tokens_per_query)
+        if side == "query"
+        else (request.documents, scoring.max_tokens_per_doc)
+    )
+    params = replace(request.params, extra_kwargs=None, use_activation=None)
+    prefix = find_side_prompt(runner.manifest, side)
+    options = replace(request.options, pooling_params=params, side=side, prefix=prefix)
+    return (yield from _run_cuts(runner, _cut(runner, prompts, most), "embed", options, request_ids))
+
+
+def _run_cuts(
+    runner: RequestRunner,
+    cuts: Sequence[tuple[ParsedPrompt, int]],
+    task: str,
+    options: RequestOptions,
+    request_ids: RequestIds,
+) -> Work[list[_Answer]]:
+    """Answer prompts of which so many tokens were cut off before."""
     outputs = yield from runner.answer_prompts([prompt for prompt, _ in cuts], task, options, request_ids)
-    answers = [
+    return [
         _Answer(
             request_id=output.request_id,
             prompt_token_ids=output.prompt_token_ids,
@@ -133,7 +177,6 @@ def _run_prompts(
         )
         for output, (_, num_cut) in zip(outputs, cuts, strict=True)
     ]
-    return answers[: len(request.queries)], answers[len(request.queries) :]
 
 
 def _run_sides(runner: RequestRunner, request: ScoreRequest, request_ids: RequestIds) -> Work[_Sides]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from poolgraph.errors import ArtifactError, InputError
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.sparse import SparseEmbedding
-from poolgraph.runtime.texts import check_texts
+from poolgraph.runtime.texts import TO_MODEL_LIMIT, check_texts
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.tasks import SIDES, Side
 
@@ -71,6 +71,25 @@ def resolve_route(manifest: Manifest, side: str | None) -> Side | None:
     return found
 
 
+def name_side(manifest: Manifest, side: str | None, prompt_name: str | None) -> str | None:
+    """Return the side that a caller names: ``side`` itself, else that whose prompt is named, of models with routes.
+
+    Args:
+        manifest: The model's.
+        side: As the caller gives it.
+        prompt_name: Name of a prompt; ``query`` and ``document`` say what the texts are.
+    """
+    named = isinstance(prompt_name, str) and prompt_name in SIDES and manifest.static_query is not None
+    return prompt_name if side is None and named else side
+
+
+def choose_route(manifest: Manifest, side: str | None) -> Side | None:
+    """Return the route as ``resolve_route`` does, but that of documents where neither caller nor model says it."""
+    static = manifest.static_query
+    is_open = static is not None and side is None and static.default_route is None
+    return resolve_route(manifest, "document" if is_open else side)
+
+
 def find_limit(manifest: Manifest, side: str | None) -> int | None:
     """Return the tokens of the longest query, where the texts are queries of a table; None for the model's limit."""
     static = manifest.static_query
@@ -84,7 +103,8 @@ def encode_queries(
     texts: Sequence[str],
     *,
     prompt: str = "",
-    truncate: bool = False,
+    truncate_to: int | None = None,
+    truncation_side: str | None = None,
     first_index: int = 0,
 ) -> list[EncodedText]:
     """Tokenize queries without special tokens; a query may have no token at all.
@@ -94,7 +114,8 @@ def encode_queries(
         manifest: Its manifest.
         texts: The queries.
         prompt: Put before each of them.
-        truncate: Cut longer queries to the limit of queries instead of refusing them.
+        truncate_to: Tokens kept of a longer query; -1 for the limit of queries, None refuses what is longer than that.
+        truncation_side: Where tokens are cut off, ``left`` or ``right``; None is the model's own side.
         first_index: Index of the first text in the caller's own list, for messages.
 
     Raises:
@@ -105,22 +126,74 @@ def encode_queries(
     encodings = tokenizer.encode_batch(
         [prompt + text for text in texts], add_special_tokens=False, first_index=first_index
     )
-    limit, side = manifest.static_query.max_tokens, manifest.tokenization.truncation_side
+    limit, side = _choose_limit(tokenizer, manifest, truncate_to), tokenizer.resolve_truncation_side(truncation_side)
     queries = []
     for index, encoding in enumerate(encodings, first_index):
         num_tokens = len(encoding)
         if limit is not None and num_tokens > limit:
-            if not truncate:
-                raise InputError(
-                    f"query {index} has {num_tokens} tokens and the limit of queries is {limit}; shorten it, or pass "
-                    "truncate=True",
-                    parameter="texts",
-                    value=index,
-                )
+            if truncate_to is None:
+                raise _too_long(index, num_tokens, limit)
             encoding.truncate(limit, direction=side)
         ids = np.array(encoding.ids, dtype=np.int64)
         queries.append(EncodedText(input_ids=ids, token_type_ids=None, num_truncated_tokens=num_tokens - len(ids)))
     return queries
+
+
+def encode_query_ids(
+    tokenizer: TextTokenizer,
+    manifest: Manifest,
+    ids: Sequence[int],
+    *,
+    truncate_to: int | None = None,
+    truncation_side: str | None = None,
+    index: int = 0,
+) -> EncodedText:
+    """Take the token ids of one query as they are; arguments and errors as of ``encode_queries``.
+
+    Raises:
+        InputError: also ids outside the vocabulary, or none.
+    """
+    whole = tokenizer.check_ids(ids)
+    if not whole.size:
+        raise InputError(f"query {index} has no token id", parameter="prompt_token_ids", value=index)
+    limit, side = _choose_limit(tokenizer, manifest, truncate_to), tokenizer.resolve_truncation_side(truncation_side)
+    num_cut = 0 if limit is None else max(0, len(whole) - limit)
+    if num_cut and truncate_to is None:
+        raise _too_long(index, len(whole), len(whole) - num_cut)
+    kept = whole[: len(whole) - num_cut] if side == "right" else whole[num_cut:]
+    return EncodedText(input_ids=kept, token_type_ids=None, num_truncated_tokens=num_cut)
+
+
+def _choose_limit(tokenizer: TextTokenizer, manifest: Manifest, truncate_to: int | None) -> int | None:
+    """Return how many tokens of a query are kept, None for all: as many as asked for, within the limit of queries."""
+    assert manifest.static_query is not None
+    own = manifest.static_query.max_tokens
+    if truncate_to is None or truncate_to == TO_MODEL_LIMIT:
+        return own
+    asked = tokenizer.resolve_limit(truncate_to, least=0)
+    return asked if own is None or asked is None else min(asked, own)
+
+
+def _too_long(index: int, num_tokens: int, limit: int) -> InputError:
+    return InputError(
+        f"query {index} has {num_tokens} tokens and the limit of queries is {limit}; shorten it, or ask for truncation "
+        "(truncate=True, or truncate_prompt_tokens=-1)",
+        parameter="texts",
+        value=index,
+    )
+
+
+def weigh_rows(queries: Sequence[EncodedText], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the weights of each query's tokens, (num_queries, vocab_size), 0 for words that do not occur.
+
+    Args:
+        queries: Of ``encode_queries``.
+        weights: (vocab_size,).
+    """
+    rows = np.zeros((len(queries), len(weights)), dtype=np.float32)
+    for row, query in zip(rows, queries, strict=True):
+        row[query.input_ids] = weights[query.input_ids]
+    return rows
 
 
 def weigh_tokens(input_ids: NDArray[np.int64], weights: NDArray[np.float32]) -> SparseEmbedding:

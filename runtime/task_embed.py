@@ -13,7 +13,7 @@ from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import finish_tokens, plan_finish
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
 from poolgraph.runtime.sparse import SparseEmbedding, choose_active_dims
-from poolgraph.runtime.static_query import encode_queries, find_limit, resolve_route, weigh_tokens
+from poolgraph.runtime.static_query import encode_queries, find_limit, name_side, resolve_route, weigh_tokens
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, resolve_truncation, warn_of_cuts
 
 
@@ -40,7 +40,8 @@ class EmbedTasks(LoadedModel):
             prompt: Put before each text; wins over ``prompt_name``.
             dimensions: Leading values kept, for Matryoshka models.
             normalize: Divide by the L2 norm; None does as the model says.
-            side: ``query`` or ``document``, for models that have a route for each; None takes the default route.
+            side: ``query`` or ``document``, for models that have a route for each; None takes that whose prompt is
+                named, else the default route.
             truncate: Cut longer texts to the model's limit, with one warning, instead of refusing them.
             progress: Show a progress bar.
 
@@ -60,7 +61,8 @@ class EmbedTasks(LoadedModel):
                 truncate=truncate,
                 on_progress=on_progress,
             )
-        warn_of_cuts(num_cut, len(resolved), self.manifest, find_limit(self.manifest, side))
+        limit = find_limit(self.manifest, name_side(self.manifest, side, prompt_name))
+        warn_of_cuts(num_cut, len(resolved), self.manifest, limit)
         return answers
 
     def embed_chunk(
@@ -98,7 +100,7 @@ class EmbedTasks(LoadedModel):
         unit = choose_norm(self.manifest, normalize)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         most = choose_active_dims(self.manifest, max_active_dims)
-        if resolve_route(self.manifest, side) == "query":
+        if resolve_route(self.manifest, name_side(self.manifest, side, prompt_name)) == "query":
             found, num_cut = self._weigh_queries(
                 texts, prefix, truncate=truncate, first_index=first_index, on_progress=on_progress
             )
@@ -125,12 +127,12 @@ class EmbedTasks(LoadedModel):
         self, texts: Sequence[str], prefix: str, *, truncate: bool, first_index: int, on_progress: Progress | None
     ) -> tuple[list[SparseEmbedding], int]:
         """Return the weights of queries, of a table, and how many queries were cut."""
-        assert self._static_weights is not None
-        cut = resolve_truncation(truncate) is not None
+        table = self._check_table()
+        truncate_to = resolve_truncation(truncate)
         queries = encode_queries(
-            self.tokenizer, self.manifest, texts, prompt=prefix, truncate=cut, first_index=first_index
+            self.tokenizer, self.manifest, texts, prompt=prefix, truncate_to=truncate_to, first_index=first_index
         )
-        found = [weigh_tokens(query.input_ids, self._static_weights) for query in queries]
+        found = [weigh_tokens(query.input_ids, table) for query in queries]
         if on_progress is not None:
             on_progress(len(found))
         return found, count_cut(queries)
@@ -162,7 +164,7 @@ class EmbedTasks(LoadedModel):
         self.check_task("embed")
         check_dimensions(self.manifest, dimensions, self.manifest.source.model)
         resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
-        resolve_route(self.manifest, side)
+        resolve_route(self.manifest, name_side(self.manifest, side, prompt_name))
 
     def token_embed(
         self,

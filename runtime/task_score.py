@@ -26,15 +26,16 @@ from poolgraph.runtime.score_options import (
     check_activation,
     check_options,
     check_ranking,
+    cut_side,
     resolve_scoring,
     resolve_side_texts,
 )
 from poolgraph.runtime.score_pairs import cosine_scores, plan_pairs
 from poolgraph.runtime.score_prompts import PromptForm
+from poolgraph.runtime.score_routes import choose_scorer, compare_routes
 from poolgraph.runtime.score_template import resolve_template
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.task_late_interaction import LateInteractionTasks
-from poolgraph.runtime.text_cuts import cut_texts
 from poolgraph.runtime.texts import resolve_prompt, resolve_truncation
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
 from poolgraph.tasks import Side
@@ -115,7 +116,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
             progress: Show a progress bar.
 
         Returns:
-            (num_pairs,), in the documents' order. A bi-encoder's texts get no prompt, as in vLLM.
+            (num_pairs,), in the documents' order. A bi-encoder's texts get no prompt unless each side has a route.
 
         Raises:
             InputError: numbers of texts that do not pair, a text that is too long, or an option that does not fit.
@@ -294,7 +295,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         with progress_bar(num_texts, shown=progress) as on_progress:
             if together:
                 return self._score_together(queries, documents, pairs, options, use_activation, on_progress)
-            scorer = _SCORERS[scoring.kind](self, options, on_progress)
+            scorer = _SCORERS[choose_scorer(scoring, self.manifest)](self, options, on_progress)
             scores, num_cut = scorer.score(queries, documents, pairs)
         return _Scores(scores, num_cut, f"{num_cut} of {num_texts} texts were longer than the model takes and were cut")
 
@@ -324,7 +325,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
     def _compare_embeddings(self, options: ScoreOptions, on_progress: Progress | None) -> EmbedScorer:
         def embed(side: Side, texts: list[str]) -> tuple[Vectors, int]:
             rows, num_cut = self.embed_chunk(
-                self._cut(side, texts, options),
+                cut_side(self.tokenizer, side, texts, options),
                 prompt="",
                 normalize=True,
                 truncate=options.truncate_to is not None,
@@ -346,7 +347,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         def embed(side: Side, texts: list[str]) -> tuple[Vectors, int]:
             return self.embed_side(
                 resolve_side(self.manifest, side, plain=options.plain),
-                self._cut(side, texts, options),
+                cut_side(self.tokenizer, side, texts, options),
                 truncate=True if options.truncate_to is not None else None,
                 on_progress=on_progress,
             )
@@ -357,10 +358,6 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         return EmbedScorer(
             embed=embed, compare=compare, cost=lambda text: min(len(text), limit) + 1, budget=_STEP_CHARACTERS
         )
-
-    def _cut(self, side: Side, texts: list[str], options: ScoreOptions) -> list[str]:
-        most = options.max_tokens_per_query if side == "query" else options.max_tokens_per_doc
-        return [cut.text for cut in cut_texts(self.tokenizer, texts, most or None)]
 
     def _choose_form(self, scoring: Scoring, options: ScoreOptions) -> PromptForm | None:
         if options.template is not None:
@@ -379,6 +376,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
 _SCORERS: Final = {
     "bi_encoder": ScoreTasks._compare_embeddings,
     "late_interaction": ScoreTasks._compare_tokens,
+    "routes": compare_routes,
 }
 
 

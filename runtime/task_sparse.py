@@ -20,7 +20,7 @@ from poolgraph.runtime.sparse import (
     weigh_words,
     weighs_words,
 )
-from poolgraph.runtime.static_query import find_limit, resolve_route
+from poolgraph.runtime.static_query import find_limit, name_side, resolve_route
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText
@@ -51,7 +51,7 @@ class SparseTasks(EmbedTasks):
             prompt: Put before each text; wins over ``prompt_name``.
             max_active_dims: Keep the largest weights only; None does as the model says, which as a rule is all.
             side: ``query`` or ``document``, for models that have a route for each (inference-free SPLADE); None takes
-                their default route. It chooses no prompt.
+                that whose prompt is named, else their default route. It chooses no prompt.
             truncate: Cut longer texts to the model's limit, with one warning, instead of refusing them.
             progress: Show a progress bar.
 
@@ -74,7 +74,8 @@ class SparseTasks(EmbedTasks):
                 truncate=truncate,
                 on_progress=on_progress,
             )
-        warn_of_cuts(num_cut, len(resolved), self.manifest, find_limit(self.manifest, side))
+        limit = find_limit(self.manifest, name_side(self.manifest, side, prompt_name))
+        warn_of_cuts(num_cut, len(resolved), self.manifest, limit)
         return answers
 
     def embed_sparse_chunk(
@@ -98,7 +99,7 @@ class SparseTasks(EmbedTasks):
         weights = self.manifest.pooler.token_weights
         most = choose_active_dims(self.manifest, max_active_dims)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
-        if resolve_route(self.manifest, side) == "query":
+        if resolve_route(self.manifest, name_side(self.manifest, side, prompt_name)) == "query":
             queries, num_cut = self._weigh_queries(
                 texts, prefix, truncate=truncate, first_index=first_index, on_progress=on_progress
             )

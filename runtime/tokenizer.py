@@ -162,7 +162,7 @@ class TextTokenizer:
             InputError: no ids, an id outside the vocabulary, or too many of them without ``truncate_to``.
         """
         cut = self._resolve_cut(truncate_to, truncation_side, add_special_tokens=False)
-        whole = self._check_ids(ids)
+        whole = self.check_ids(ids)
         kept = whole if cut.max_tokens is None else _slice_ids(whole, cut.max_tokens, cut.side)
         self.check_length(len(kept), "")
         return EncodedText(
@@ -325,7 +325,12 @@ class TextTokenizer:
                 value=num_tokens,
             )
 
-    def _check_ids(self, ids: Sequence[int]) -> NDArray[np.int64]:
+    def check_ids(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """Return token ids as an array.
+
+        Raises:
+            InputError: not a flat list of int, or an id outside the vocabulary.
+        """
         whole = np.asarray(ids)
         if whole.dtype.kind not in "iu" and all(type(token_id) is int for token_id in ids):
             # None at all, or too large for numpy's integers.

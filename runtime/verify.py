@@ -35,6 +35,7 @@ from poolgraph.runtime.pair_tokenizer import encode_pairs
 from poolgraph.runtime.providers import CPU_PROVIDER
 from poolgraph.runtime.texts import TO_MODEL_LIMIT
 from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.runtime.verify_queries import check_queries
 from poolgraph.runtime.versions import installed_versions
 
 OnRow: TypeAlias = Callable[[CheckRow], None]
@@ -50,6 +51,8 @@ PACKAGES: Final = ("onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
 
 def verify_artifact(path: str | Path, *, checkpoint: str | Path | None = None, on_row: OnRow | None = None) -> Report:
     """Check every file's hash, then run every variant that this machine can run and compare its answers.
+
+    Of a model that answers queries by a table, those are compared as well.
 
     A variant that passes for the first time is marked as verified in the manifest, whatever becomes of the others.
 
@@ -78,6 +81,10 @@ def verify_artifact(path: str | Path, *, checkpoint: str | Path | None = None, o
             continue
         except SessionError as error:
             failures[variant.name] = error
+    for row in check_queries(directory, manifest, probes.texts, probes.queries) if rows or failures else ():
+        rows.append(row)
+        if on_row is not None:
+            on_row(row)
     if not rows and not failures:
         raise ArtifactError(f"none of the variants {[v.name for v in manifest.variants]} runs on this machine")
     report = build_report(manifest.report.reference, rows)

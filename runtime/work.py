@@ -6,11 +6,12 @@ lets the texts of many requests meet in a queue, do the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import LoadedModel
 from poolgraph.runtime.tokenizer import EncodedText
-from poolgraph.tasks import GraphFamily
+from poolgraph.tasks import RunFamily
 
 T = TypeVar("T")
 
@@ -31,16 +32,20 @@ class Run:
     """What a request asks of the model.
 
     Attributes:
-        family: Whose graph runs.
+        family: Whose graph runs, or ``query`` for the table of queries.
         encoded: The texts, each once.
     """
 
-    family: GraphFamily
+    family: RunFamily
     encoded: Sequence[EncodedText]
 
 
 Answers: TypeAlias = NDArray[np.float32] | list[NDArray[np.float32]]
-"""Raw answers in the order of the texts: (num_texts, size) of the sequence graph, else (num_tokens, size) a text."""
+"""Raw answers in the order of the texts: (num_tokens, size) a text of the token graph, else (num_texts, size)."""
+
+_RUNS: Final[Mapping[RunFamily, Callable[..., Answers]]] = MappingProxyType(
+    {"sequence": LoadedModel.run_sequence, "token": LoadedModel.run_token, "query": LoadedModel.run_query}
+)
 
 Work: TypeAlias = Generator[Run, Answers, T]
 """A request under way; not started, it has done nothing."""
@@ -86,9 +91,7 @@ def drive(model: LoadedModel, work: Work[T], *, use_tqdm: UseTqdm = False) -> T:
 
 def _run(model: LoadedModel, run: Run, use_tqdm: UseTqdm) -> Answers:
     with _show_progress(use_tqdm, len(run.encoded)) as on_progress:
-        if run.family == "sequence":
-            return model.run_sequence(run.encoded, on_progress=on_progress)
-        return model.run_token(run.encoded, on_progress=on_progress)
+        return _RUNS[run.family](model, run.encoded, on_progress=on_progress)
 
 
 @contextmanager

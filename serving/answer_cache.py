@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.runtime.tokenizer import EncodedText
-from poolgraph.tasks import GraphFamily
+from poolgraph.tasks import RunFamily
 
 Key: TypeAlias = bytes
 Row: TypeAlias = NDArray[np.float32]
@@ -32,7 +32,7 @@ _LARGEST_SHARE: Final = 8
 """An answer larger than this part of the cache is not kept: it would push out too many others."""
 
 
-def make_key(salt: bytes, family: GraphFamily, text: EncodedText) -> Key:
+def make_key(salt: bytes, family: RunFamily, text: EncodedText) -> Key:
     """Return the key of a text's raw answer: everything that the graph is fed, and whose graph it is.
 
     Args:

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final
 
 from poolgraph.serving.pending import PendingRun, PendingText
-from poolgraph.tasks import GraphFamily
+from poolgraph.tasks import RunFamily
 
 QUANTUM_TOKENS: Final = 2048
 """Tokens of a request that are served in the order of arrival."""
@@ -32,12 +32,12 @@ class Group:
     """The waiting texts of one graph and length, or of one graph and a range of lengths.
 
     Attributes:
-        family: The graph.
+        family: The graph, or the table of queries.
         length: Tokens of each text, or the most that one may have.
         count: Texts that wait.
     """
 
-    family: GraphFamily
+    family: RunFamily
     length: int
     count: int = 0
     _heap: list[PendingText] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Backlog:
 
     Attributes:
         num_texts: How many wait.
-        num_tokens: Their tokens.
+        num_tokens: Their tokens, 1 of a text without any.
         passed_over: Batches in a row that did without the text whose turn was first.
     """
 
@@ -93,7 +93,7 @@ class Backlog:
         self.num_texts = 0
         self.num_tokens = 0
         self.passed_over = 0
-        self._groups: dict[tuple[GraphFamily, int], Group] = {}
+        self._groups: dict[tuple[RunFamily, int], Group] = {}
         self._runs: dict[PendingRun, None] = {}
         self._weight = 0.0
         self._clock = 0.0
@@ -124,10 +124,10 @@ class Backlog:
         text.run.texts.append(text)
         self._number += 1
         self.num_texts += 1
-        self.num_tokens += len(text.encoded.input_ids)
+        self.num_tokens += _measure(text)
 
-    def _key(self, text: PendingText) -> tuple[GraphFamily, int]:
-        return text.run.run.family, max(self._mixed, len(text.encoded.input_ids))
+    def _key(self, text: PendingText) -> tuple[RunFamily, int]:
+        return text.run.run.family, max(self._mixed, _measure(text))
 
     def groups(self) -> Iterable[Group]:
         """Return the groups, none of them empty."""
@@ -160,7 +160,7 @@ class Backlog:
         key = self._key(text)
         text.waits = False
         self.num_texts -= 1
-        self.num_tokens -= len(text.encoded.input_ids)
+        self.num_tokens -= _measure(text)
         group = self._groups[key]
         group.remove()
         if not group.count:
@@ -170,3 +170,8 @@ class Backlog:
             del self._runs[text.run]
             self._weight -= text.run.weight
             text.run.texts.clear()  # a ring of references would leave each request to the garbage collector
+
+
+def _measure(text: PendingText) -> int:
+    """Return a text's tokens, 1 for a query without any: no number of them would fill the queue."""
+    return max(1, len(text.encoded.input_ids))

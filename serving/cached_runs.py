@@ -51,7 +51,7 @@ class CachedRuns:
             for place, row in zip(missing, fresh, strict=True):
                 rows[place] = row
         found = [row for row in rows if row is not None]
-        return np.stack(found) if run.family == "sequence" else found
+        return np.stack(found) if run.family != "token" else found
 
     def _disk_works(self) -> bool:
         return self.disk is not None and self.disk.is_on

@@ -282,8 +282,10 @@ class Engine:
 
     def _tell_batch(self, batch: NextBatch, started: float, seconds: float) -> None:
         real = sum(len(text.encoded.input_ids) for text in batch.texts)
-        self._speed.add(real, seconds)
-        self._observer.ran(self._name, len(batch.texts), real, batch.num_tokens, seconds)
+        is_table = batch.family == "query"  # it pads nothing, and is no measure of how long a graph takes
+        if not is_table:
+            self._speed.add(real, seconds)
+        self._observer.ran(self._name, len(batch.texts), real, real if is_table else batch.num_tokens, seconds)
         for text in batch.texts:
             self._observer.waited(self._name, max(0.0, started - text.run.arrived))
 

@@ -83,7 +83,7 @@ class PendingRun:
         """
         if self._num_left < 0:
             self._num_left = len(self.run.encoded)
-        if self.run.family == "sequence":
+        if self.run.family != "token":
             self._collect_rows(texts, np.asarray(answer.rows), places)
         else:
             if self.answers is None:

@@ -166,6 +166,7 @@ def plan_options(
     return RequestOptions(
         pooling_params=params,
         use_tqdm=False,
+        side=getattr(body, "side", None),
         tokenization=plan_tokenization(
             body.truncate_prompt_tokens,
             body.truncation_side,

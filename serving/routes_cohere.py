@@ -13,6 +13,7 @@ import numpy as np
 from poolgraph.errors import InputError
 from poolgraph.runtime.prompts import ParsedPrompt
 from poolgraph.runtime.requests import RequestOptions
+from poolgraph.runtime.static_query import name_side
 from poolgraph.runtime.work import Work
 from poolgraph.serving.answers import Outputs, count_usage, count_values, list_use
 from poolgraph.serving.chat import join_parts
@@ -32,6 +33,7 @@ from poolgraph.serving.schema_cohere import (
 
 if TYPE_CHECKING:
     from poolgraph.serving.served_model import ServedModel
+    from poolgraph.tasks import Side
 
 _PROMPT_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -42,6 +44,17 @@ _PROMPT_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 """Cohere's input types, and the names that models have for them."""
+
+_SEARCH_SIDES: Final[Mapping[str, Side]] = MappingProxyType(
+    {
+        "search_query": "query",
+        "query": "query",
+        "search_document": "document",
+        "document": "document",
+        "passage": "document",
+    }
+)
+"""Input types that say which side a text is of, for models that answer the two differently."""
 
 _ENCODERS: Final[Mapping[str, Callable[[Floats], Any]]] = MappingProxyType(
     {
@@ -72,10 +85,12 @@ async def _embed(call: Call, body: CohereEmbedRequest, version: str) -> Answer:
     texts = _read_texts(body, model)
     prompts: list[ParsedPrompt] = list(texts)
     num_chars = check_size(prompts, call.context.settings, "texts")
+    has_sides = model.manifest.static_query is not None
     options = RequestOptions(
         pooling_params=build_params(None, body.output_dimension),
         use_tqdm=False,
-        prefix=choose_prompt(body.input_type, model.manifest.prompts),
+        prefix=choose_prompt(body.input_type, model.manifest.prompts, has_sides=has_sides),
+        side=name_side(model.manifest, None, _SEARCH_SIDES.get(body.input_type or "")),
         tokenization=plan_tokenization(_plan_limit(body, model), _SIDES[body.truncate], model),
     )
     runner = choose_runner(model, refuses_long=body.truncate == "NONE")
@@ -100,7 +115,7 @@ def _read_texts(body: CohereEmbedRequest, model: ServedModel) -> list[str]:
     return list(body.texts or ())
 
 
-def choose_prompt(input_type: str | None, prompts: Mapping[str, str]) -> str:
+def choose_prompt(input_type: str | None, prompts: Mapping[str, str], *, has_sides: bool = False) -> str:
     """Return what is put before each text.
 
     Cohere's clients always send an input type; a model without prompts takes Cohere's own, which then mean nothing.
@@ -108,6 +123,7 @@ def choose_prompt(input_type: str | None, prompts: Mapping[str, str]) -> str:
     Args:
         input_type: As the request has it.
         prompts: The model's prompts by name.
+        has_sides: Whether the model answers queries and documents differently, with prompts or without.
 
     Raises:
         InputError: a type that the model has no prompt for.
@@ -118,7 +134,7 @@ def choose_prompt(input_type: str | None, prompts: Mapping[str, str]) -> str:
     for name in names:
         if name in prompts:
             return prompts[name]
-    if not prompts and input_type in _PROMPT_NAMES:
+    if (not prompts and input_type in _PROMPT_NAMES) or (has_sides and input_type in _SEARCH_SIDES):
         return ""
     supported = ", ".join(sorted(prompts or _PROMPT_NAMES))
     raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import wraps
@@ -22,7 +21,7 @@ from poolgraph.runtime.score_pairs import plan_pairs
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.runtime.sparse_output import read_sparse
-from poolgraph.runtime.static_query import resolve_route
+from poolgraph.runtime.static_query import name_side, resolve_route
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.encodings import check_finite, encode_floats, encode_sparse
@@ -89,8 +88,6 @@ async def embed_all(call: Call, body: TeiEmbedAllRequest) -> Answer:
 async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
     """Weigh the words of texts: for each the token ids that have a weight."""
     model = find_model(call.context.registry, body.model, "embed_sparse", "Embed sparse")
-    if resolve_route(model.manifest, body.side) == "query":
-        return await _weigh_queries(call, body, model)
     weights = model.manifest.pooler.token_weights
     outputs = await _answer(call, body, model, "embed" if weights is None else "token_classify", build_params(None))
     return await call.encode(
@@ -102,45 +99,34 @@ async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
     )
 
 
-async def _weigh_queries(call: Call, body: TeiEmbedSparseRequest, model: ServedModel) -> Answer:
-    """Weigh queries by the model's table, for which no graph runs and nothing waits in a queue."""
-    prompts = read_prompts(body.inputs, model, call.context.settings).prompts
-    texts = [text for text in prompts if isinstance(text, str)]
-    if len(texts) < len(prompts):
-        raise InputError("queries of an inference-free SPLADE are texts, not token ids", parameter="inputs")
-    if body.truncate and TRUNCATION_SIDES[body.truncation_direction.lower()] == "left":
-        raise InputError("queries are cut at the tokenizer's side", parameter="truncation_direction")
-    found, _ = await asyncio.to_thread(
-        model.runner.model.embed_sparse_chunk,
-        texts,
-        side="query",
-        prompt=find_prompt(body.prompt_name, model),
-        truncate=bool(body.truncate),
-    )
-    return answer_json([encode_sparse(embedding) for embedding in found])
-
-
 async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: PoolingParams) -> Outputs:
     settings = call.context.settings
     request = read_prompts(body.inputs, model, settings)
     prefix = find_prompt(body.prompt_name, model)
+    given = getattr(body, "side", None)
+    if given is not None:
+        resolve_route(model.manifest, given)
+    side = name_side(model.manifest, given, body.prompt_name) if task == "embed" else None
     if prefix and not all(isinstance(text, str) for text in request.prompts):
         raise InputError("prompt_name is for texts, not for token ids", parameter="prompt_name")
     return await answer_texts(
         model,
         request,
         task,
-        _options(body, model, params, prefix),
+        _options(body, model, params, prefix, side),
         _urgency(call),
         refuses_long=body.truncate is False,
     )
 
 
-def _options(body: Any, model: ServedModel, params: PoolingParams, prefix: str = "") -> RequestOptions:
+def _options(
+    body: Any, model: ServedModel, params: PoolingParams, prefix: str = "", side: str | None = None
+) -> RequestOptions:
     return RequestOptions(
         pooling_params=params,
         use_tqdm=False,
         prefix=prefix,
+        side=side,
         tokenization=plan_tokenization(
             -1 if body.truncate else None, TRUNCATION_SIDES[body.truncation_direction.lower()], model
         ),
@@ -157,7 +143,8 @@ def find_prompt(name: str | None, model: ServedModel) -> str:
     Raises:
         InputError: the model has none of that name.
     """
-    if name is None:
+    # A side is named by its prompt, and every model of sentence-transformers has those two, empty if need be.
+    if name is None or (name not in model.manifest.prompts and name_side(model.manifest, None, name) is not None):
         return ""
     if name not in model.manifest.prompts:
         raise InputError(
@@ -232,7 +219,8 @@ async def similarity(call: Call, body: TeiSimilarityRequest) -> Answer:
     asked = body.parameters or TeiSimilarityParameters()
     queries: list[ParsedPrompt] = [body.inputs.source_sentence]
     documents: list[ParsedPrompt] = list(body.inputs.sentences)
-    options = _options(asked, model, PoolingParams(), find_prompt(asked.prompt_name, model))
+    side = name_side(model.manifest, None, asked.prompt_name)
+    options = _options(asked, model, PoolingParams(), find_prompt(asked.prompt_name, model), side)
     request = ScoreRequest(
         queries=queries,
         documents=documents,

@@ -11,7 +11,7 @@ from poolgraph.runtime.executor import Slots
 from poolgraph.runtime.planner import MIN_SPLIT_TOKENS, BatchLayout
 from poolgraph.serving.backlog import Backlog, Group
 from poolgraph.serving.pending import PendingText
-from poolgraph.tasks import GraphFamily
+from poolgraph.tasks import RunFamily
 
 ENOUGH_TEXTS: Final = 4
 """Texts of one length beyond which a larger batch is hardly quicker a text (measured: 4 against 8, 3 %; 1, 18 %)."""
@@ -77,7 +77,7 @@ class NextBatch:
         exclusive: Whether it has all threads, so that no batch runs beside it.
     """
 
-    family: GraphFamily
+    family: RunFamily
     texts: tuple[PendingText, ...]
     threads: int
     num_tokens: int

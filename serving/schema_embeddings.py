@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from poolgraph.serving.schema_common import EncodingFields, TokenUse, Usage
+from poolgraph.tasks import Side
 
 ChunkSize = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -27,12 +28,15 @@ class EmbeddingsRequest(EncodingFields, kw_only=True):
         use_activation: Whether embeddings are normalized; null is the model's own way.
         normalize: Refused; its name today is ``use_activation``.
         late_chunking_params: For models that embed each token.
+        side: Whether the texts are queries or documents, of models that answer the two differently (inference-free
+            SPLADE); null means what the model takes texts for.
     """
 
     dimensions: Dimensions | None = None
     use_activation: bool | None = None
     normalize: bool | None = None
     late_chunking_params: LateChunkingFields | None = None
+    side: Side | None = None
 
 
 class ChunkRange(msgspec.Struct, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from poolgraph.serving.schema_common import EncodingFields, TextFields, TokenUse, Usage
+from poolgraph.tasks import Side
 
 
 class PoolingRequest(EncodingFields, kw_only=True):
@@ -18,6 +19,7 @@ class PoolingRequest(EncodingFields, kw_only=True):
         dimensions: Refused, as in vLLM.
         normalize: Refused; its name today is ``use_activation``.
         data: Refused: there are no plugins.
+        side: Of the task ``embed``, as of ``/v1/embeddings``.
     """
 
     task: str | None = None
@@ -25,6 +27,7 @@ class PoolingRequest(EncodingFields, kw_only=True):
     dimensions: int | None = None
     normalize: bool | None = None
     data: Any = None
+    side: Side | None = None
 
 
 class PoolingItem(TokenUse, kw_only=True):

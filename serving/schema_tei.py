@@ -8,6 +8,7 @@ import msgspec
 
 from poolgraph.runtime.tokenization import TruncationSide
 from poolgraph.serving.schema_embeddings import Dimensions
+from poolgraph.tasks import Side
 
 TeiInput = str | list[str | int | list[int]]
 """A text, the token ids of one, or a list of both."""
@@ -30,6 +31,8 @@ class TeiEmbedRequest(msgspec.Struct, kw_only=True):
         normalize: Whether embeddings are normalized.
         prompt_name: Name of a prompt of the model, put before each text.
         dimensions: Width of a shortened embedding, of models trained for it.
+        side: Whether the texts are queries or documents, of models that answer the two differently (inference-free
+            SPLADE); null means that whose prompt is named, else what the model takes texts for.
     """
 
     inputs: TeiInput
@@ -39,6 +42,7 @@ class TeiEmbedRequest(msgspec.Struct, kw_only=True):
     normalize: bool = True
     prompt_name: str | None = None
     dimensions: Dimensions | None = None
+    side: Side | None = None
 
 
 class TeiEmbedAllRequest(msgspec.Struct, kw_only=True):
@@ -52,14 +56,14 @@ class TeiEmbedAllRequest(msgspec.Struct, kw_only=True):
 
 
 class TeiEmbedSparseRequest(msgspec.Struct, kw_only=True):
-    """Texts whose words are weighed; fields as of ``/embed``, and which route of an inference-free SPLADE they take."""
+    """Texts whose words are weighed; fields as of ``/embed``."""
 
     inputs: TeiInput
     model: str | None = None
     truncate: bool | None = None
     truncation_direction: Direction = "Right"
     prompt_name: str | None = None
-    side: Literal["query", "document"] | None = None
+    side: Side | None = None
 
 
 class TeiSparseValue(msgspec.Struct, kw_only=True):

@@ -118,7 +118,7 @@ class ServedModel:
         Raises:
             AnswerTooLarge: a row a token, of too many tokens.
         """
-        if run.family == "sequence":
+        if run.family != "token":
             return
         pooler = self.manifest.pooler
         width = pooler.token_embedding_size or pooler.embedding_size

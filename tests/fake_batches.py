@@ -25,7 +25,7 @@ SICK, FAILING, DEADLY = 666, 667, 668
 
 def make_text(length: int, first: int = 1) -> EncodedText:
     ids = np.full(length, 1, dtype=np.int64)
-    ids[0] = first
+    ids[:1] = first
     return EncodedText(input_ids=ids, token_type_ids=None)
 
 

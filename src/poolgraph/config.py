@@ -66,7 +66,8 @@ class PoolingParams:
             ``tokenization_kwargs={"truncate_prompt_tokens": N}``.
         late_chunking_params: Average token embeddings over chunks of that many tokens (``token_embed``).
         extra_kwargs: Options of ``LLM.score`` and ``LLM.rerank``: ``max_tokens_per_query``, ``max_tokens_per_doc``,
-            ``chat_template_kwargs`` and ``plain_late_interaction``. Copied.
+            ``chat_template_kwargs`` and ``plain_late_interaction``. Of ``LLM.embed`` and ``LLM.encode``: ``side``,
+            ``query`` or ``document``, of models that answer the two differently. Copied.
         requires_token_ids: Of no effect, like ``skip_reading_prefix_cache``: vLLM's engine sets them.
         skip_reading_prefix_cache: Of no effect.
         late_interaction_params: None; vLLM's engine sets it.

@@ -27,6 +27,9 @@ SIDES: Final[tuple[Side, Side]] = ("query", "document")
 GraphFamily = Literal["sequence", "token"]
 """One answer a text, or one answer a token of it. A variant has one graph a family."""
 
+RunFamily = Literal["sequence", "token", "query"]
+"""What is run for a text: the graph of a family, or, for queries of a model that has a table for them, the table."""
+
 POOLING_TASKS: Final[tuple[str, ...]] = get_args(PoolingTask)
 
 TASK_FAMILY: Final[dict[str, GraphFamily]] = {

@@ -129,3 +129,21 @@ def test_another_tokenizer(checkpoint: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(ExportError, match="is not that of documents; an artifact has one for both"):
         resolve(checkpoint)
+
+
+def test_dense_routes_are_refused_by_name(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
+    from transformers import AutoTokenizer
+
+    saved = save_router(tmp_path / "sparse")
+    document = Transformer(str(saved / "document_0_Transformer"))
+    tokenizer = AutoTokenizer.from_pretrained(saved / QUERY)
+    routes = Router.for_query_document(
+        query_modules=[StaticEmbedding(tokenizer, embedding_dim=8)],
+        document_modules=[document, Pooling(document.get_embedding_dimension())],
+    )
+    SentenceTransformer(modules=[routes]).save_pretrained(str(tmp_path / "dense"))
+    with pytest.raises(ExportError, match=r"routes .*'query': \['StaticEmbedding'\].* cannot be compiled; what can be"):
+        parse_sentence_transformers(open_checkpoint(tmp_path / "dense"))

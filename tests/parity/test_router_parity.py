@@ -80,6 +80,15 @@ def test_documents_equal_sentence_transformers(routed: Path) -> None:
     assert not np.array_equal(found, plain)
 
 
+@pytest.mark.parametrize("name", ["query", "document"])
+def test_encode_takes_a_prompt_for_no_side_as_sentence_transformers_does(routed: Path, name: str) -> None:
+    texts = ["the lazy dog", "a quick brown fox jumps"]
+    expected = ask(routed / "checkpoint", "encode", texts, prompt_name=name)
+    with PoolingModel.load(routed / "artifact") as model:
+        found = model.encode(texts, prompt_name=name)
+    assert largest_difference(list(expected), list(found)) <= TOLERANCE * expected.max()
+
+
 @pytest.mark.parametrize("most", [1, 3, 1000])
 def test_the_largest_weights_are_kept(routed: Path, most: int) -> None:
     texts = ["the lazy dog", "a quick brown fox jumps"]
@@ -138,3 +147,19 @@ def test_files_of_queries(routed: Path, tmp_path: Path) -> None:
     found = [{pair["index"]: pair["value"] for pair in line["embedding"]} for line in lines]
     assert [list(weights) for weights in found] == [list(weights) for weights in expected]
     assert np.allclose([*found[0].values()], [*expected[0].values()], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("default:.* were longer than .* tokens and were cut")
+@pytest.mark.parametrize("options", [["--side", "query"], ["--prompt-name", "query"]])
+def test_files_of_queries_that_are_cut(
+    routed: Path, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["the lazy dog", "fox " * 59 + "fox"]
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    out = tmp_path / "out.npy"
+    command = ["embed", str(routed / "artifact"), str(tmp_path / "in.txt"), *options, "--truncate", "-o", str(out)]
+    assert main(command) == 0
+    assert "1 of 2 texts were longer than 40 tokens and were cut" in capsys.readouterr().err
+    prompt = "" if "--side" in options else "a quick "
+    with PoolingModel.load(routed / "artifact") as model, pytest.warns(UserWarning, match="were cut"):
+        assert np.array_equal(np.load(out), model.embed(texts, side="query", prompt=prompt, truncate=True))

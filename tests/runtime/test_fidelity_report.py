@@ -15,7 +15,15 @@ from scipy import stats
 
 from poolgraph import PoolingModel
 from poolgraph.graphs.artifact import open_artifact
-from poolgraph.graphs.manifest import Fidelity, FidelityRow, LateInteraction, Scoring, encode_manifest, parse_manifest
+from poolgraph.graphs.manifest import (
+    Fidelity,
+    FidelityRow,
+    LateInteraction,
+    Scoring,
+    StaticQuery,
+    encode_manifest,
+    parse_manifest,
+)
 from poolgraph.runtime import fidelity_report
 from poolgraph.runtime.fidelity_corpus import Corpus, shipped_corpus
 from poolgraph.runtime.fidelity_kinds import FIDELITY_KINDS, NUM_CANDIDATES, choose_candidates, name_kind
@@ -201,6 +209,7 @@ LABELS = change(CLASSIFIER, embedding_size=3, token_embedding_size=3)
     ("kind", "changes"),
     [
         ("embed", {"scoring": Scoring(kind="bi_encoder")}),
+        ("routes", {"static_query": StaticQuery(file="query_weights.npy")}),
         ("token_embed", {"tasks": ("token_embed",)}),
         ("late_interaction", {"tasks": ("token_embed",), "late_interaction": LateInteraction()}),
         (

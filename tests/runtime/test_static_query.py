@@ -14,8 +14,10 @@ from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Manifest, StaticQuery
 from poolgraph.runtime.static_query import (
     STATIC_QUERY_FILE,
+    choose_route,
     find_limit,
     load_static_weights,
+    name_side,
     resolve_route,
     weigh_tokens,
 )
@@ -79,7 +81,14 @@ def test_routes(manifest: Manifest) -> None:
     default = msgspec.structs.replace(manifest, static_query=msgspec.structs.replace(RECORD, default_route="query"))
     assert (resolve_route(default, None), resolve_route(default, "document")) == ("query", "document")
     assert (find_limit(default, None), find_limit(default, "document"), find_limit(manifest, None)) == (9, None, None)
+    assert (choose_route(default, None), choose_route(default, "document")) == ("query", "document")
+    assert (choose_route(manifest, None), choose_route(manifest, "query")) == ("document", "query")
     plain = msgspec.structs.replace(manifest, static_query=None)
+    assert choose_route(plain, None) is None
+    assert [name_side(plain, None, "query"), name_side(manifest, None, "odd"), name_side(manifest, None, None)] == [
+        None
+    ] * 3
+    assert [name_side(manifest, side, "query") for side in (None, "document")] == ["query", "document"]
     assert (resolve_route(plain, None), find_limit(plain, "query")) == (None, None)
     with pytest.raises(InputError, match="leave out side"):
         resolve_route(plain, "query")

@@ -32,9 +32,9 @@ from poolgraph.serving.urgency import NO_HURRY, Urgency
 class Bench:
     """An engine over a fake model, ended with the test."""
 
-    def __init__(self, *, runs=1, seconds=0.0, max_batch_tokens=512, **settings):
+    def __init__(self, *, runs=1, seconds=0.0, max_batch_tokens=512, layout="uniform", **settings):
         self.model, self.observer = FakeModel(seconds), Recorder()
-        rules = Rules(slots=make_slots(runs=runs, max_batch_tokens=max_batch_tokens))
+        rules = Rules(slots=make_slots(runs=runs, max_batch_tokens=max_batch_tokens, layout=layout))
         settings = EngineSettings(**{"restart_delay": 0.05} | settings)
         self.engine = Engine("tiny", self.model, rules, settings, self.observer)
 
@@ -80,6 +80,17 @@ async def test_requests_share_batches_and_families_do_not():
         await asyncio.gather(*(run.future for run in runs))
         assert bench.model.batches == [[99], [1, 2], [3]]
         await until(lambda: bench.observer.of("ran")[1:2] == [(2, 14, 14)])
+
+
+@in_loop
+async def test_a_table_pads_nothing_and_tells_nothing_of_the_speed_of_graphs():
+    async with Bench(layout="padded") as bench:
+        await bench.submit(make_text(8), make_text(7), family="query").future
+        await until(lambda: bench.observer.of("ran") == [(2, 15, 15)])
+        assert bench.engine._speed.seconds_for(10**9, most=60) == 1
+        await bench.submit(make_text(8), make_text(7)).future
+        await until(lambda: bench.observer.of("ran")[1:] == [(2, 15, 16)])
+        assert bench.engine._speed.seconds_for(10**9, most=60) == 60
 
 
 @in_loop

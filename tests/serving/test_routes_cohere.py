@@ -94,7 +94,7 @@ def test_input_types_are_prompts(make_site):
 
 
 def test_a_model_without_prompts_takes_coheres_input_types():
-    assert choose_prompt("search_query", {}) == ""
+    assert choose_prompt("search_query", {}) == choose_prompt("query", {}, has_sides=True) == ""
     with pytest.raises(ValueError, match="Unsupported input_type 'query'"):
         choose_prompt("query", {})
 

@@ -56,6 +56,18 @@ def drain(backlog, load, rules) -> list[NextBatch]:
     return batches
 
 
+@pytest.mark.parametrize("layout", ["uniform", "padded", "packed"])
+def test_queries_without_a_token_run_and_never_beside_texts_of_a_graph(layout):
+    rules = Rules(slots=make_slots(2, 512, layout=layout))
+    lone = backlog_of(pending(0, 0, family="query"), slots=rules.slots)
+    assert [lengths_of(batch) for batch in drain(lone, IDLE, rules)] == [[0, 0]]
+    backlog = backlog_of(pending(0, 3, family="query"), pending(3, 3), pending(1, family="query"), slots=rules.slots)
+    batches = drain(backlog, IDLE, rules)
+    assert sorted(batch.family for batch in batches for _ in batch.texts) == ["query"] * 3 + ["sequence"] * 2
+    for batch in batches:
+        assert {text.run.run.family for text in batch.texts} == {batch.family}
+
+
 def test_nothing_waits():
     assert choose_batch(Backlog(), IDLE, Rules(slots=make_slots()), 0) is None
 
