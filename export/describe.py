@@ -49,6 +49,7 @@ def _describe_pooler(plan: ExportPlan) -> Pooler:
         pooling=head.pooling or (),
         include_prompt=plan.sentence_transformer.include_prompt,
         normalize=head.normalize,
+        normalize_kept=head.is_sparse and head.normalize and config.use_activation is True,
         embedding_size=size,
         token_embedding_size=plan.token_size,
         is_matryoshka=bool(dimensions) or bool(getattr(plan.config, "is_matryoshka", False)),

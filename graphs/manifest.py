@@ -148,6 +148,8 @@ class Pooler(_Record, frozen=True, kw_only=True):
         pooling: Sentence-transformers' pooling modes, concatenated in this order; empty without a sequence graph.
         include_prompt: False when the prompt's tokens are left out of the pooling.
         normalize: True when the finished value is the raw one divided by its L2 norm.
+        normalize_kept: Of sparse embeddings, whether that norm is of the weights that are kept, as those expect who ask
+            for it; a model's own is of all.
         embedding_size: Width of the sequence family's answer, a classifier's number of labels; without a sequence
             graph the token family's.
         token_embedding_size: Width of the token family's answer, None without a token graph.
@@ -173,6 +175,7 @@ class Pooler(_Record, frozen=True, kw_only=True):
     pooling: tuple[str, ...]
     include_prompt: bool = True
     normalize: bool = False
+    normalize_kept: bool = False
     embedding_size: Positive
     token_embedding_size: Positive | None = None
     is_matryoshka: bool = False

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import InputError, TaskNotSupported
-from poolgraph.runtime.embeddings import finish_embeddings
+from poolgraph.runtime.embeddings import divides_kept, finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import count_cut, progress_bar
 from poolgraph.runtime.sparse import (
@@ -111,16 +111,23 @@ class SparseTasks(EmbedTasks):
             windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
         ) as found:
             for _, window, raw in found:
-                embeddings = self._weigh(raw, window)
+                embeddings = self._weigh(raw, window, most)
                 answers += [embedding.keep_largest(most) for embedding in embeddings]
                 num_cut += count_cut(window)
         return answers, num_cut
 
-    def _weigh(self, raw: Raw, window: Sequence[EncodedText]) -> list[SparseEmbedding]:
+    def _weigh(self, raw: Raw, window: Sequence[EncodedText], most: int | None) -> list[SparseEmbedding]:
         """Return the weights of each text's words, of raw answers of the sequence graph, or of BGE-M3's token graph."""
         pooler, weights = self.manifest.pooler, self.manifest.pooler.token_weights
         if weights is None:
-            return sparsify(finish_embeddings(np.asarray(raw), normalize=pooler.normalize, dimensions=None))
+            rows = finish_embeddings(
+                np.asarray(raw),
+                normalize=pooler.normalize,
+                dimensions=None,
+                max_active_dims=most,
+                to_unit=divides_kept(self.manifest, None),
+            )
+            return sparsify(rows)
         skipped, size = weights.skip_token_ids, self.sparse_size
         return [
             weigh_words(text.input_ids, rows[:, -1], skipped=skipped, size=size)

@@ -21,6 +21,7 @@ from poolgraph.runtime.score_options import ScoreOptions
 from poolgraph.runtime.score_pairs import plan_pairs
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
+from poolgraph.runtime.sparse import SparseEmbedding
 from poolgraph.runtime.sparse_output import read_sparse
 from poolgraph.runtime.static_query import resolve_route
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
@@ -89,17 +90,31 @@ async def embed_all(call: Call, body: TeiEmbedAllRequest) -> Answer:
 async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
     """Weigh the words of texts: for each the token ids that have a weight."""
     model = find_model(call.context.registry, body.model, "embed_sparse", "Embed sparse")
+    if body.dimensions is not None:
+        raise InputError(
+            f"dimensions is for dense embeddings, got {body.dimensions}: of sparse ones the leading numbers are a "
+            "vocabulary's first words; leave it out",
+            parameter="dimensions",
+            value=body.dimensions,
+        )
     if resolve_route(model.manifest, body.side) == "query":
         return await _weigh_queries(call, body, model)
-    weights = model.manifest.pooler.token_weights
-    outputs = await _answer(call, body, model, "embed" if weights is None else "token_classify", build_params(None))
+    is_splade = model.manifest.pooler.token_weights is None
+    params = build_params(body.normalize if is_splade else None)
+    outputs = await _answer(call, body, model, "embed" if is_splade else "token_classify", params)
+    found = (read_sparse(output, model.manifest) for output in outputs)
     return await call.encode(
         model,
         lambda: answer_json(
-            [encode_sparse(read_sparse(output, model.manifest)) for output in outputs], headers=use_headers(outputs)
+            [_encode_weights(one, body, is_finished=is_splade) for one in found], headers=use_headers(outputs)
         ),
         count_values(outputs),
     )
+
+
+def _encode_weights(embedding: SparseEmbedding, body: TeiEmbedSparseRequest, *, is_finished: bool = False) -> Any:
+    """Return JSON; what comes of no pooled vector has no norm yet."""
+    return encode_sparse(embedding.to_unit() if body.normalize and not is_finished else embedding)
 
 
 async def _weigh_queries(call: Call, body: TeiEmbedSparseRequest, model: ServedModel) -> Answer:
@@ -117,7 +132,7 @@ async def _weigh_queries(call: Call, body: TeiEmbedSparseRequest, model: ServedM
         prompt=find_prompt(body.prompt_name, model),
         truncate=bool(body.truncate),
     )
-    return answer_json([encode_sparse(embedding) for embedding in found])
+    return answer_json([_encode_weights(embedding, body) for embedding in found])
 
 
 async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: PoolingParams) -> Outputs:
