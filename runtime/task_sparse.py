@@ -12,6 +12,7 @@ from poolgraph.errors import InputError, TaskNotSupported
 from poolgraph.runtime.embeddings import divides_kept, finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import count_cut, progress_bar
+from poolgraph.runtime.module_kinds import AUTO_ENCODER, read_head_kinds
 from poolgraph.runtime.sparse import (
     SparseEmbedding,
     check_active_dims,
@@ -170,6 +171,7 @@ class SparseTasks(EmbedTasks):
 
         Raises:
             InputError: no embedding, one of another size, or a number that is none.
+            TaskNotSupported: the model weighs no words but the features of a sparse auto-encoder.
         """
         if not isinstance(embedding, SparseEmbedding):
             raise InputError(
@@ -179,6 +181,10 @@ class SparseTasks(EmbedTasks):
             raise InputError(
                 f"the embedding has {embedding.size} words, those of {self.manifest.source.model!r} {self.sparse_size}",
                 parameter="embedding",
+            )
+        if AUTO_ENCODER in read_head_kinds(self.path):
+            raise TaskNotSupported(
+                f"{self.manifest.source.model!r} weighs the features of a sparse auto-encoder, which have no words"
             )
         number = len(embedding) if top_k is None else check_active_dims(top_k, "top_k")
         order = np.argsort(-embedding.values, kind="stable")[:number]

@@ -14,6 +14,7 @@ import numpy as np
 from poolgraph import __version__
 from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
+from poolgraph.runtime.module_kinds import AUTO_ENCODER, read_head_kinds
 from poolgraph.runtime.outputs import ScoringRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt
 from poolgraph.runtime.requests import RequestOptions
@@ -293,7 +294,8 @@ async def show_info(call: Call, body: None) -> Answer:
 def _describe_type(model: ServedModel) -> dict[str, Any]:
     manifest = model.manifest
     if "classify" not in manifest.tasks:
-        pooling = "splade" if manifest.pooler.sparse else "+".join(manifest.pooler.pooling)
+        is_splade = manifest.pooler.sparse and AUTO_ENCODER not in read_head_kinds(model.runner.model.path)
+        pooling = "splade" if is_splade else "+".join(manifest.pooler.pooling)
         return {"embedding": {"pooling": pooling}}
     labels = {str(index): label for index, label in enumerate(manifest.labels)}
     names = {"id2label": labels, "label2id": {label: int(index) for index, label in labels.items()}}
