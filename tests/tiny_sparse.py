@@ -12,9 +12,10 @@ import torch
 import transformers
 from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sparse_encoder.modules import SpladePooling
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SpladePooling
 from tiny_heads import save_model, widen
-from tiny_models import bert_tokenizer
+from tiny_models import SIZES, bert_tokenizer
 from torch import nn
 
 
@@ -43,6 +44,24 @@ def save_masked(folder: Path, family: str, config: Mapping[str, Any]) -> Path:
     tokenizer.model_max_length = 128
     tokenizer.save_pretrained(source)
     return save_encoder(folder, source, [SpladePooling()], task="fill-mask")
+
+
+HIDDEN, FEATURES, KEPT = SIZES["hidden_size"], 96, 8
+"""Of a tiny auto-encoder: widths, and how many features are kept."""
+
+
+def auto_encoder(**changes: Any) -> SparseAutoEncoder:
+    """A sparse auto-encoder with wide weights."""
+    torch.manual_seed(1)
+    module = SparseAutoEncoder(**{"input_dim": HIDDEN, "hidden_dim": FEATURES, "k": KEPT, "k_aux": 16, **changes})
+    widen(module)
+    return module
+
+
+def save_csr(folder: Path, behind: Sequence[nn.Module], pooling: str = "mean", **options: Any) -> Path:
+    """Save a SparseEncoder of a BERT, its pooling and the modules behind that."""
+    source = save_model(folder.with_name(f"{folder.name}-source"), "BertModel", "BertModel")
+    return save_encoder(folder, source, [Pooling(HIDDEN, pooling), *behind], **options)
 
 
 def save_encoder(

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from parity_table import TOLERANCE, largest_difference
 from tiny_heads import plan_of
-from tiny_models import SIZES, VOCAB_SIZE
+from tiny_models import SIZES, VOCAB_SIZE, few_calibration_texts
 from tiny_sparse import encode, save_masked
 from transformers.activations import ACT2FN
 
 from poolgraph import PoolingModel, export_model
 from poolgraph.errors import PoolgraphError
 from poolgraph.export.head_activations import ACTIVATION_WORDS
+from poolgraph.runtime.compare import cosine_rows
 
 pytestmark = pytest.mark.usefixtures("short_probes")
 
@@ -98,6 +99,21 @@ def test_more_heads_of_masked_language_models(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("word", sorted({*ACTIVATION_WORDS, "gelu", "relu", "tanh"} - {"gelu_new", "silu"}))
 def test_activations_of_heads(word: str, tmp_path: Path) -> None:
     check("Electra" if word == "gelu" else "Albert", {**ODD, "hidden_act": word}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Albert", "Electra"])
+def test_int8_of_embeddings_that_are_projected_first(name: str, tmp_path: Path) -> None:
+    checkpoint = save_masked(tmp_path / "checkpoint", name, HEADS[name])
+    texts = few_calibration_texts(tmp_path)
+    export_model(checkpoint, tmp_path / "artifact", precisions=("int8",), calibration=texts)
+    with PoolingModel.load(tmp_path / "artifact") as model:
+        quantization = model.variant.quantization
+        found = model.embed(TEXTS[:4])
+        assert np.array_equal(found, np.concatenate([model.embed(text) for text in TEXTS[:4]]))
+    assert quantization is not None
+    assert quantization.static + quantization.token > 0
+    cosines = cosine_rows(encode(checkpoint, TEXTS[:4]).astype(np.float64), found.astype(np.float64))
+    assert cosines.min() > 0.99
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -8,31 +8,18 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-import torch
 from parity_table import TOLERANCE, largest_difference, make_texts
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
-from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
-from tiny_heads import change_json, plan_of, save_model, widen
-from tiny_sparse import encode, save_encoder
-from torch import nn
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from tiny_heads import change_json, plan_of
+from tiny_models import few_calibration_texts
+from tiny_sparse import FEATURES, HIDDEN, KEPT, auto_encoder, encode, save_csr
 
 from poolgraph import LLM, PoolingModel, export_model
 from poolgraph.errors import ExportError, InputError, TaskNotSupported
+from poolgraph.runtime.compare import cosine_rows
+from poolgraph.runtime.fidelity_kinds import FIDELITY_KINDS, Questions, name_kind
 
-HIDDEN, WIDTH, KEPT = 32, 96, 8
 TEXTS = ["", "the lazy dog", "a fox", "a quick brown fox jumps over the lazy dog"]
-
-
-def auto_encoder(**changes: Any) -> SparseAutoEncoder:
-    torch.manual_seed(1)
-    module = SparseAutoEncoder(**{"input_dim": HIDDEN, "hidden_dim": WIDTH, "k": KEPT, "k_aux": 16, **changes})
-    widen(module)
-    return module
-
-
-def save(folder: Path, behind: list[nn.Module], pooling: str = "mean", **options: Any) -> Path:
-    source = save_model(folder.with_name(f"{folder.name}-source"), "BertModel", "BertModel")
-    return save_encoder(folder, source, [Pooling(HIDDEN, pooling), *behind], **options)
 
 
 CHAINS = {
@@ -46,7 +33,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_features_equal_sentence_transformers(name: str, tmp_path: Path) -> None:
-    checkpoint = save(tmp_path / "checkpoint", CHAINS[name](), pooling="cls" if name == "alone" else "mean")
+    checkpoint = save_csr(tmp_path / "checkpoint", CHAINS[name](), pooling="cls" if name == "alone" else "mean")
     export_model(checkpoint, tmp_path / "artifact")
     with PoolingModel.load(tmp_path / "artifact") as model:
         pooler = model.manifest.pooler
@@ -68,18 +55,18 @@ def test_features_equal_sentence_transformers(name: str, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def csr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("csr")
-    save(folder / "checkpoint", [auto_encoder(), Normalize()], prompts={"query": "a quick ", "document": ""})
+    save_csr(folder / "checkpoint", [auto_encoder(), Normalize()], prompts={"query": "a quick ", "document": ""})
     export_model(folder / "checkpoint", folder / "artifact")
     return folder
 
 
-@pytest.mark.parametrize("number", [1, 3, KEPT, 40, WIDTH])
+@pytest.mark.parametrize("number", [1, 3, KEPT, 40, FEATURES])
 def test_more_and_fewer_features(csr: Path, number: int) -> None:
     """A request's number goes before the module's, as in sentence-transformers, and the norm is of those."""
     expected = encode(csr / "checkpoint", TEXTS, max_active_dims=number)
     with PoolingModel.load(csr / "artifact") as model:
-        assert np.array_equal(model.embed_sparse(TEXTS, max_active_dims=WIDTH + 5)[0].to_dense(),
-                              model.embed_sparse(TEXTS, max_active_dims=WIDTH)[0].to_dense())  # fmt: skip
+        assert np.array_equal(model.embed_sparse(TEXTS, max_active_dims=FEATURES + 5)[0].to_dense(),
+                              model.embed_sparse(TEXTS, max_active_dims=FEATURES)[0].to_dense())  # fmt: skip
         for found in (
             [row.to_dense() for row in model.embed_sparse(TEXTS, max_active_dims=number)],
             list(model.encode(TEXTS, max_active_dims=number)),
@@ -119,7 +106,7 @@ def test_features_that_are_all_cut_at_zero(tmp_path: Path) -> None:
     few.latent_bias.data[3:] = -1e4
     none.latent_bias.data[:] = -1e4
     for name, module, most in (("few", few, 3), ("none", none, 0)):
-        checkpoint = save(tmp_path / name, [module, Normalize()])
+        checkpoint = save_csr(tmp_path / name, [module, Normalize()])
         export_model(checkpoint, tmp_path / f"{name}-artifact")
         with PoolingModel.load(tmp_path / f"{name}-artifact") as model:
             found = model.embed_sparse(TEXTS)
@@ -133,7 +120,7 @@ def test_equal_features(tmp_path: Path) -> None:
     module = auto_encoder()
     module.encoder.weight.data[:] = module.encoder.weight.data[:1]
     module.latent_bias.data[:] = 9
-    checkpoint = save(tmp_path / "checkpoint", [module])
+    checkpoint = save_csr(tmp_path / "checkpoint", [module])
     export_model(checkpoint, tmp_path / "artifact")
     with PoolingModel.load(tmp_path / "artifact") as model:
         found = model.embed_sparse(TEXTS)
@@ -155,18 +142,44 @@ def test_features_have_no_words(csr: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "options", "message"),
     [
-        (lambda: [auto_encoder(), Dense(WIDTH, 8)], {}, r"has \['Dense'\] behind its SparseAutoEncoder"),
-        (lambda: [auto_encoder(), auto_encoder(input_dim=WIDTH)], {}, r"has \['SparseAutoEncoder'\] behind its Sparse"),
-        (lambda: [auto_encoder()], {"max_active_dims": WIDTH + 1}, r"has 96 features .hidden_dim., of which 97 are to"),
+        (lambda: [auto_encoder(), Dense(FEATURES, 8)], {}, r"has \['Dense'\] behind its SparseAutoEncoder"),
+        (
+            lambda: [auto_encoder(), auto_encoder(input_dim=FEATURES)],
+            {},
+            r"has \['SparseAutoEncoder'\] behind its Sparse",
+        ),
+        (
+            lambda: [auto_encoder()],
+            {"max_active_dims": FEATURES + 1},
+            r"has 96 features .hidden_dim., of which 97 are to",
+        ),
     ],
 )
 def test_chains_that_are_refused(modules: Any, options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
-        plan_of(save(tmp_path / "checkpoint", modules(), **options))
+        plan_of(save_csr(tmp_path / "checkpoint", modules(), **options))
 
 
 def test_a_module_without_its_tensors_or_pooling(csr: Path, tmp_path: Path) -> None:
-    checkpoint = save(tmp_path / "checkpoint", [auto_encoder()])
+    checkpoint = save_csr(tmp_path / "checkpoint", [auto_encoder()])
     change_json(checkpoint / "2_SparseAutoEncoder" / "config.json", k=0)
     with pytest.raises(ExportError, match=r"2_SparseAutoEncoder/config\.json"):
         plan_of(checkpoint)
+
+
+def test_int8_is_judged_by_all_features_and_reported_by_those_that_are_kept(tmp_path: Path) -> None:
+    """Where features nearly tie, rounding keeps another one: that is told, of the answers that users get."""
+    checkpoint = save_csr(tmp_path / "checkpoint", [auto_encoder(hidden_dim=1024, k=32), Normalize()])
+    texts = few_calibration_texts(tmp_path)
+    export_model(checkpoint, tmp_path / "artifact", precisions=("fp32", "int8"), calibration=texts)
+    with PoolingModel.load(tmp_path / "artifact", precision="int8") as model:
+        found, raw = model.embed(TEXTS), model.embed_sparse(TEXTS, max_active_dims=1024)
+        rows = [row.to_dense() for row in raw]
+        kind = FIDELITY_KINDS[name_kind(model.manifest)]
+        told = kind.finish(model.manifest, Questions(encoded=(), num_queries=1), rows).rows
+    assert told is not None
+    assert np.allclose(told, found, atol=1e-6)
+    assert (np.count_nonzero(found, axis=1) == 32).all()
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    cosines = cosine_rows(encode(checkpoint, TEXTS).astype(np.float64), found.astype(np.float64))
+    assert cosines.min() > 0.9

@@ -116,6 +116,17 @@ def test_embed_sparse_of_bge_m3(make_site):
     assert site.get("/info").json()["model_type"] == {"embedding": {"pooling": "cls"}}
 
 
+def test_embed_sparse_of_an_auto_encoder(make_site):
+    site = make_site("csr")
+    texts = ["the lazy dog the", "a fox"]
+    answer = site.post("/embed_sparse", {"inputs": texts})
+    with PoolingModel.load(site.model.runner.model.path) as model:
+        expected = [embedding.to_dict() for embedding in model.embed_sparse(texts)]
+    found = [{pair["index"]: np.float32(pair["value"]) for pair in weights} for weights in answer.json()]
+    assert found == expected
+    assert site.get("/info").json()["model_type"] == {"embedding": {"pooling": "mean"}}
+
+
 def test_embed_sparse_of_either_route(make_site):
     site = make_site("router")
     texts = ["the lazy dog the", "a fox"]
