@@ -158,7 +158,8 @@ class SparseTasks(EmbedTasks):
         self.check_embed_options(prompt_name=prompt_name, prompt=prompt, side=side)
         if not weighs_words(self.manifest):
             raise TaskNotSupported(
-                f"{self.manifest.source.model!r} embeds densely: sparse embeddings are of SPLADE models and BGE-M3"
+                f"{self.manifest.source.model!r} embeds densely: sparse embeddings are of SPLADE models, sparse "
+                "auto-encoders and BGE-M3"
             )
         check_active_dims(max_active_dims)
 

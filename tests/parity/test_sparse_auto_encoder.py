@@ -18,6 +18,7 @@ from poolgraph import LLM, PoolingModel, export_model
 from poolgraph.errors import ExportError, InputError, TaskNotSupported
 from poolgraph.runtime.compare import cosine_rows
 from poolgraph.runtime.fidelity_kinds import FIDELITY_KINDS, Questions, name_kind
+from poolgraph.runtime.inspect import describe
 
 TEXTS = ["", "the lazy dog", "a fox", "a quick brown fox jumps over the lazy dog"]
 
@@ -133,6 +134,8 @@ def test_equal_features(tmp_path: Path) -> None:
 def test_features_have_no_words(csr: Path) -> None:
     with PoolingModel.load(csr / "artifact") as model:
         (embedding,) = model.embed_sparse("a fox")
+        shown = describe(model.manifest, csr / "artifact")
+        assert "pooler        mean, normalized, weights of features, the 8 largest\n" in shown
         with pytest.raises(TaskNotSupported, match="weighs the features of a sparse auto-encoder, which have no words"):
             model.decode(embedding)
         with pytest.raises(InputError, match="does not support Matryoshka embeddings"):
