@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from poolgraph.errors import ExportError
 from poolgraph.export.bind import OLD_SUFFIXES
 from poolgraph.export.head import HeadPlan, HeadStep, StoredTensor
+from poolgraph.export.head_activations import ACTIVATION_WORDS, OF_TRANSFORMERS
 from poolgraph.export.layouts import Weights
 
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -232,11 +233,11 @@ def _plan_layer(layer: Layer, name: str, weights: Weights, config: PretrainedCon
 
 
 def _activation_name(activation: str, config: PretrainedConfig) -> str:
-    """Return a dotted name of torch.nn; transformers' ``gelu`` and torch's GELU are the same function."""
+    """Return a name that ``build_activation`` knows; transformers' ``gelu`` and torch's GELU are the same function."""
     if not activation.startswith("config:"):
         return activation
     word = str(getattr(config, activation.removeprefix("config:")))
-    names = {"gelu": GELU, "relu": RELU, "tanh": TANH}
+    names = {"gelu": GELU, "relu": RELU, "tanh": TANH} | {name: OF_TRANSFORMERS + name for name in ACTIVATION_WORDS}
     if word in names:
         return names[word]
     raise ExportError(f"config.json asks for the activation {word!r} in the head; those compiled are {sorted(names)}")

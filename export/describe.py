@@ -42,16 +42,18 @@ def build_manifest(plan: ExportPlan, variants: Sequence[Variant], *, min_cosine:
 
 def _describe_pooler(plan: ExportPlan) -> Pooler:
     head, config = plan.head, plan.options.pooler_config
-    dimensions = tuple(int(size) for size in getattr(plan.config, "matryoshka_dimensions", None) or ())
+    widths = () if head.is_sparse else getattr(plan.config, "matryoshka_dimensions", None) or ()
+    dimensions = tuple(int(size) for size in widths)
     size = plan.sequence_size or plan.token_size
     assert size is not None
     return Pooler(
         pooling=head.pooling or (),
         include_prompt=plan.sentence_transformer.include_prompt,
         normalize=head.normalize,
+        normalize_kept=head.normalizes_kept or (head.is_sparse and head.normalize and config.use_activation is True),
         embedding_size=size,
         token_embedding_size=plan.token_size,
-        is_matryoshka=bool(dimensions) or bool(getattr(plan.config, "is_matryoshka", False)),
+        is_matryoshka=bool(dimensions) or (bool(getattr(plan.config, "is_matryoshka", False)) and not head.is_sparse),
         matryoshka_dimensions=dimensions,
         sparse=head.is_sparse,
         token_weights=_describe_weights(plan) if head.tokens else None,

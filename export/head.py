@@ -13,6 +13,7 @@ from torch import nn
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import WeightFolder
+from poolgraph.export.head_activations import DEFAULT_ACTIVATION, build_activation
 from poolgraph.export.layouts import Weights
 from poolgraph.export.sentence_transformers import HeadModule
 from poolgraph.graphs.families import AnswerKind
@@ -25,20 +26,17 @@ from poolgraph.poolers.head import (
     Standardize,
     Truncate,
     WeightedVectors,
+    drop_finish,
 )
-
-DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"
-"""Sentence-transformers' default for a Dense whose configuration names none."""
+from poolgraph.poolers.sparse_auto_encoder import KeepLargest, SparseAutoEncoder
 
 OTHER_NAMES = {
     "linear.weight": ("weight", "dense.weight"),
     "linear.bias": ("bias", "dense.bias"),
     "activation.weight": ("activation_function.weight",),
+    "encoder.weight": ("decoder.linear.weight",),
 }
-"""Names that files of a Dense use for the same tensors."""
-
-OVER_AN_AXIS = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
-"""Activations that take an axis, which no file names: torch chooses the last one of pooled vectors."""
+"""Other names that files use for the same tensors; a sparse auto-encoder's decoder is its encoder, transposed."""
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -96,14 +94,15 @@ class HeadStep:
 
     def output_size(self, input_size: int) -> int:
         """Return the width of the result for an input of ``input_size``."""
-        if self.kind in ("Dense", "WeightedVectors"):
-            return int(self.config["out_features"])
+        widths = {"Dense": "out_features", "WeightedVectors": "out_features", "SparseAutoEncoder": "hidden_dim"}
+        if self.kind in widths:
+            return int(self.config[widths[self.kind]])
         return min(input_size, int(self.config["size"])) if self.kind == "Truncate" else input_size
 
     @property
     def input_size(self) -> int | None:
         """The width that the step takes, None when any fits."""
-        names = {"Dense": "in_features", "LayerNorm": "dimension"}
+        names = {"Dense": "in_features", "LayerNorm": "dimension", "SparseAutoEncoder": "input_dim"}
         return int(self.config[names[self.kind]]) if self.kind in names else None
 
 
@@ -140,12 +139,27 @@ class HeadPlan:
     @property
     def normalize(self) -> bool:
         """Whether the finished value is the raw one divided by its norm."""
-        return bool(self.shared) and self.shared[-1].kind == "Normalize"
+        return any(step.kind == "Normalize" for step in self.finish)
+
+    @property
+    def finish(self) -> tuple[HeadStep, ...]:
+        """Steps at the end that make the finished value of the raw one, of each kind one at most."""
+        kinds: list[str] = []
+        for step in reversed(self.shared):
+            if step.kind not in ("KeepLargest", "Normalize") or step.kind in kinds:
+                break
+            kinds.append(step.kind)
+        return self.shared[len(self.shared) - len(kinds) :]
 
     @property
     def is_sparse(self) -> bool:
-        """Whether answers are weights of words, most of them 0."""
-        return any(step.kind == "LogSaturation" for step in (*self.rows, *self.shared))
+        """Whether answers are weights, of words or of an auto-encoder's features, most of them 0."""
+        return any(step.kind in ("LogSaturation", "SparseAutoEncoder") for step in (*self.rows, *self.shared))
+
+    @property
+    def normalizes_kept(self) -> bool:
+        """Whether the norm is that of the largest values alone, which are kept."""
+        return [step.kind for step in self.finish] == ["KeepLargest", "Normalize"]
 
     def sequence_size(self, hidden_size: int) -> int | None:
         """Return the width of a text's finished vector, None without the sequence family."""
@@ -160,7 +174,7 @@ class HeadPlan:
 
     def takes_rows(self, hidden_size: int) -> bool:
         """Whether the shared steps fit the backbone's own rows."""
-        if self.rows or self.tokens:
+        if self.rows or self.is_sparse or self.tokens:
             return bool(self.tokens)
         width = next((step.input_size for step in self.shared if step.input_size is not None), None)
         return width in (None, hidden_size)
@@ -198,14 +212,14 @@ def build_steps(steps: Iterable[HeadStep]) -> list[nn.Module]:
 
 
 def load_steps(steps: Iterable[HeadStep]) -> list[nn.Module]:
-    """Build the modules of steps with their real weights in float32, a trailing Normalize left out."""
+    """Build the modules of steps with their real weights in float32, those that finish the raw value left out."""
     modules = []
     for step in steps:
         module = _build(step)
         folders = {stored.folder: WeightFolder(stored.folder) for stored in step.tensors.values()}
         module.load_state_dict({name: stored.load(folders[stored.folder]) for name, stored in step.tensors.items()})
         modules.append(module.eval())
-    return modules[:-1] if modules and isinstance(modules[-1], Normalize) else modules
+    return drop_finish(modules)
 
 
 def describe_modules(modules: Iterable[HeadModule], folder: Path) -> tuple[HeadStep, ...]:
@@ -233,29 +247,6 @@ def _describe_module(module: HeadModule, folder: Path) -> HeadStep:
     return HeadStep(kind=module.kind, config=module.config, tensors=tensors)
 
 
-def build_activation(name: str | None) -> nn.Module:
-    """Return the activation called by its dotted name.
-
-    Raises:
-        ExportError: not a class of torch.nn.modules, the only ones that are loaded by name.
-    """
-    if name is None:
-        return nn.Identity()
-    module, _, class_name = name.rpartition(".")
-    found = getattr(nn, class_name, None)
-    if not module.startswith("torch.nn") or not isinstance(found, type) or not issubclass(found, nn.Module):
-        raise ExportError(
-            f"activation function {name!r} is not a class of torch.nn.modules, the only ones loaded by name"
-        )
-    try:
-        activation: nn.Module = found(dim=-1) if issubclass(found, OVER_AN_AXIS) else found()
-    except TypeError as error:
-        raise ExportError(
-            f"activation function {name!r} cannot be made without arguments, of which files hold none: {error}"
-        ) from error
-    return activation
-
-
 def _build(step: HeadStep) -> nn.Module:
     try:
         return BUILDERS[step.kind](step.config)
@@ -281,6 +272,12 @@ def _build_layer_norm(config: Mapping[str, Any]) -> LayerNorm:
     return LayerNorm(int(config["dimension"]), eps=float(config.get("eps", 1e-5)), bias=bool(config.get("bias", True)))
 
 
+def _build_auto_encoder(config: Mapping[str, Any]) -> SparseAutoEncoder:
+    return SparseAutoEncoder(
+        int(config["input_dim"]), int(config.get("hidden_dim", 512)), normalize=bool(config.get("normalize", False))
+    )
+
+
 BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = MappingProxyType(
     {
         "Dense": _build_dense,
@@ -290,6 +287,8 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = MappingProxyT
         "Truncate": lambda config: Truncate(int(config["size"])),
         "LogSaturation": lambda config: LogSaturation(int(config["times"])),
         "WeightedVectors": lambda config: WeightedVectors(int(config["in_features"]), int(config["out_features"])),
+        "SparseAutoEncoder": _build_auto_encoder,
+        "KeepLargest": lambda config: KeepLargest(int(config["k"])),
         "Standardize": lambda config: Standardize(config["mean"], config["sigma"]),
     }
 )

@@ -17,7 +17,8 @@ import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint, WeightFolder
-from poolgraph.export.head import OVER_AN_AXIS, HeadStep, StoredTensor, build_activation, describe_modules
+from poolgraph.export.head import HeadStep, StoredTensor, describe_modules
+from poolgraph.export.head_activations import OVER_AN_AXIS, build_activation
 from poolgraph.export.late_interaction_files import (
     CLASSIC_QUERY_LENGTH,
     Expansion,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from transformers import PretrainedConfig
@@ -12,7 +12,7 @@ from poolgraph.errors import ExportError
 from poolgraph.export.classifier_heads import GELU, IDENTITY, Layer, fits_layer, plan_layers
 from poolgraph.export.head import HeadPlan, HeadStep, StoredTensor
 from poolgraph.export.layouts import Weights
-from poolgraph.export.sentence_transformers import Splade
+from poolgraph.export.sparse_encoder import Splade
 
 SATURATIONS: Mapping[str, int] = MappingProxyType({"relu": 1, "log1p_relu": 2})
 """How often the logarithm is taken, by sentence-transformers' names."""
@@ -26,11 +26,18 @@ class MaskedLanguageHead:
         layers: What a row passes before it is multiplied with the vocabulary.
         decoder: Name of the last layer without ``.weight``, which is left out where it is tied.
         biases: Names that its bias has. The decoder's own comes first: where the two differ transformers adds it alone.
+        needs: Fields that the configuration must have, with their values: what tensors' names do not tell.
     """
 
     layers: tuple[Layer, ...]
     decoder: str
     biases: tuple[str, ...]
+    needs: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+    def fits(self, weights: Weights, config: PretrainedConfig, base_prefix: str) -> bool:
+        """Whether a checkpoint has it."""
+        needed = all(getattr(config, name, None) == value for name, value in self.needs.items())
+        return needed and all(fits_layer(layer, weights, base_prefix) for layer in self.layers)
 
 
 LAYOUTS: Mapping[str, MaskedLanguageHead] = MappingProxyType(
@@ -58,11 +65,53 @@ LAYOUTS: Mapping[str, MaskedLanguageHead] = MappingProxyType(
             decoder="decoder",
             biases=("decoder.bias",),
         ),
+        "albert": MaskedLanguageHead(
+            layers=(Layer("predictions.dense", "config:hidden_act"), Layer("predictions.LayerNorm", is_norm=True)),
+            decoder="predictions.decoder",
+            biases=("predictions.decoder.bias", "predictions.bias"),
+        ),
+        "electra": MaskedLanguageHead(
+            layers=(Layer("generator_predictions.dense", GELU), Layer("generator_predictions.LayerNorm", is_norm=True)),
+            decoder="generator_lm_head",
+            biases=("generator_lm_head.bias",),
+        ),
+        "rembert": MaskedLanguageHead(
+            layers=(
+                Layer("cls.predictions.dense", "config:hidden_act"),
+                Layer("cls.predictions.LayerNorm", is_norm=True),
+            ),
+            decoder="cls.predictions.decoder",
+            biases=("cls.predictions.decoder.bias",),
+        ),
+        "nomic_bert": MaskedLanguageHead(
+            layers=(
+                Layer("cls.predictions.transform.dense", "config:hidden_act"),
+                Layer("cls.predictions.transform.layer_norm", is_norm=True),
+            ),
+            decoder="cls.predictions.decoder",
+            biases=("cls.predictions.decoder.bias", "cls.predictions.bias"),
+        ),
+        "deberta": MaskedLanguageHead(
+            layers=(
+                Layer("lm_predictions.lm_head.dense", "config:hidden_act"),
+                Layer("lm_predictions.lm_head.LayerNorm", is_norm=True),
+            ),
+            decoder="lm_predictions.lm_head.decoder",
+            biases=("lm_predictions.lm_head.bias",),
+            needs=MappingProxyType({"legacy": False}),
+        ),
+        "eurobert": MaskedLanguageHead(
+            layers=(),
+            decoder="lm_head",
+            biases=("lm_head.bias",),
+            needs=MappingProxyType({"model_type": "eurobert"}),
+        ),
     }
 )
-"""The first whose layers a checkpoint has is taken; MPNet, CamemBERT and XLM-RoBERTa are laid out as RoBERTa."""
+"""The first whose layers a checkpoint has is taken; MPNet, CamemBERT and XLM-RoBERTa are laid out as RoBERTa. DeBERTa
+has its own only where ``legacy`` is false, and BERT's elsewhere: transformers reads no other."""
 
-TABLES = ("embeddings.word_embeddings", "embeddings.tok_embeddings")
+TABLES = ("embeddings.word_embeddings", "embeddings.tok_embeddings", "embed_tokens")
 """Names of the token embeddings, to which the last layer is tied unless the configuration says otherwise."""
 
 
@@ -89,13 +138,13 @@ def plan_splade(weights: Weights, config: PretrainedConfig, base_prefix: str, sp
 
 def _plan_scores(weights: Weights, config: PretrainedConfig, base_prefix: str) -> tuple[HeadStep, ...]:
     for layout in LAYOUTS.values():
-        if all(fits_layer(layer, weights, base_prefix) for layer in layout.layers):
+        if layout.fits(weights, config, base_prefix):
             layers = plan_layers(layout.layers, weights, config, base_prefix)
             return (*layers, _plan_decoder(layout, weights, config, base_prefix))
     outside = sorted(name for name in weights.names if not name.startswith(f"{base_prefix}."))
     raise ExportError(
-        "SPLADE needs the head of a masked language model; none that poolgraph knows fits the checkpoint's tensors "
-        f"outside the backbone, {outside[:20]}"
+        f"SPLADE needs the head of a masked language model. This {config.model_type} checkpoint has none that is laid "
+        f"out as {list(LAYOUTS)}, which are compiled; its tensors outside the backbone are {outside[:20]}"
     )
 
 

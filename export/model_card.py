@@ -121,7 +121,7 @@ def _describe_answer(pooler: Pooler) -> str:
     if pooler.activation is not None:
         return f"answer before its activation ({pooler.activation})"
     if pooler.max_active_dims is not None:
-        return f"answer with all weights, of which the {pooler.max_active_dims} largest are kept"
+        return f"finished answer, of whose weights the {pooler.max_active_dims} largest are kept"
     return "finished answer"
 
 

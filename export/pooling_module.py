@@ -87,7 +87,7 @@ class PoolingModule(nn.Module):
     def output_names(self) -> tuple[str, ...]:
         """Raw and finished value of each family, the finished one alone where they are the same."""
         present: dict[GraphFamily, bool] = {"sequence": self.pooling is not None, "token": self.head_takes_rows}
-        chosen = slice(0, 2) if self.head.normalize else slice(1, 2)
+        chosen = slice(0, 2) if self.head.finishes else slice(1, 2)
         kept: dict[GraphFamily, slice] = {"sequence": chosen, "token": slice(0, 1) if len(self.head.tokens) else chosen}
         return tuple(
             name for family in present if present[family] for name in OUTPUT_NAMES[self.kind, family][kept[family]]

@@ -28,7 +28,8 @@ from poolgraph.export.layouts import Weights
 from poolgraph.export.many_vectors import plan_weighted_vectors
 from poolgraph.export.masked_language_head import plan_splade
 from poolgraph.export.options import ExportOptions
-from poolgraph.export.sentence_transformers import SentenceTransformer, Splade
+from poolgraph.export.sentence_transformers import SentenceTransformer
+from poolgraph.export.sparse_encoder import Splade
 from poolgraph.tasks import POOLING_MODES
 
 Wish = Literal["embed", "classify"] | None
@@ -228,7 +229,9 @@ def _plan_sparse(source: HeadSource) -> HeadPlan:
         raise TaskNotSupported(f"{source.backbone.architecture} weighs words (SPLADE) and classifies nothing")
     sentence = source.sentence_transformer
     plan = plan_splade(source.weights, source.config, source.base_prefix, sentence.splade or Splade())
-    return replace(plan, shared=(*plan.shared, *describe_modules(sentence.head, source.checkpoint.folder)))
+    number = sentence.max_active_dims
+    kept = () if number is None else (HeadStep(kind="KeepLargest", config={"k": number}),)
+    return replace(plan, shared=(*plan.shared, *describe_modules(sentence.head, source.checkpoint.folder), *kept))
 
 
 def _check_convertible(source: HeadSource) -> None:
@@ -264,7 +267,7 @@ def _override_pooling(plan: HeadPlan, mode: str) -> HeadPlan:
         raise InputError(
             f"pooling {mode} was asked for, but this checkpoint answers token by token", parameter="seq_pooling_type"
         )
-    if plan.is_sparse:
+    if plan.rows:
         raise InputError(
             f"pooling {mode} was asked for, but weights of words (SPLADE) are pooled by {plan.pooling[0]}",
             parameter="seq_pooling_type",
@@ -275,5 +278,6 @@ def _override_pooling(plan: HeadPlan, mode: str) -> HeadPlan:
 def _override_activation(plan: HeadPlan, *, use: bool) -> HeadPlan:
     if plan.kind == "logits" or use == plan.normalize:
         return replace(plan, use_activation=use)
-    steps = (*plan.shared, HeadStep(kind="Normalize")) if use else plan.shared[:-1]
-    return replace(plan, shared=steps)
+    raw = plan.shared[: len(plan.shared) - len(plan.finish)]
+    kept = tuple(step for step in plan.finish if step.kind != "Normalize")
+    return replace(plan, shared=(*raw, *kept, *((HeadStep(kind="Normalize"),) if use else ())))

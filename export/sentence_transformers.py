@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.router import Module, StaticRoute, read_router
-from poolgraph.export.transformer_options import TransformerOptions, read_form, read_transformer
+from poolgraph.export.sparse_encoder import AutoEncoder, Splade, read_auto_encoder, read_splade
+from poolgraph.export.transformer_options import read_form, read_transformer
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -35,6 +36,7 @@ COMPILED_MODULES = (
     "LayerNorm",
     "Normalize",
     "Dropout",
+    "SparseAutoEncoder",
 )
 
 TRANSFORMERS = ("Transformer", "MLMTransformer")
@@ -64,13 +66,6 @@ class _Settings(msgspec.Struct, frozen=True):
     similarity_fn_name: str | None = None
 
 
-class Splade(msgspec.Struct, frozen=True):
-    """What is read of a SpladePooling's configuration."""
-
-    strategy: Literal["max", "sum"] = msgspec.field(default="max", name="pooling_strategy")
-    activation: Literal["relu", "log1p_relu"] = msgspec.field(default="relu", name="activation_function")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadModule:
     """One module after the pooling: its class name, its folder in the checkpoint and its configuration."""
@@ -94,8 +89,9 @@ class SentenceTransformer:
         transformer_path: Folder of the backbone, "" for the checkpoint's own.
         pooling: Pooling modes in the order of their concatenation, empty where the files have no Pooling.
         splade: How scores of words are pooled to an embedding of a weight a word (SparseEncoder); None for others.
+        auto_encoder: The features that a sparse auto-encoder keeps of pooled vectors (SparseEncoder); None for others.
         static_query: The route of queries of an inference-free SPLADE; None for others.
-        max_active_dims: The most weights that such an embedding keeps, None for all.
+        max_active_dims: The most weights that a sparse embedding keeps, None for all.
         include_prompt: False when the prompt's tokens are left out of the pooling.
         head: The modules after the pooling.
         max_seq_length: Limit in tokens, None where the files do not say.
@@ -110,6 +106,7 @@ class SentenceTransformer:
     transformer_path: str = ""
     pooling: tuple[str, ...] = ()
     splade: Splade | None = None
+    auto_encoder: AutoEncoder | None = None
     static_query: StaticRoute | None = None
     max_active_dims: int | None = None
     include_prompt: bool = True
@@ -140,34 +137,28 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
     _check_order(kinds)
     pooling_path = modules[kinds.index("Pooling")].path if "Pooling" in kinds else None
     pooling = (read_form(checkpoint, f"{pooling_path}/config.json", dict[str, Any]) or {}) if pooling_path else {}
-    splade = _read_splade(checkpoint, modules, kinds)
-    task = "feature-extraction" if splade is None else "fill-mask"
+    task = "fill-mask" if {"SpladePooling", "MLMTransformer"} & set(kinds) else "feature-extraction"
     transformer = read_transformer(checkpoint, modules[0].path, task=task, multi_vector=multi_vector)
-    if splade is not None:
-        _check_splade(kinds, transformer)
+    splade = read_splade(checkpoint, modules, kinds, transformer)
     settings = read_form(checkpoint, "config_sentence_transformers.json", _Settings) or _Settings()
     if multi_vector:
         # MultiVectorEncoder always has these two prompts, and knows no truncate_dim.
         prompts = {"query": None, "document": None, **(settings.prompts or {})}
         settings = msgspec.structs.replace(settings, prompts=prompts, truncate_dim=None)
-    if splade is not None:
+    auto_encoder = read_auto_encoder(checkpoint, modules, kinds, settings.max_active_dims)
+    is_sparse = splade is not None or auto_encoder is not None
+    if is_sparse:
         settings = msgspec.structs.replace(settings, truncate_dim=None)  # which SparseEncoder does not know
     _check_default_prompt(settings)
     return SentenceTransformer(
         transformer_path=modules[0].path,
         pooling=parse_pooling(pooling) if pooling_path else (),
         splade=splade,
+        auto_encoder=auto_encoder,
         static_query=static_query,
-        max_active_dims=None if splade is None else settings.max_active_dims,
+        max_active_dims=_choose_active_dims(settings, splade, auto_encoder),
         include_prompt=bool(pooling.get("include_prompt", True)),
-        head=(
-            *(
-                _head_module(checkpoint, module, kind, multi_vector=multi_vector)
-                for module, kind in zip(modules, kinds, strict=True)
-                if kind not in (*TRANSFORMERS, *POOLINGS)
-            ),
-            *_truncation(settings),
-        ),
+        head=(*_read_head(checkpoint, modules, kinds, auto_encoder, multi_vector=multi_vector), *_truncation(settings)),
         max_seq_length=transformer.limit,
         do_lower_case=bool(transformer.do_lower_case),
         prompts=_name_prompts(settings),
@@ -175,7 +166,7 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
         similarity_fn_name=(
             settings.similarity_fn_name or "cosine"
             if multi_vector
-            else _choose_similarity(settings, "cosine" if splade is None else "dot")
+            else _choose_similarity(settings, "dot" if is_sparse else "cosine")
         ),
         config_options=transformer.config_options,
         tokenizer_options=transformer.tokenizer_options,
@@ -267,30 +258,6 @@ def _check_path(path: str) -> None:
         raise ExportError(f"modules.json names the path {path!r}, which leaves the checkpoint")
 
 
-def _read_splade(checkpoint: Checkpoint, modules: list[Module], kinds: list[str]) -> Splade | None:
-    """Return the configuration of the SpladePooling, None where there is none."""
-    if "SpladePooling" in kinds:
-        return read_form(checkpoint, f"{modules[kinds.index('SpladePooling')].path}/config.json", Splade) or Splade()
-    if "MLMTransformer" in kinds:
-        raise ExportError("modules.json has an MLMTransformer without a SpladePooling, which cannot be compiled")
-    return None
-
-
-def _check_splade(kinds: list[str], transformer: TransformerOptions) -> None:
-    if kinds[0] == "Transformer" and transformer.transformer_task is None:
-        raise ExportError(
-            "modules.json has a SpladePooling behind a Transformer without transformer_task, of which "
-            "sentence-transformers pools the last hidden states and not scores of words; write 'fill-mask' into its "
-            "sentence_bert_config.json"
-        )
-    behind = [kind for kind in kinds[2:] if kind not in ("Normalize", "Dropout")]
-    if behind:
-        raise ExportError(
-            f"modules.json has {behind} behind its SpladePooling, after which embeddings are weights of words no more; "
-            "only Normalize and Dropout can be compiled there"
-        )
-
-
 def _check_order(kinds: list[str]) -> None:
     if not kinds or kinds[0] not in TRANSFORMERS or sum(kind in TRANSFORMERS for kind in kinds) > 1:
         raise ExportError(f"modules.json must start with its only Transformer module to be compiled; it has {kinds}")
@@ -298,6 +265,30 @@ def _check_order(kinds: list[str]) -> None:
         raise ExportError(
             f"modules.json must have its Pooling right after the Transformer to be compiled; it has {kinds}"
         )
+
+
+def _choose_active_dims(settings: _Settings, splade: Splade | None, auto_encoder: AutoEncoder | None) -> int | None:
+    if auto_encoder is not None:
+        return auto_encoder.number
+    return None if splade is None else settings.max_active_dims
+
+
+def _read_head(
+    checkpoint: Checkpoint,
+    modules: list[Module],
+    kinds: list[str],
+    auto_encoder: AutoEncoder | None,
+    *,
+    multi_vector: bool,
+) -> Iterator[HeadModule]:
+    """Yield the modules behind the pooling; an auto-encoder's smaller features are left out right behind it."""
+    skipped = (*TRANSFORMERS, *POOLINGS, *(() if auto_encoder is None else ("Dropout",)))
+    for module, kind in zip(modules, kinds, strict=True):
+        if kind in skipped:
+            continue
+        yield _head_module(checkpoint, module, kind, multi_vector=multi_vector)
+        if kind == "SparseAutoEncoder" and auto_encoder is not None:
+            yield HeadModule(kind="KeepLargest", path="", config={"k": auto_encoder.number})
 
 
 def _head_module(checkpoint: Checkpoint, module: Module, kind: str, *, multi_vector: bool) -> HeadModule:

@@ -148,12 +148,15 @@ class Pooler(_Record, frozen=True, kw_only=True):
         pooling: Sentence-transformers' pooling modes, concatenated in this order; empty without a sequence graph.
         include_prompt: False when the prompt's tokens are left out of the pooling.
         normalize: True when the finished value is the raw one divided by its L2 norm.
+        normalize_kept: Of sparse embeddings, whether that norm is of the weights that are kept: behind a sparse
+            auto-encoder, and for callers who ask for it; a SPLADE's own is of all.
         embedding_size: Width of the sequence family's answer, a classifier's number of labels; without a sequence
             graph the token family's.
         token_embedding_size: Width of the token family's answer, None without a token graph.
         is_matryoshka: Whether embeddings may be shortened at all.
         matryoshka_dimensions: Allowed widths of a shortened embedding; empty when every width is.
-        sparse: Whether embeddings are weights of the vocabulary's words, most of them 0.
+        sparse: Whether embeddings are weights of the vocabulary's words, or of a sparse auto-encoder's features, most
+            of them 0.
         token_weights: Where a token's raw row ends, behind its embedding, with the weight of its word: which tokens
             take part. The task token_classify answers the weights. None for other models.
         max_active_dims: Of sparse embeddings, the most weights that are kept unless a request says otherwise; None for
@@ -173,6 +176,7 @@ class Pooler(_Record, frozen=True, kw_only=True):
     pooling: tuple[str, ...]
     include_prompt: bool = True
     normalize: bool = False
+    normalize_kept: bool = False
     embedding_size: Positive
     token_embedding_size: Positive | None = None
     is_matryoshka: bool = False

@@ -72,9 +72,12 @@ def quantize_products(recipes: Mapping[str, Recipe], *, native: bool = False) ->
 
     def pass_(model: ir.Model) -> int:
         groups = [group for group in find_products(model) if group.name in recipes]
+        made: dict[ir.Value, ir.Value] = {}
         for group in groups:
             recipe = recipes[group.name]
-            _replace(model.graph, group, recipe, _emit_native if native else _EMIT[recipe.scheme])
+            # A product's rows may be another product's, which has been replaced (ELECTRA's and ALBERT's embeddings).
+            source = made.get(group.source, group.source)
+            made |= _replace(model.graph, group, source, recipe, _emit_native if native else _EMIT[recipe.scheme])
         if groups:
             model.graph.opset_imports.setdefault(NATIVE_DOMAIN if native else CONTRIB_DOMAIN, 1)
         return len(groups)
@@ -83,9 +86,12 @@ def quantize_products(recipes: Mapping[str, Recipe], *, native: bool = False) ->
     return pass_
 
 
-def _replace(graph: ir.Graph, group: ProductGroup, recipe: Recipe, emit: _Emit) -> None:
+def _replace(
+    graph: ir.Graph, group: ProductGroup, source: ir.Value, recipe: Recipe, emit: _Emit
+) -> dict[ir.Value, ir.Value]:
+    """Put a quantized product in the place of a group, and return what stands for each of its outputs."""
     tape = Tape()
-    result = emit(graph, tape, group.source, _quantized_weights(graph, group, recipe), recipe)
+    result = emit(graph, tape, source, _quantized_weights(graph, group, recipe), recipe)
     results = [result]
     if len(group.products) > 1:
         sizes = [product.sizes[1] for product in group.products]
@@ -95,6 +101,7 @@ def _replace(graph: ir.Graph, group: ProductGroup, recipe: Recipe, emit: _Emit) 
     for product, new in zip(group.products, results, strict=True):
         stand_in(new, product.output)
         _remove(graph, product)
+    return {product.output: new for product, new in zip(group.products, results, strict=True)}
 
 
 def _remove(graph: ir.Graph, product: Product) -> None:

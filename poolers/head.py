@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from poolgraph.poolers.sparse_auto_encoder import KeepLargest
+
 NORMALIZE_EPSILON = 1e-12
 """torch.nn.functional.normalize's default, as sentence-transformers and vLLM use it."""
 
@@ -138,8 +140,12 @@ class WeightedVectors(nn.Module):
         return torch.cat([self.vector(rows), functional.relu(self.weight(rows))], dim=-1)
 
 
+FINISHING = (KeepLargest, Normalize)
+"""Modules that make the finished value of the raw one, where a chain ends with them."""
+
+
 class Head(nn.Module):
-    """A chain of head modules; a trailing Normalize is kept apart so that the raw value can be had too.
+    """A chain of head modules; what finishes it is kept apart so that the raw value can be had too.
 
     Args:
         modules: What finishes a pooled vector, and a token's row in the same way.
@@ -155,10 +161,11 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.tokens = nn.Sequential(*(token_modules or []))
-        self.normalize = bool(modules) and isinstance(modules[-1], Normalize)
+        raw = drop_finish(modules)
+        self.finishes = len(raw) < len(modules)
         self.pooled = nn.Sequential(*(pooled_modules or []))
-        self.chain = nn.Sequential(*(modules[:-1] if self.normalize else modules))
-        self.finish = Normalize() if self.normalize else nn.Identity()
+        self.chain = nn.Sequential(*raw)
+        self.finish = nn.Sequential(*modules[len(raw) :])
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the raw and the finished value of (..., in_features), both (..., size)."""
@@ -170,9 +177,18 @@ class Head(nn.Module):
         if len(self.tokens):
             return (self.tokens(rows),)
         raw, finished = self(rows)
-        return (raw, finished) if self.normalize else (raw,)
+        return (raw, finished) if self.finishes else (raw,)
 
     def forward_pooled(self, pooled: Tensor) -> tuple[Tensor, ...]:
         """Return the same of pooled vectors (batch_size, in_features)."""
         raw, finished = self(self.pooled(pooled))
-        return (raw, finished) if self.normalize else (raw,)
+        return (raw, finished) if self.finishes else (raw,)
+
+
+def drop_finish(modules: list[nn.Module]) -> list[nn.Module]:
+    """Return the modules of the raw value: all but those at the end that finish it, of each kind one at most."""
+    kinds: set[type[nn.Module]] = set()
+    while modules and isinstance(modules[-1], FINISHING) and type(modules[-1]) not in kinds:
+        kinds.add(type(modules[-1]))
+        modules = modules[:-1]
+    return modules

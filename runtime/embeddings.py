@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Final
 
 import msgspec
 import numpy as np
@@ -11,10 +10,7 @@ from numpy.typing import NDArray
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest
-from poolgraph.runtime.sparse import keep_largest
-
-MIN_NORM: Final = 1e-12
-"""Smallest norm divided by: an answer of zeros stays zeros."""
+from poolgraph.runtime.sparse import MIN_NORM, keep_largest
 
 
 def check_dimensions(manifest: Manifest, dimensions: int | None, model: str) -> None:
@@ -67,6 +63,15 @@ def choose_norm(manifest: Manifest, normalize: bool | None) -> bool:
     return manifest.pooler.normalize if normalize is None else bool(normalize)
 
 
+def divides_kept(manifest: Manifest, normalize: bool | None) -> bool:
+    """Return whether the norm that sparse embeddings are divided by is that of the weights that are kept.
+
+    It is where a caller asks for it, of the export, of ``LLM`` or of a request, who expects embeddings of length 1.
+    The model's own is of all weights: sentence-transformers' Normalize comes before the smaller ones are left out.
+    """
+    return manifest.pooler.normalize_kept if normalize is None else bool(normalize)
+
+
 def finish_embeddings(
     raw: NDArray[np.float32],
     *,
@@ -82,8 +87,7 @@ def finish_embeddings(
         normalize: Whether to divide each row by its norm.
         dimensions: Leading values kept, None for all.
         max_active_dims: The largest values of sparse rows that are kept, None for all.
-        to_unit: Whether the norm is that of what is kept, as who asks for a norm of 1 expects. The model's own is of
-            all values: sentence-transformers' Normalize comes before the smaller ones are left out.
+        to_unit: Whether the norm is that of what is kept, see ``divides_kept``.
 
     Returns:
         A new array (..., dimensions).

@@ -149,7 +149,14 @@ def _judge_all(corpus: Corpus) -> NDArray[np.bool_] | None:
 
 
 def _finish_embeddings(manifest: Manifest, questions: Questions, raw: Raw) -> Findings:
-    rows = finish_embeddings(np.stack(raw), normalize=manifest.pooler.normalize, dimensions=None)
+    pooler = manifest.pooler
+    rows = finish_embeddings(
+        np.stack(raw),
+        normalize=pooler.normalize,
+        dimensions=None,
+        max_active_dims=pooler.max_active_dims,
+        to_unit=pooler.normalize_kept,
+    )
     queries, documents = np.split(rows, [questions.num_queries])
     return Findings(rows=rows, scores=similarity_matrix(queries, documents, manifest.similarity_fn_name))
 

@@ -13,7 +13,7 @@ from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest, Pooler
 from poolgraph.runtime.activations import choose_activation, finish_logits
-from poolgraph.runtime.embeddings import at_token_width, check_dimensions, finish_embeddings
+from poolgraph.runtime.embeddings import at_token_width, check_dimensions, divides_kept, finish_embeddings
 from poolgraph.runtime.late_chunking import average_chunks
 from poolgraph.runtime.steps import resolve_columns, resolve_step_tag, select_steps
 from poolgraph.runtime.tokenizer import EncodedText
@@ -51,7 +51,7 @@ class Finish:
     Attributes:
         embeds: Whether the answer is an embedding; else it is logits.
         normalize: Divide embeddings by their norm.
-        to_unit: Divide by the norm of the values that are kept, which the request asks for, not of all.
+        to_unit: Divide by the norm of the values that are kept, which the caller asks for, not of all.
         dimensions: Leading values of embeddings that are kept, None for all.
         max_active_dims: The largest values of sparse embeddings that are kept, None for all.
         activation: Applied to logits, None for none.
@@ -108,7 +108,7 @@ def plan_finish(
     return Finish(
         embeds=True,
         normalize=manifest.pooler.normalize if params.use_activation is None else params.use_activation,
-        to_unit=bool(params.use_activation) and manifest.pooler.max_active_dims is not None,
+        to_unit=divides_kept(manifest, params.use_activation) and manifest.pooler.max_active_dims is not None,
         dimensions=width,
         max_active_dims=manifest.pooler.max_active_dims,
         steps=steps,

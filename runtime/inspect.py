@@ -19,6 +19,7 @@ from poolgraph.graphs.manifest import (
 )
 from poolgraph.runtime.compare import OTHER_EXPERTS
 from poolgraph.runtime.fidelity_table import describe_fidelity, tabulate_fidelity
+from poolgraph.runtime.module_kinds import AUTO_ENCODER, read_head_kinds
 from poolgraph.runtime.providers import list_needs
 from poolgraph.runtime.tuning import TUNING_FILE, TuningEntry
 
@@ -134,7 +135,7 @@ def _describe_model(manifest: Manifest, path: Path) -> list[str]:
         "model": source.model if source.revision is None else f"{source.model} at {source.revision}",
         "architecture": manifest.architecture,
         "tasks": _describe_tasks(manifest),
-        "pooler": _describe_pooler(manifest.pooler),
+        "pooler": _describe_pooler(manifest.pooler, "features" if AUTO_ENCODER in read_head_kinds(path) else "words"),
         "dimensions": _describe_dimensions(manifest.pooler),
         "limits": f"{manifest.limits.max_model_len} tokens a text, vocabulary of {manifest.limits.vocab_size}",
         "scoring": _describe_scoring(manifest),
@@ -150,13 +151,13 @@ def _describe_tasks(manifest: Manifest) -> str:
     return ", ".join(f"{task} (default)" if task == manifest.default_task else task for task in manifest.tasks)
 
 
-def _describe_pooler(pooler: Pooler) -> str:
+def _describe_pooler(pooler: Pooler, weighed: str) -> str:
     parts = [" + ".join(pooler.pooling) or "every token", _describe_finish(pooler)]
     if pooler.tok_pooling_type == "STEP":
         parts.append(f"rows of token {pooler.step_tag_id}")
     if pooler.sparse:
         parts.append(
-            f"weights of words{'' if pooler.max_active_dims is None else f', the {pooler.max_active_dims} largest'}"
+            f"weights of {weighed}{'' if pooler.max_active_dims is None else f', the {pooler.max_active_dims} largest'}"
         )
     if pooler.token_weights is not None:
         parts.append("vectors of tokens with weights of words")

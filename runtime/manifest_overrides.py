@@ -126,6 +126,7 @@ def _override_pooler(manifest: Manifest, config: PoolerConfig) -> Manifest:
     changed = msgspec.structs.replace(
         pooler,
         normalize=pooler.normalize if active is None else active,
+        normalize_kept=pooler.normalize_kept if active is None else active and pooler.sparse,
         use_activation=pooler.use_activation if active is None else active,
         tok_pooling_type=config.tok_pooling_type or pooler.tok_pooling_type,
         step_tag_id=pooler.step_tag_id if config.step_tag_id is None else config.step_tag_id,

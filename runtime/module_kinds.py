@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from poolgraph.errors import ArtifactError
 
 _T = TypeVar("_T")
+
+AUTO_ENCODER: Final = "SparseAutoEncoder"
+"""The kind of module whose numbers are features of its own, and not words of a vocabulary."""
 
 
 class _Module(msgspec.Struct):

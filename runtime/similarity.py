@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from poolgraph.errors import InputError
-from poolgraph.runtime.embeddings import MIN_NORM
 from poolgraph.runtime.maxsim import maxsim, maxsim_pairs
+from poolgraph.runtime.sparse import MIN_NORM
 
 Array: TypeAlias = NDArray[Any]
 Matrices: TypeAlias = Array | Sequence[Array]

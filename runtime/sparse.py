@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import InputError
 from poolgraph.graphs.manifest import Manifest
+
+MIN_NORM: Final = 1e-12
+"""Smallest norm divided by: an answer of zeros stays zeros."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +41,12 @@ class SparseEmbedding:
             return self
         kept = np.sort(_largest(np.abs(self.values), max_active_dims))
         return SparseEmbedding(indices=self.indices[kept], values=self.values[kept], size=self.size)
+
+    def to_unit(self) -> SparseEmbedding:
+        """Return the weights divided by their L2 norm; without weights there is none to divide by."""
+        norm = np.sqrt(np.square(self.values, dtype=np.float64).sum())
+        values = self.values / np.maximum(norm, MIN_NORM).astype(np.float32)
+        return SparseEmbedding(indices=self.indices, values=values, size=self.size)
 
     def to_dense(self) -> NDArray[np.float32]:
         """Return (size,), 0 where there is no weight."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.config import PoolingParams
-from poolgraph.runtime.embeddings import check_dimensions, choose_norm, finish_embeddings
+from poolgraph.runtime.embeddings import check_dimensions, choose_norm, divides_kept, finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import finish_tokens, plan_finish
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
@@ -118,7 +118,7 @@ class EmbedTasks(LoadedModel):
                     normalize=unit,
                     dimensions=dimensions,
                     max_active_dims=most,
-                    to_unit=bool(normalize),
+                    to_unit=divides_kept(self.manifest, normalize),
                 )
                 num_cut += count_cut(window)
         return answers, num_cut

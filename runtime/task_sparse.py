@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import InputError, TaskNotSupported
-from poolgraph.runtime.embeddings import finish_embeddings
+from poolgraph.runtime.embeddings import divides_kept, finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import count_cut, progress_bar
+from poolgraph.runtime.module_kinds import AUTO_ENCODER, read_head_kinds
 from poolgraph.runtime.sparse import (
     SparseEmbedding,
     check_active_dims,
@@ -112,16 +113,23 @@ class SparseTasks(EmbedTasks):
             windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
         ) as found:
             for _, window, raw in found:
-                embeddings = self._weigh(raw, window)
+                embeddings = self._weigh(raw, window, most)
                 answers += [embedding.keep_largest(most) for embedding in embeddings]
                 num_cut += count_cut(window)
         return answers, num_cut
 
-    def _weigh(self, raw: Raw, window: Sequence[EncodedText]) -> list[SparseEmbedding]:
+    def _weigh(self, raw: Raw, window: Sequence[EncodedText], most: int | None) -> list[SparseEmbedding]:
         """Return the weights of each text's words, of raw answers of the sequence graph, or of BGE-M3's token graph."""
         pooler, weights = self.manifest.pooler, self.manifest.pooler.token_weights
         if weights is None:
-            return sparsify(finish_embeddings(np.asarray(raw), normalize=pooler.normalize, dimensions=None))
+            rows = finish_embeddings(
+                np.asarray(raw),
+                normalize=pooler.normalize,
+                dimensions=None,
+                max_active_dims=most,
+                to_unit=divides_kept(self.manifest, None),
+            )
+            return sparsify(rows)
         skipped, size = weights.skip_token_ids, self.sparse_size
         return [
             weigh_words(text.input_ids, rows[:, -1], skipped=skipped, size=size)
@@ -151,7 +159,8 @@ class SparseTasks(EmbedTasks):
         self.check_embed_options(prompt_name=prompt_name, prompt=prompt, side=side)
         if not weighs_words(self.manifest):
             raise TaskNotSupported(
-                f"{self.manifest.source.model!r} embeds densely: sparse embeddings are of SPLADE models and BGE-M3"
+                f"{self.manifest.source.model!r} embeds densely: sparse embeddings are of SPLADE models, sparse "
+                "auto-encoders and BGE-M3"
             )
         check_active_dims(max_active_dims)
 
@@ -164,6 +173,7 @@ class SparseTasks(EmbedTasks):
 
         Raises:
             InputError: no embedding, one of another size, or a number that is none.
+            TaskNotSupported: the model weighs no words but the features of a sparse auto-encoder.
         """
         if not isinstance(embedding, SparseEmbedding):
             raise InputError(
@@ -173,6 +183,10 @@ class SparseTasks(EmbedTasks):
             raise InputError(
                 f"the embedding has {embedding.size} words, those of {self.manifest.source.model!r} {self.sparse_size}",
                 parameter="embedding",
+            )
+        if AUTO_ENCODER in read_head_kinds(self.path):
+            raise TaskNotSupported(
+                f"{self.manifest.source.model!r} weighs the features of a sparse auto-encoder, which have no words"
             )
         number = len(embedding) if top_k is None else check_active_dims(top_k, "top_k")
         order = np.argsort(-embedding.values, kind="stable")[:number]

@@ -13,6 +13,7 @@ import numpy as np
 from poolgraph import __version__
 from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
+from poolgraph.runtime.module_kinds import AUTO_ENCODER, read_head_kinds
 from poolgraph.runtime.outputs import ScoringRequestOutput
 from poolgraph.runtime.prompts import ParsedPrompt
 from poolgraph.runtime.requests import RequestOptions
@@ -20,6 +21,7 @@ from poolgraph.runtime.score_options import ScoreOptions
 from poolgraph.runtime.score_pairs import plan_pairs
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
+from poolgraph.runtime.sparse import SparseEmbedding
 from poolgraph.runtime.sparse_output import read_sparse
 from poolgraph.runtime.static_query import name_side, resolve_route
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
@@ -88,15 +90,29 @@ async def embed_all(call: Call, body: TeiEmbedAllRequest) -> Answer:
 async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
     """Weigh the words of texts: for each the token ids that have a weight."""
     model = find_model(call.context.registry, body.model, "embed_sparse", "Embed sparse")
-    weights = model.manifest.pooler.token_weights
-    outputs = await _answer(call, body, model, "embed" if weights is None else "token_classify", build_params(None))
+    if body.dimensions is not None:
+        raise InputError(
+            f"dimensions is for dense embeddings, got {body.dimensions}: of sparse ones the leading numbers are a "
+            "vocabulary's first words; leave it out",
+            parameter="dimensions",
+            value=body.dimensions,
+        )
+    is_splade = model.manifest.pooler.token_weights is None
+    params = build_params(body.normalize if is_splade else None)
+    outputs = await _answer(call, body, model, "embed" if is_splade else "token_classify", params)
+    found = (read_sparse(output, model.manifest) for output in outputs)
     return await call.encode(
         model,
         lambda: answer_json(
-            [encode_sparse(read_sparse(output, model.manifest)) for output in outputs], headers=use_headers(outputs)
+            [_encode_weights(one, body, is_finished=is_splade) for one in found], headers=use_headers(outputs)
         ),
         count_values(outputs),
     )
+
+
+def _encode_weights(embedding: SparseEmbedding, body: TeiEmbedSparseRequest, *, is_finished: bool = False) -> Any:
+    """Return JSON; what comes of no pooled vector has no norm yet."""
+    return encode_sparse(embedding.to_unit() if body.normalize and not is_finished else embedding)
 
 
 async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: PoolingParams) -> Outputs:
@@ -266,7 +282,8 @@ async def show_info(call: Call, body: None) -> Answer:
 def _describe_type(model: ServedModel) -> dict[str, Any]:
     manifest = model.manifest
     if "classify" not in manifest.tasks:
-        pooling = "splade" if manifest.pooler.sparse else "+".join(manifest.pooler.pooling)
+        is_splade = manifest.pooler.sparse and AUTO_ENCODER not in read_head_kinds(model.runner.model.path)
+        pooling = "splade" if is_splade else "+".join(manifest.pooler.pooling)
         return {"embedding": {"pooling": pooling}}
     labels = {str(index): label for index, label in enumerate(manifest.labels)}
     names = {"id2label": labels, "label2id": {label: int(index) for index, label in labels.items()}}

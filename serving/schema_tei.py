@@ -56,13 +56,21 @@ class TeiEmbedAllRequest(msgspec.Struct, kw_only=True):
 
 
 class TeiEmbedSparseRequest(msgspec.Struct, kw_only=True):
-    """Texts whose words are weighed; fields as of ``/embed``."""
+    """Texts whose words are weighed; fields as of ``/embed``, and two more.
+
+    Attributes:
+        normalize: Whether embeddings are normalized; without it they are as the model says.
+        dimensions: Refused: leading words of a vocabulary mean nothing.
+        side: Which route of an inference-free SPLADE they take.
+    """
 
     inputs: TeiInput
     model: str | None = None
     truncate: bool | None = None
     truncation_direction: Direction = "Right"
+    normalize: bool | None = None
     prompt_name: str | None = None
+    dimensions: Dimensions | None = None
     side: Side | None = None
 
 

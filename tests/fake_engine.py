@@ -69,6 +69,16 @@ def build_router(folder: Path) -> Path:
     return folder
 
 
+def build_csr(folder: Path) -> Path:
+    """A tiny sparse auto-encoder behind a mean."""
+    from tiny_sparse import auto_encoder, save_csr
+
+    from poolgraph import export_model
+
+    export_model(save_csr(folder.with_name("checkpoint"), [auto_encoder()]), folder)
+    return folder
+
+
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "embedder": build_embedder,
     "chatty": lambda folder: build_embedder(folder, chat_template=CHAT_TEMPLATE),
@@ -76,6 +86,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "splade": lambda folder: build_embedder(folder, sparse=SPLADE, tasks=("embed",)),
     "bge_m3": build_bge_m3,
     "router": build_router,
+    "csr": build_csr,
     "tokens": lambda folder: build_embedder(folder, tasks=("token_embed",), default_task="token_embed"),
     "classifier": build_classifier,
     "reranker": lambda folder: build_scorer(folder, limits=Limits(max_model_len=128, vocab_size=len(VOCABULARY))),

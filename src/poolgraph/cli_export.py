@@ -71,7 +71,7 @@ EXPORT_OPTIONS: Final = (
         metavar="P[,P]",
         **NAMES,
         default=("fp32",),
-        help="fp32 (default), int8; for cuda fp16, bf16; the first that runs on a machine is used unless told",
+        help="fp32 (default), int8, bf16; for cuda fp16, bf16; the first that runs on a machine is used unless told",
     ),
     Argument(
         "--target",

@@ -217,7 +217,7 @@ FILE_COMMANDS: Final = (
         input=TEXTS,
         options=(*PROMPT, "max_active_dims", "side", "normalize", "truncate"),
         arguments=(
-            Argument("--sparse", action="store_true", help="the weights that are not 0, by token id (SPLADE models)"),
+            Argument("--sparse", action="store_true", help="the weights that are not 0, by index (sparse encoders)"),
         ),
     ),
     FileCommand(

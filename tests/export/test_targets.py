@@ -16,6 +16,7 @@ from poolgraph.graphs.pipeline import (
     CUDA_BF16,
     CUDA_FP16,
     CUDA_PACKED_FP16,
+    NATIVE_BF16,
     NATIVE_FP32,
     NATIVE_INT8,
     PORTABLE,
@@ -41,6 +42,12 @@ def test_int8_alone_is_portable_in_int8_and_the_first_precision_comes_first() ->
     assert choose("int8") == (PORTABLE_INT8, NATIVE_INT8, CPU_INT8)
     assert choose("fp32", "int8") == (PORTABLE, NATIVE_FP32, CPU_FP32, NATIVE_INT8, CPU_INT8)
     assert choose("int8", "fp32") == (PORTABLE, NATIVE_INT8, CPU_INT8, NATIVE_FP32, CPU_FP32)
+
+
+def test_bf16_for_the_cpu_is_kept_where_it_cannot_be_verified() -> None:
+    assert choose_targets(["cpu"], ["bf16"], lambda _target: True) == (PORTABLE, NATIVE_BF16)
+    assert choose_targets(["cpu"], ["bf16"], lambda target: target.operators is None) == (PORTABLE, NATIVE_BF16)
+    assert choose_targets(["cpu", "cuda"], ["bf16"], lambda _target: True) == (PORTABLE, NATIVE_BF16, CUDA_BF16)
 
 
 def test_a_target_is_made_in_the_precisions_that_it_has() -> None:

@@ -157,3 +157,26 @@ def test_flattened_products_get_their_axes_back(attributes: str, rewrites: int) 
     assert (unflatten_products(model), unflatten_products(model)) == (rewrites, 0)
     np.testing.assert_allclose(run(model, x=ROWS)[0], before, atol=1e-6)
     assert len(find_products(model)) == rewrites
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_product_of_another_products_rows(native: bool) -> None:
+    """As of ELECTRA's and ALBERT's embeddings, which are projected right before the first layer's projections."""
+    model = build(
+        """g (float[batch, length, 8] x) => (float[batch, length, 3] z)
+        <float[batch, length, 6] p, float[batch, length, 6] y> {
+            p = MatMul (x, backbone__0__gate__weight)
+            y = Add (p, backbone__0__gate__bias)
+            z = MatMul (y, backbone__1__weight)
+        }""",
+        **{name: WEIGHTS[name] for name in ("backbone__0__gate__weight", "backbone__0__gate__bias")},
+        backbone__1__weight=random(6, 3, seed=5),
+    )
+    (plain,) = run(model, x=ROWS)
+    recipes = {name: Recipe(scheme="token") for name in ("backbone.0.gate.weight", "backbone.1.weight")}
+    assert quantize_products(recipes, native=native)(model) == 2
+    data = ir.to_proto(model).SerializeToString()
+    assert len(data) > 0
+    if not native:
+        (found,) = run(model, x=ROWS)
+        np.testing.assert_allclose(found, plain, atol=0.05 * np.abs(plain).max())

@@ -132,9 +132,9 @@ def test_decoder_that_is_not_tied(tmp_path: Path) -> None:
         export_model(checkpoint, tmp_path / "artifact", hf_overrides=overrides)
 
 
-def test_the_model_card_tells_what_graphs_leave_out(splade: Path) -> None:
+def test_other_programs_get_the_weights_that_are_kept(splade: Path) -> None:
     card = (splade / "artifact" / "README.md").read_text()
-    assert "is the answer with all weights, of which the 20 largest are kept" in card
+    assert "`sentence_embedding` is the finished answer, of whose weights the 20 largest are kept" in card
     assert 'weights = model.embed_sparse(["a text", "another text"])' in card
 
 

@@ -102,7 +102,7 @@ def test_head_keeps_a_trailing_normalization_apart() -> None:
     head = Head([dense, Normalize()])
     given = rows(2, 4)
     raw, finished = head(given)
-    assert head.normalize
+    assert head.finishes
     torch.testing.assert_close(raw, dense(given))
     torch.testing.assert_close(finished, Normalize()(dense(given)))
     assert sorted(head.state_dict()) == ["chain.0.linear.bias", "chain.0.linear.weight"]
@@ -113,7 +113,7 @@ def test_head_without_a_trailing_normalization_is_finished_when_it_is_raw() -> N
     head = Head([Normalize(), norm])
     given = rows(2, 4)
     raw, finished = head(given)
-    assert not head.normalize
+    assert not head.finishes
     torch.testing.assert_close(raw, norm(Normalize()(given)))
     assert torch.equal(raw, finished)
 
@@ -121,7 +121,7 @@ def test_head_without_a_trailing_normalization_is_finished_when_it_is_raw() -> N
 def test_empty_head_hands_its_input_through() -> None:
     head = Head([])
     given = rows(2, 4)
-    assert not head.normalize
+    assert not head.finishes
     assert all(torch.equal(value, given) for value in head(given))
 
 

@@ -47,9 +47,7 @@ def test_products_of_every_size(count: int, sizes: tuple[int, int], kind: Produc
 @pytest.mark.parametrize("count", [511, 512, 513, 1100])
 @pytest.mark.parametrize("sizes", [(600, 70), (256, 64), (257, 1100), (1027, 40)], ids=str)
 @pytest.mark.parametrize("kind", [FUSED, BFLOAT], ids=lambda it: it.matmul)
-def test_many_rows_and_steps_are_computed_in_parts(
-    count: int, sizes: tuple[int, int], kind: ProductOperators
-) -> None:
+def test_many_rows_and_steps_are_computed_in_parts(count: int, sizes: tuple[int, int], kind: ProductOperators) -> None:
     case = ProductCase(kind=kind, in_features=sizes[0], out_features=sizes[1])
     rows = rows_of(count, sizes[0])
     for threads in (1, 2):

@@ -81,6 +81,29 @@ def test_embed_sparse(make_site):
     assert site.get("/info").json()["model_type"] == {"embedding": {"pooling": "splade"}}
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"), [("splade", {}), ("bge_m3", {}), ("router", {"side": "query"}), ("router", {})]
+)
+def test_norms_and_widths_of_sparse_embeddings(name, fields, make_site):
+    site = make_site(name)
+    plain, unit, raw = (
+        [
+            {pair["index"]: np.float32(pair["value"]) for pair in weights}
+            for weights in site.post("/embed_sparse", {"inputs": TEXTS, **fields, **more}).json()
+        ]
+        for more in ({}, {"normalize": True}, {"normalize": False, "dimensions": None})
+    )
+    assert raw == plain
+    for weights, given in zip(unit, plain, strict=True):
+        assert list(weights) == list(given)
+        norm = np.linalg.norm(list(given.values()))
+        assert norm == 0 or not np.isclose(norm, 1, rtol=1e-3)
+        assert np.allclose(list(weights.values()), np.array(list(given.values())) / max(norm, 1e-12), rtol=1e-6)
+    refused = site.post("/embed_sparse", {"inputs": TEXTS, **fields, "dimensions": 4})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dimensions")
+    assert "dimensions is for dense embeddings, got 4" in refused.json()["error"]["message"]
+
+
 def test_embed_sparse_of_bge_m3(make_site):
     site = make_site("bge_m3")
     texts = ["the lazy dog the", "a fox"]
@@ -91,6 +114,17 @@ def test_embed_sparse_of_bge_m3(make_site):
     found = [{pair["index"]: np.float32(pair["value"]) for pair in weights} for weights in answer.json()]
     assert found == expected
     assert site.get("/info").json()["model_type"] == {"embedding": {"pooling": "cls"}}
+
+
+def test_embed_sparse_of_an_auto_encoder(make_site):
+    site = make_site("csr")
+    texts = ["the lazy dog the", "a fox"]
+    answer = site.post("/embed_sparse", {"inputs": texts})
+    with PoolingModel.load(site.model.runner.model.path) as model:
+        expected = [embedding.to_dict() for embedding in model.embed_sparse(texts)]
+    found = [{pair["index"]: np.float32(pair["value"]) for pair in weights} for weights in answer.json()]
+    assert found == expected
+    assert site.get("/info").json()["model_type"] == {"embedding": {"pooling": "mean"}}
 
 
 def test_embed_sparse_of_either_route(make_site):
