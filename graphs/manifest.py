@@ -155,8 +155,7 @@ class Pooler(_Record, frozen=True, kw_only=True):
         token_embedding_size: Width of the token family's answer, None without a token graph.
         is_matryoshka: Whether embeddings may be shortened at all.
         matryoshka_dimensions: Allowed widths of a shortened embedding; empty when every width is.
-        sparse: Whether embeddings are weights of the vocabulary's words, or of a sparse auto-encoder's features, most
-            of them 0.
+        sparse: Whether embeddings are weights, most of them 0, of the vocabulary's words or of learned features.
         token_weights: Where a token's raw row ends, behind its embedding, with the weight of its word: which tokens
             take part. The task token_classify answers the weights. None for other models.
         max_active_dims: Of sparse embeddings, the most weights that are kept unless a request says otherwise; None for
