@@ -62,6 +62,7 @@ BATCH_SIZES = (8, 32)
 ENGINES = {
     SUBJECT: EngineRow(module="engine_poolgraph", options={"precision": "fp32"}),
     "poolgraph-int8": EngineRow(module="engine_poolgraph", options={"precision": "int8"}),
+    "poolgraph-bf16": EngineRow(module="engine_poolgraph", options={"precision": "bf16"}),
     REFERENCE: EngineRow(module="engine_sentence_transformers", options={"precision": "fp32"}, batch_sizes=BATCH_SIZES),
     "sentence-transformers-bf16": EngineRow(
         module="engine_sentence_transformers", options={"precision": "bf16"}, batch_sizes=BATCH_SIZES

@@ -25,7 +25,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 _MODULES = ("models.Transformer", "", "models.Pooling", "1_Pooling", "models.Normalize", "2_Normalize")
 _EXPORT = (
     "import sys; from poolgraph.export.exporter import export_model; "
-    "export_model(sys.argv[1], sys.argv[2], precisions=('fp32', 'int8'))"
+    "export_model(sys.argv[1], sys.argv[2], precisions=('fp32', 'int8', 'bf16'))"
 )
 
 

@@ -19,7 +19,7 @@ from poolgraph.graphs.lower_attention_native import (
     lower_attention_to_native,
     lower_attention_to_native_float,
 )
-from poolgraph.graphs.lower_products import lower_products_to_native
+from poolgraph.graphs.lower_products import lower_products_to_bfloat, lower_products_to_native
 from poolgraph.graphs.lower_text_sums import lower_text_sums
 from poolgraph.graphs.native import (
     FUSED,
@@ -62,6 +62,18 @@ def test_a_product_becomes_one_operator_with_its_bias_and_keeps_its_weights() ->
     assert [value.name for value in up.inputs if value is not None] == ["x", "backbone.up", "backbone.b"]
     assert [value.name for value in down.inputs if value is not None][1:] == ["backbone.down"]
     assert {name: value.const_value for name, value in model.graph.initializers.items()} == weights
+
+
+def test_products_are_rounded_to_bfloat16_but_for_those_that_choose_experts() -> None:
+    text = f"""g ({AXES}) => (float[batch, length, 24] h, float[batch, length, 2] v, int64[batch, length, 2] i) {{
+        h = MatMul (x, backbone__up)
+        scores = MatMul (x, backbone__router)
+        v, i = TopK (scores, k)
+    }}"""
+    router, k = random(16, 4, seed=1), np.array([2], dtype=np.int64)
+    model = build(text, backbone__up=W["backbone__up"], backbone__router=router, k=k)
+    assert apply(model, (lower_products_to_bfloat, lower_products_to_native)) == [1, 1]
+    assert sorted(ops(model)) == ["BFloatMatMul", "FusedMatMul", "TopK"]
 
 
 def test_products_of_the_head_and_of_pooled_rows_stay() -> None:
