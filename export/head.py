@@ -157,6 +157,11 @@ class HeadPlan:
         return any(step.kind in ("LogSaturation", "SparseAutoEncoder") for step in (*self.rows, *self.shared))
 
     @property
+    def scores_words(self) -> bool:
+        """Whether a masked language model's head makes scores of words of the rows."""
+        return bool(self.rows) and self.kind != "logits"
+
+    @property
     def normalizes_kept(self) -> bool:
         """Whether the norm is that of the largest values alone, which are kept."""
         return [step.kind for step in self.finish] == ["KeepLargest", "Normalize"]

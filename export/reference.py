@@ -118,7 +118,7 @@ class ReferenceModel:
         with torch.no_grad():
             for text in encoded:
                 rows, logits = _run(self._model, text)
-                if plan.head.is_sparse and logits is not None:
+                if plan.head.scores_words and logits is not None:
                     rows, logits = head.saturate(logits), None
                 if plan.head.pooling is not None:
                     sequence.append(head.pool(rows, text.prompt_length) if logits is None else head.standardize(logits))
@@ -166,7 +166,7 @@ class ReferenceHead:
 
 def full_class(plan: ExportPlan) -> type[PreTrainedModel] | None:
     """Return transformers' class of the whole checkpoint if its answers, or its scores of words, are the plan's."""
-    if plan.head.is_sparse:
+    if plan.head.scores_words:
         return find_class(class_for_task(plan.config, "fill-mask") or "")
     if plan.head.kind != "logits" or plan.head.converted or plan.options.pooler_config.seq_pooling_type is not None:
         return None
