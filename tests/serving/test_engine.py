@@ -50,6 +50,8 @@ class Bench:
     async def hold(self):
         """Let one batch be under way until the gate is set."""
         self.model.gate.clear()
+        while self.model.entered.acquire(blocking=False):
+            pass  # batches before it have entered, too
         held = self.submit(make_text(3, 99))
         await asyncio.to_thread(self.model.entered.acquire)
         return held
