@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernel_amx.h"
 #include "kernel_panels.h"
 #include "kernel_rows.h"
 
@@ -19,7 +20,7 @@ class ByteProduct : public Panels {
               const Finishing& finishing)
       : Panels(weights.in_features, weights.columns, finishing),
         rounding(rounding),
-        steps_((in_features + kDepth - 1) / kDepth),
+        steps_((uses_amx() ? round_to(in_features, kAmxRowBytes) : round_to(in_features, kDepth)) / kDepth),
         scales_(place_columns(scales)),
         bias_(place_columns(bias)),
         sums_(bias_.size(), 0) {
@@ -30,13 +31,19 @@ class ByteProduct : public Panels {
   // What rows are multiplied by before they are rounded, or nullptr.
   const float* factors() const { return factors_.empty() ? nullptr : factors_.data(); }
   size_t row_stride() const { return round_to(in_features, 64); }  // in RowByte
+  static int row_step() { return uses_amx() ? kAmxRows : kTileRows; }
 
   // Computes columns of panels [first, last) for `count` rows from `from` on; `out` is the place of row 0's first column.
   void run(const RowBytes& rows, int from, int count, int first, int last, float* out, size_t stride) const {
-    for (int panel = first; panel < last; ++panel)
-      for (int row = from; row < from + count; row += kTileRows)
-        with_tile_rows(from + count - row,
-                       [&](auto tile_rows) { run_rows<tile_rows>(rows, row, panel, out + row * stride, stride); });
+    const int in_tiles = uses_amx() ? count / kAmxRows * kAmxRows : 0, end = from + count;
+    const AmxTiles tiles(in_tiles > 0);
+    for (int panel = first; panel < last; ++panel) {
+      for_amx_rows(in_tiles, [&](int row, auto groups) {
+        run_groups<groups>(rows, from + row, panel, out + (from + row) * stride, stride);
+      });
+      for (int row = from + in_tiles; row < end; row += kTileRows)
+        with_tile_rows(end - row, [&](auto tile_rows) { run_rows<tile_rows>(rows, row, panel, out + row * stride, stride); });
+    }
   }
 
   const Rounding rounding;
@@ -69,6 +76,35 @@ class ByteProduct : public Panels {
     put(made[0], kRows, panel, out, stride);
   }
 
+  // The same of groups of 16 rows, by AMX: sums of integers are exact, so its bits are those of the vectors.
+  template <int kGroups>
+  void run_groups(const RowBytes& rows, int row, int panel, float* out, size_t stride) const {
+    constexpr int kRows = kGroups * kAmxRows;
+    alignas(64) int32_t sums[kRows][kPanelColumns];
+    alignas(64) float made[kRows][kPanelColumns];
+    multiply_in_tiles<AmxBytes, kGroups>(rows.bytes + row * rows.stride, rows.stride, packed_->get() + panel * tile_size(),
+                                         steps_ * kDepth / kAmxRowBytes, sums[0]);
+    for (int column = 0; column < kPanelColumns; column += kLanes) {
+      const Column finish(*this, static_cast<size_t>(panel) * kPanelColumns + column);
+      for (int r = 0; r < kRows; ++r) store(made[r] + column, finish(load(sums[r] + column), rows, row + r));
+    }
+    put(made[0], kRows, panel, out, stride);
+  }
+
+  // A vector of columns: what becomes of their sums.
+  struct Column {
+    Floats scale, bias;
+    Ints all;
+    Column(const ByteProduct& product, size_t place)
+        : scale(load(product.scales_.data() + place)),
+          bias(load(product.bias_.data() + place)),
+          all(load(product.sums_.data() + place)) {}
+    Floats operator()(Ints sums, const RowBytes& rows, int row) const {
+      const Floats x = to_floats(minus(sums, times(all, splat(rows.zero_points[row])))) * scale;
+      return fmadd(x, splat(rows.scales[row]), bias);
+    }
+  };
+
   // Unrolled by the compiler, so that all sums stay in registers.
   template <int kRows>
   __attribute__((noinline)) void multiply(const RowBytes& rows, int row, int tile, float* made) const {
@@ -98,15 +134,9 @@ class ByteProduct : public Panels {
     }
 #pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; ++j) {
-      const Floats scale = load(scales_.data() + place + j * kLanes);
-      const Floats bias = load(bias_.data() + place + j * kLanes);
-      const Ints all = load(sums_.data() + place + j * kLanes);
+      const Column finish(*this, place + j * kLanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const Ints extra = times(all, splat(rows.zero_points[row + r]));
-        const Floats x = to_floats(minus(sums[r][j], extra)) * scale;
-        store(made + r * kPanelColumns + j * kLanes, fmadd(x, splat(rows.scales[row + r]), bias));
-      }
+      for (int r = 0; r < kRows; ++r) store(made + r * kPanelColumns + j * kLanes, finish(sums[r][j], rows, row + r));
     }
   }
 

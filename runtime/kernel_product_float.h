@@ -1,6 +1,7 @@
 // Products of rows with float weights, or rounded to bfloat16: packed once, then multiplied in tiles of rows and columns.
 #pragma once
 
+#include "kernel_amx.h"
 #include "kernel_block.h"
 #include "kernel_panels.h"
 
@@ -13,9 +14,10 @@ inline Ints round_to_bfloats(Floats x) {
   return choose(is_nan(x), splat(0x7fc0), shift_right<16>(rounded));
 }
 
-// Writes whole vectors, of which the numbers behind `width` are 0.
-inline void round_to_bfloats(const float* from, int width, int16_t* to) {
+// Writes whole vectors, as many as it takes for `stride` numbers, of which those behind `width` are 0.
+inline void round_to_bfloats(const float* from, int width, int16_t* to, int stride) {
   for_vectors(width, [&](int column, auto lanes) { store_cut(to + column, round_to_bfloats(lanes.load(from + column))); });
+  for (int column = round_to(width, kLanes); column < stride; column += kLanes) store_cut(to + column, splat(0));
 }
 
 inline void pack_number(float from, float& to) { to = from; }
@@ -48,12 +50,18 @@ class FloatProduct : public Panels {
     packed_ = share_packed(std::move(packed), panels * panel_size());
   }
 
-  size_t row_stride() const { return round_to(in_features, kStep); }
+  size_t row_stride() const { return round_to(in_features, in_tiles() ? kAmxRowBytes / sizeof(Number) : kStep); }
+  static int row_step() { return in_tiles() ? kAmxRows : kTileRows; }
+
+  // Whether rows are multiplied in tiles of AMX: then all of them, for its sums have bits of their own. The last tile reads
+  // up to 15 rows more than it is asked for, and what it makes of them is dropped.
+  static bool in_tiles() { return std::is_same_v<Numbers, BFloats> && uses_amx(); }
 
   // Computes columns of panels [first, last) for `count` rows from `from` on; `out` is the place of row 0's first column.
   void run(const Rows& rows, int from, int count, int first, int last, float* out, size_t stride) const {
     thread_local Buffer<float> room;
-    float* made = room.reserve(static_cast<size_t>(count) * kPanelColumns);
+    float* made = room.reserve(static_cast<size_t>(round_to(count, row_step())) * kPanelColumns);
+    const AmxTiles tiles(in_tiles());
     const Rows some{rows.first + from * rows.stride, rows.stride};
     for (int panel = first; panel < last; ++panel) {
       for (int block = 0; block < in_features; block += kBlockFeatures) run_block(some, count, panel, block, made);
@@ -79,6 +87,7 @@ class FloatProduct : public Panels {
   void run_block(const Rows& rows, int count, int panel, int block, float* made) const {
     const Number* weights = packed_->get() + panel * panel_size();
     const float* bias = bias_.data() + static_cast<size_t>(panel) * kPanelColumns;
+    if (in_tiles()) return add_in_tiles(rows, round_to(count, kAmxRows), weights, block, bias, made);
     for (int row = 0; row < count; row += kTileRows, made += kTileRows * kPanelColumns)
       with_tile_rows(count - row, [&](auto tile_rows) {
         const Rows some{rows.first + row * rows.stride + block, rows.stride};
@@ -90,6 +99,16 @@ class FloatProduct : public Panels {
           });
         }
       });
+  }
+
+  void add_in_tiles(const Rows& rows, int count, const Number* weights, int block, const float* bias, float* made) const {
+    if (block == 0)
+      for (int row = 0; row < count; ++row) std::memcpy(made + row * kPanelColumns, bias, kPanelColumns * sizeof(float));
+    for_amx_rows(count, [&](int row, auto groups) {
+      multiply_in_tiles<AmxBFloats, groups>(rows.first + row * rows.stride + block, rows.stride * sizeof(Number),
+                                            weights + tile_place(block, 0), features_from(block) * sizeof(Number) / kAmxRowBytes,
+                                            made + row * kPanelColumns);
+    });
   }
 
   template <class Computed, int kRows>

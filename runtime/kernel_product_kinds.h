@@ -188,9 +188,9 @@ struct Rounded : Floating<BFloats> {
   };
   static Product::Rows prepare(const Product& product, const float* in, int count, Room& room) {
     const size_t stride = product.row_stride();
-    int16_t* to = room.numbers.reserve(count * stride + kLanes);  // whole vectors are written
-    for (int row = 0; row < count; ++row) round_to_bfloats(in + row * static_cast<size_t>(product.in_features),
-                                                           product.in_features, to + row * stride);
+    int16_t* to = room.numbers.reserve(round_to(count, product.row_step()) * stride + kLanes);  // whole vectors are written
+    for (int row = 0; row < count; ++row)
+      round_to_bfloats(in + row * static_cast<size_t>(product.in_features), product.in_features, to + row * stride, stride);
     return {to, stride};
   }
 };

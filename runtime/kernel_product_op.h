@@ -82,18 +82,18 @@ void for_blocks(const Api& api, OrtKernelContext* context, int count, int size, 
   if (count > 0) api.parallel(context, (count + size - 1) / size, task);
 }
 
-// Rows of a task that computes all columns: as many as fit, the tasks alike, a multiple of a tile's.
-inline int block_rows(int count, size_t bytes_per_row) {
-  const int most = std::clamp(static_cast<int>(kBlockBytes / bytes_per_row), kTileRows, kBlockRows);
-  const int blocks = std::max((count + most - 1) / most, std::min(8, (count + 2 * kTileRows - 1) / (2 * kTileRows)));
-  return round_to((count + blocks - 1) / blocks, kTileRows);
+// Rows of a task that computes all columns: as many as fit, the tasks alike, a multiple of those multiplied at once.
+inline int block_rows(int count, size_t bytes_per_row, int step) {
+  const int most = std::clamp(static_cast<int>(kBlockBytes / bytes_per_row), step, kBlockRows);
+  const int blocks = std::max((count + most - 1) / most, std::min(8, (count + 2 * step - 1) / (2 * step)));
+  return round_to((count + blocks - 1) / blocks, step);
 }
 
 // Rows of a task that computes some of the columns: many, unless there would be too few tasks for the cores.
-inline int column_rows(int count, int tasks) {
+inline int column_rows(int count, int tasks, int step) {
   const int wanted = std::max((count + kColumnsRows - 1) / kColumnsRows, (kLeastTasks + tasks - 1) / tasks);
   const int blocks = std::min(wanted, (count + kBlockRows - 1) / kBlockRows);
-  return round_to((count + blocks - 1) / blocks, kTileRows);
+  return round_to((count + blocks - 1) / blocks, step);
 }
 
 // Computes all columns of `count` prepared rows, which cores share some panels at a time.
@@ -102,7 +102,7 @@ void run_panels(const Api& api, OrtKernelContext* context, const typename Kind::
                 float* out) {
   const size_t stride = product.out_features;
   const int groups = (product.panels + Kind::kPanelsOfTask - 1) / Kind::kPanelsOfTask;
-  const int size = column_rows(count, groups), blocks = (count + size - 1) / size;
+  const int size = column_rows(count, groups, product.row_step()), blocks = (count + size - 1) / size;
   auto task = [&](size_t index) {  // neighbours have the same weights
     const int panel = static_cast<int>(index) / blocks * Kind::kPanelsOfTask, first = static_cast<int>(index) % blocks * size;
     const int last = std::min(panel + Kind::kPanelsOfTask, product.panels);
@@ -155,7 +155,7 @@ class MatMul {
         run_panels<Kind>(api, context, product, Kind::prepare(product, in, count, TaskRoom<Kind>::of_thread().rows), count,
                          rows.made(first, finish_.width));
       });
-    for_blocks(api, context, rows.count, block_rows(rows.count, Kind::row_bytes(product)), [&](int first, int count) {
+    for_blocks(api, context, rows.count, block_rows(rows.count, Kind::row_bytes(product), product.row_step()), [&](int first, int count) {
       const float* in = rows.in + static_cast<size_t>(first) * product.in_features;
       const auto prepared = Kind::prepare(product, in, count, TaskRoom<Kind>::of_thread().rows);
       product.run(prepared, 0, count, 0, product.panels, rows.made(first, finish_.width), finish_.width);
@@ -204,7 +204,7 @@ class FeedForward {
         });
       });
     const size_t bytes_per_row = up_->out_features * sizeof(float) + Kind::row_bytes(*up_) + Kind::row_bytes(*down_);
-    for_blocks(api, context, rows.count, block_rows(rows.count, bytes_per_row), [&](int first, int count) {
+    for_blocks(api, context, rows.count, block_rows(rows.count, bytes_per_row, up_->row_step()), [&](int first, int count) {
       run(first, count, [](const auto& product, const auto& prepared, int some, float* out) {
         product.run(prepared, 0, some, 0, product.panels, out, product.out_features);
       });

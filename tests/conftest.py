@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from native_libraries import (
+    WITH_AVX512,
+    FileLibrary,
+    compile_emulated_amx,
+    list_native_libraries,
+    name_of_library,
+    runs_avx512,
+    take_native_library,
+)
 
 from poolgraph.graphs.artifact import is_artifact
-from poolgraph.runtime import native_library, session
+from poolgraph.runtime import session
 from poolgraph.runtime.cache import ExportRequest, run_export_process
-from poolgraph.runtime.cpu import has_cpu_features, read_cpu_info
 from poolgraph.runtime.doctor import check_providers
+from poolgraph.runtime.native_library import Library
 from poolgraph.runtime.providers import CUDA_PROVIDER
 
 # Torch's memo of what operators answer costs more than it spares where models have two layers; torch reads this first.
@@ -139,15 +148,24 @@ def task_artifact(run_folder, traces_folder) -> Callable[[str], Path]:
     return find
 
 
-def list_native_libraries() -> list[native_library.Library]:
-    """The libraries of operators for the CPU that run here, of which the runtime takes the first."""
-    features = read_cpu_info().features
-    known = native_library.LIBRARIES["poolgraph.cpu"]
-    return [one for one in known if has_cpu_features(one, features) and one.path() is not None]
-
-
-@pytest.fixture(params=list_native_libraries(), ids=lambda one: one.module.rpartition(".")[2])
+@pytest.fixture(params=list_native_libraries(), ids=name_of_library)
 def each_native_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every library in the place of the one that the runtime would take."""
-    libraries = {**native_library.LIBRARIES, "poolgraph.cpu": (request.param,)}
-    monkeypatch.setattr(native_library, "LIBRARIES", libraries)
+    take_native_library(monkeypatch, request.param)
+
+
+@pytest.fixture(scope="session")
+def emulated_amx(run_folder: Path) -> Library:
+    """The library whose products run in tiles of AMX, which are emulated."""
+    file = run_folder / "emulated_amx.so"
+    with FileLock(file.with_suffix(".lock")):
+        if not file.is_file():
+            compile_emulated_amx(file)
+    return FileLibrary(WITH_AVX512.module, WITH_AVX512.cpu_features, file=file)
+
+
+@pytest.fixture(params=[*list_native_libraries(), *(["emulated_amx"] if runs_avx512() else [])], ids=name_of_library)
+def each_product_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of products, also in emulated tiles of AMX."""
+    one = request.param
+    take_native_library(monkeypatch, request.getfixturevalue(one) if isinstance(one, str) else one)

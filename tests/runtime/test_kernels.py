@@ -13,7 +13,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from poolgraph.graphs.native import BFLOAT, FUSED, QUANTIZED, Activation, Gate, Norm, ProductOperators
 
-pytestmark = [needs_native, pytest.mark.usefixtures("each_native_library")]
+pytestmark = [needs_native, pytest.mark.usefixtures("each_product_library")]
 
 PLAIN = {"norm": int(Norm.NONE), "epsilon": 0.0}
 

@@ -11,7 +11,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from poolgraph.graphs.native import BFLOAT, FUSED, QUANTIZED, Activation, Gate, Norm, ProductOperators
 
-pytestmark = [needs_native, pytest.mark.usefixtures("each_native_library")]
+pytestmark = [needs_native, pytest.mark.usefixtures("each_product_library")]
 
 HIDDEN, INNER = 70, 45
 
