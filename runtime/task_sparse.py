@@ -21,7 +21,7 @@ from poolgraph.runtime.sparse import (
     weigh_words,
     weighs_words,
 )
-from poolgraph.runtime.static_query import find_limit, name_side, resolve_route
+from poolgraph.runtime.static_query import find_limit, name_side, resolve_route, weigh_tokens
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText
@@ -101,10 +101,12 @@ class SparseTasks(EmbedTasks):
         most = choose_active_dims(self.manifest, max_active_dims)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         if resolve_route(self.manifest, name_side(self.manifest, side, prompt_name)) == "query":
-            queries, num_cut = self._weigh_queries(
-                texts, prefix, truncate=truncate, first_index=first_index, on_progress=on_progress
-            )
-            return [query.keep_largest(most) for query in queries], num_cut
+            queries = self._encode_queries(texts, prefix, truncate=truncate, first_index=first_index)
+            table = self._check_table()
+            weighed = [weigh_tokens(query.input_ids, table).keep_largest(most) for query in queries]
+            if on_progress is not None:
+                on_progress(len(weighed))
+            return weighed, count_cut(queries)
         answers: list[SparseEmbedding] = []
         num_cut = 0
         windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
