@@ -16,6 +16,7 @@ from poolgraph.runtime.sparse import choose_active_dims
 from poolgraph.runtime.static_query import encode_queries, find_limit, name_side, resolve_route
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, resolve_truncation, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText
+from poolgraph.tasks import Side
 
 
 class EmbedTasks(LoadedModel):
@@ -62,7 +63,7 @@ class EmbedTasks(LoadedModel):
                 truncate=truncate,
                 on_progress=on_progress,
             )
-        limit = find_limit(self.manifest, name_side(self.manifest, side, prompt_name))
+        limit = find_limit(self.manifest, self._find_route(side, prompt_name))
         warn_of_cuts(num_cut, len(resolved), self.manifest, limit)
         return answers
 
@@ -101,7 +102,7 @@ class EmbedTasks(LoadedModel):
         unit = choose_norm(self.manifest, normalize)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         most = choose_active_dims(self.manifest, max_active_dims)
-        if resolve_route(self.manifest, name_side(self.manifest, side, prompt_name)) == "query":
+        if self._find_route(side, prompt_name) == "query":
             queries = self._encode_queries(texts, prefix, truncate=truncate, first_index=first_index)
             rows, asked = self.run_query(queries, on_progress=on_progress), bool(normalize)
             rows = finish_embeddings(rows, normalize=asked, dimensions=dimensions, max_active_dims=most, to_unit=asked)
@@ -150,7 +151,11 @@ class EmbedTasks(LoadedModel):
         self.check_task("embed")
         check_dimensions(self.manifest, dimensions, self.manifest.source.model)
         resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
-        resolve_route(self.manifest, name_side(self.manifest, side, prompt_name))
+        self._find_route(side, prompt_name)
+
+    def _find_route(self, side: str | None, prompt_name: str | None) -> Side | None:
+        """Return the route of texts whose caller says these, None for models without routes."""
+        return resolve_route(self.manifest, name_side(self.manifest, side, prompt_name))
 
     def token_embed(
         self,

@@ -21,7 +21,7 @@ from poolgraph.runtime.sparse import (
     weigh_words,
     weighs_words,
 )
-from poolgraph.runtime.static_query import find_limit, name_side, resolve_route, weigh_tokens
+from poolgraph.runtime.static_query import find_limit, weigh_tokens
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText
@@ -75,7 +75,7 @@ class SparseTasks(EmbedTasks):
                 truncate=truncate,
                 on_progress=on_progress,
             )
-        limit = find_limit(self.manifest, name_side(self.manifest, side, prompt_name))
+        limit = find_limit(self.manifest, self._find_route(side, prompt_name))
         warn_of_cuts(num_cut, len(resolved), self.manifest, limit)
         return answers
 
@@ -100,7 +100,7 @@ class SparseTasks(EmbedTasks):
         weights = self.manifest.pooler.token_weights
         most = choose_active_dims(self.manifest, max_active_dims)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
-        if resolve_route(self.manifest, name_side(self.manifest, side, prompt_name)) == "query":
+        if self._find_route(side, prompt_name) == "query":
             queries = self._encode_queries(texts, prefix, truncate=truncate, first_index=first_index)
             table = self._check_table()
             weighed = [weigh_tokens(query.input_ids, table).keep_largest(most) for query in queries]
