@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from poolgraph.errors import ArtifactError, InputError
 from poolgraph.runtime.text_cuts import check_max_tokens, cut_texts
 from poolgraph.runtime.texts import check_texts
-from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer, keep_ids, name_inputs
 
 Strategy = Literal["longest_first", "only_first", "only_second"]
 Ids: TypeAlias = NDArray[np.int64]
@@ -123,11 +123,11 @@ def encode_pairs(
         query, cut_before = queries[pair[0]]
         document = documents[pair[1]]
         num_tokens = len(query) + cut_before + len(document)
-        sides = query, document if per_doc is None else _keep(document, per_doc, side)
+        sides = query, document if per_doc is None else keep_ids(document, per_doc, side)
         if limit is not None:
             room = limit - frame.num_special_tokens
             kept = _choose_lengths(strategy, len(sides[0]), len(sides[1]), room, suffix)
-            sides = _keep(sides[0], kept[0], side), _keep(sides[1], kept[1], side)
+            sides = keep_ids(sides[0], kept[0], side), keep_ids(sides[1], kept[1], side)
         ids, types = frame.join(sides)
         tokenizer.check_length(len(ids), suffix)
         return EncodedText(
@@ -136,14 +136,8 @@ def encode_pairs(
             num_truncated_tokens=num_tokens - len(sides[0]) - len(sides[1]),
         )
 
-    return [encode(pair, suffix) for pair, suffix in zip(pairs, name_pairs(len(pairs), first_index), strict=True)]
-
-
-def name_pairs(num_pairs: int, first_index: int) -> Iterable[str]:
-    """Return what a message says about each pair's place; nothing when the call is about one pair alone."""
-    if num_pairs == 1 and first_index == 0:
-        return [""]
-    return [f" (pair {index})" for index in range(first_index, first_index + num_pairs)]
+    suffixes = name_inputs("pair", len(pairs), first_index)
+    return [encode(pair, suffix) for pair, suffix in zip(pairs, suffixes, strict=True)]
 
 
 def _encode_queries(
@@ -167,10 +161,6 @@ def _encode_distinct(tokenizer: TextTokenizer, texts: Sequence[str], first_index
         tokenizer.encode_batch(texts, add_special_tokens=False, first_index=first_index)
         raise
     return {text: np.array(encoding.ids, dtype=np.int64) for text, encoding in zip(distinct, encodings, strict=True)}
-
-
-def _keep(ids: Ids, num_tokens: int, side: str) -> Ids:
-    return ids[:num_tokens] if side == "right" else ids[max(0, len(ids) - num_tokens) :]
 
 
 def _choose_lengths(strategy: Strategy, first: int, second: int, room: int, suffix: str) -> tuple[int, int]:
