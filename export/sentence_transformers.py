@@ -16,6 +16,7 @@ from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.router import Module, StaticRoute, read_router
 from poolgraph.export.sparse_encoder import AutoEncoder, Splade, read_auto_encoder, read_splade
 from poolgraph.export.transformer_options import read_form, read_transformer
+from poolgraph.tasks import SIDES
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -47,9 +48,6 @@ MULTI_VECTOR_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "MultiVe
 """What is compiled of a MultiVectorEncoder, whose modules work on token embeddings; its Pooling has no effect there."""
 
 SIMILARITY_FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
-
-ALWAYS_PROMPTS = ("query", "document")
-"""Prompts that sentence-transformers has of every model, empty where the files do not say."""
 
 PUBLISHED_CODE = frozenset({"custom_st.Transformer"})
 """Modules of a checkpoint's own that do what sentence-transformers' of that name does (jina-embeddings-v3: it chooses
@@ -213,8 +211,9 @@ def parse_pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _check_default_prompt(settings: _Settings) -> None:
+    """Check that the default prompt is there; sentence-transformers has those of the sides of every model."""
     name = settings.default_prompt_name
-    if name is not None and name not in (*ALWAYS_PROMPTS, *(settings.prompts or ())):
+    if name is not None and name not in (*SIDES, *(settings.prompts or ())):
         raise ExportError(
             f"config_sentence_transformers.json names the default prompt {name!r}, but has only the prompts "
             f"{sorted(settings.prompts or {})}"
@@ -223,7 +222,7 @@ def _check_default_prompt(settings: _Settings) -> None:
 
 def _name_prompts(settings: _Settings) -> dict[str, str]:
     default = settings.default_prompt_name
-    always = {name: None for name in ALWAYS_PROMPTS if name == default}
+    always: dict[str, str | None] = {name: None for name in SIDES if name == default}
     return {name: prompt or "" for name, prompt in {**always, **(settings.prompts or {})}.items()}
 
 
