@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import InputError, TaskNotSupported
-from poolgraph.runtime.embeddings import divides_kept, finish_embeddings
+from poolgraph.runtime.embeddings import finish_by_default
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import count_cut, progress_bar
 from poolgraph.runtime.module_kinds import AUTO_ENCODER, read_head_kinds
@@ -122,16 +122,9 @@ class SparseTasks(EmbedTasks):
 
     def _weigh(self, raw: Raw, window: Sequence[EncodedText], most: int | None) -> list[SparseEmbedding]:
         """Return the weights of each text's words, of raw answers of the sequence graph, or of BGE-M3's token graph."""
-        pooler, weights = self.manifest.pooler, self.manifest.pooler.token_weights
+        weights = self.manifest.pooler.token_weights
         if weights is None:
-            rows = finish_embeddings(
-                np.asarray(raw),
-                normalize=pooler.normalize,
-                dimensions=None,
-                max_active_dims=most,
-                to_unit=divides_kept(self.manifest, None),
-            )
-            return sparsify(rows)
+            return sparsify(finish_by_default(np.asarray(raw), self.manifest, most))
         skipped, size = weights.skip_token_ids, self.sparse_size
         return [
             weigh_words(text.input_ids, rows[:, -1], skipped=skipped, size=size)
