@@ -27,7 +27,7 @@ from poolgraph.runtime.static_query import name_side, resolve_route
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.encodings import check_finite, encode_floats, encode_sparse
-from poolgraph.serving.endpoint import Answer, Call, Endpoint, Function, answer_json
+from poolgraph.serving.endpoint import TASK_ERRORS, Answer, Call, Endpoint, Function, answer_json
 from poolgraph.serving.request_fields import (
     TextRequest,
     build_params,
@@ -54,8 +54,6 @@ from poolgraph.serving.urgency import Urgency
 
 if TYPE_CHECKING:
     from poolgraph.serving.served_model import ServedModel
-
-_ERRORS: Final = (400, 404, 413, 415, 429, 500, 501, 503, 504)
 
 _Scores = tuple[list[list[float]], tuple[Header, ...]]
 """The scores of each row, and the headers that tell its tokens."""
@@ -298,7 +296,7 @@ def _post(path: str, function: Any, summary: str, body_type: Any, answer_type: A
         summary=f"{summary} (text-embeddings-inference)",
         body_type=body_type,
         answer_type=answer_type,
-        statuses=_ERRORS,
+        statuses=TASK_ERRORS,
         tag="text-embeddings-inference",
     )
 
