@@ -21,7 +21,6 @@ from poolgraph.runtime.score_options import ScoreOptions
 from poolgraph.runtime.score_pairs import plan_pairs
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
-from poolgraph.runtime.sparse import SparseEmbedding
 from poolgraph.runtime.sparse_output import read_sparse
 from poolgraph.runtime.static_query import name_side, resolve_route
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
@@ -99,18 +98,14 @@ async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
     params = build_params(body.normalize if is_splade else None)
     outputs = await _answer(call, body, model, "embed" if is_splade else "token_classify", params)
     found = (read_sparse(output, model.manifest) for output in outputs)
+    divides = body.normalize and not is_splade  # what comes of no pooled vector has no norm yet
     return await call.encode(
         model,
         lambda: answer_json(
-            [_encode_weights(one, body, is_finished=is_splade) for one in found], headers=use_headers(outputs)
+            [encode_sparse(one.to_unit() if divides else one) for one in found], headers=use_headers(outputs)
         ),
         count_values(outputs),
     )
-
-
-def _encode_weights(embedding: SparseEmbedding, body: TeiEmbedSparseRequest, *, is_finished: bool = False) -> Any:
-    """Return JSON; what comes of no pooled vector has no norm yet."""
-    return encode_sparse(embedding.to_unit() if body.normalize and not is_finished else embedding)
 
 
 async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: PoolingParams) -> Outputs:
