@@ -17,6 +17,7 @@ import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint, WeightFolder
+from poolgraph.export.classifier_heads import IDENTITY
 from poolgraph.export.head import HeadStep, StoredTensor, describe_modules
 from poolgraph.export.head_activations import OVER_AN_AXIS, build_activation
 from poolgraph.export.late_interaction_files import (
@@ -58,7 +59,6 @@ TOKENS: Final = "token_embeddings"
 SENTENCE: Final = "sentence_embedding"
 MASK: Final = "MultiVectorMask"
 NORMALIZE: Final = HeadStep(kind="Normalize")
-IDENTITY: Final = "torch.nn.modules.linear.Identity"
 
 SIMILARITIES: Final = ("maxsim", "meanmaxsim")
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -16,6 +16,7 @@ from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.router import Module, StaticRoute, read_router
 from poolgraph.export.sparse_encoder import AutoEncoder, Splade, read_auto_encoder, read_splade
 from poolgraph.export.transformer_options import read_form, read_transformer
+from poolgraph.graphs.manifest import Positive
 from poolgraph.tasks import SIDES
 
 POOLING_FLAGS = {
@@ -57,8 +58,8 @@ the adapter, which is chosen at export here)."""
 class _Settings(msgspec.Struct, frozen=True):
     """What is read of config_sentence_transformers.json."""
 
-    truncate_dim: Annotated[int, msgspec.Meta(gt=0)] | None = None
-    max_active_dims: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    truncate_dim: Positive | None = None
+    max_active_dims: Positive | None = None
     prompts: dict[str, str | None] | None = None
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None
