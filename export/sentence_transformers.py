@@ -198,7 +198,11 @@ def add_task_instructions(sentence: SentenceTransformer, instructions: object) -
 
 
 def parse_pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Read the pooling modes of ``1_Pooling/config.json``, in the older and the current spelling."""
+    """Read the pooling modes of ``1_Pooling/config.json``, in the older and the current spelling.
+
+    Raises:
+        ExportError: one of them is unknown.
+    """
     mode = config.get("pooling_mode")
     if mode is None:
         mode = tuple(name for flag, name in POOLING_FLAGS.items() if config.get(flag)) or "mean"

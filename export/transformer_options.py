@@ -89,7 +89,11 @@ class TransformerOptions(msgspec.Struct, frozen=True):
 
 
 def read_form(checkpoint: Checkpoint, name: str, form: type[_Form]) -> _Form | None:
-    """Read a JSON file of the checkpoint in the form that sentence-transformers writes; None where there is none."""
+    """Read a JSON file of the checkpoint in the form that sentence-transformers writes; None where there is none.
+
+    Raises:
+        ExportError: it is no JSON, or has another form.
+    """
     content = checkpoint.read_json(name)
     if content is None:
         return None

@@ -112,7 +112,7 @@ class LateInteractionTasks(LoadedModel):
             on_progress: Called with the number of texts that each finished batch adds.
 
         Returns:
-            The vectors of each text, and how many texts were cut.
+            The vectors (num_vectors, token_embedding_size) of each text, and how many texts were cut.
         """
         self.check_task("token_embed")
         check_dimensions(at_token_width(self.manifest), dimensions, self.manifest.source.model)

@@ -326,7 +326,7 @@ class TextTokenizer:
             )
 
     def check_ids(self, ids: Sequence[int]) -> NDArray[np.int64]:
-        """Return token ids as an array.
+        """Return token ids as an array (num_tokens,).
 
         Raises:
             InputError: not a flat list of int, or an id outside the vocabulary.
