@@ -88,7 +88,6 @@ class SentenceTransformer:
         transformer_path: Folder of the backbone, "" for the checkpoint's own.
         pooling: Pooling modes in the order of their concatenation, empty where the files have no Pooling.
         splade: How scores of words are pooled to an embedding of a weight a word (SparseEncoder); None for others.
-        auto_encoder: The features that a sparse auto-encoder keeps of pooled vectors (SparseEncoder); None for others.
         static_query: The route of queries of an inference-free SPLADE; None for others.
         max_active_dims: The most weights that a sparse embedding keeps, None for all.
         include_prompt: False when the prompt's tokens are left out of the pooling.
@@ -105,7 +104,6 @@ class SentenceTransformer:
     transformer_path: str = ""
     pooling: tuple[str, ...] = ()
     splade: Splade | None = None
-    auto_encoder: AutoEncoder | None = None
     static_query: StaticRoute | None = None
     max_active_dims: int | None = None
     include_prompt: bool = True
@@ -153,7 +151,6 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
         transformer_path=modules[0].path,
         pooling=parse_pooling(pooling) if pooling_path else (),
         splade=splade,
-        auto_encoder=auto_encoder,
         static_query=static_query,
         max_active_dims=_choose_active_dims(settings, splade, auto_encoder),
         include_prompt=bool(pooling.get("include_prompt", True)),
