@@ -36,6 +36,7 @@ from poolgraph.export.sentence_transformers import (
     parse_sentence_transformers,
 )
 from poolgraph.export.transformer_options import find_transformer_file, read_form
+from poolgraph.runtime.similarity import LATE_INTERACTION_FUNCTIONS
 from poolgraph.tasks import SIDES
 
 Layout = Literal["native", "pylate", "converted", "stanford", "projection"]
@@ -60,7 +61,7 @@ SENTENCE: Final = "sentence_embedding"
 MASK: Final = "MultiVectorMask"
 NORMALIZE: Final = HeadStep(kind="Normalize")
 
-SIMILARITIES: Final = ("maxsim", "meanmaxsim")
+SIMILARITIES: Final = tuple(LATE_INTERACTION_FUNCTIONS)
 
 PUNCTUATION: Final = tuple(string.punctuation)
 

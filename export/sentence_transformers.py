@@ -17,6 +17,7 @@ from poolgraph.export.router import Module, StaticRoute, read_router
 from poolgraph.export.sparse_encoder import AutoEncoder, Splade, read_auto_encoder, read_splade
 from poolgraph.export.transformer_options import read_form, read_transformer
 from poolgraph.graphs.manifest import Positive
+from poolgraph.runtime.similarity import SIMILARITY_FUNCTIONS
 from poolgraph.tasks import SIDES
 
 POOLING_FLAGS = {
@@ -47,8 +48,6 @@ POOLINGS = ("Pooling", "SpladePooling")
 
 MULTI_VECTOR_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "MultiVectorMask")
 """What is compiled of a MultiVectorEncoder, whose modules work on token embeddings; its Pooling has no effect there."""
-
-SIMILARITY_FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
 
 PUBLISHED_CODE = frozenset({"custom_st.Transformer"})
 """Modules of a checkpoint's own that do what sentence-transformers' of that name does (jina-embeddings-v3: it chooses
