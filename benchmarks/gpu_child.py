@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 from gpu_engines import ENGINES, REFERENCE, Engine, Job
-from gpu_models import ModelPaths
 from gpu_workloads import TEXTS, Workload, build_text_workloads, build_workloads
+from models import ModelPaths
 from numpy.typing import NDArray
 
 MIN_REPEATS, MAX_REPEATS = 3, 400

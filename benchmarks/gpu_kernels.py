@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_engines import ENGINES, Job, choose_engines
-from gpu_models import MODELS, ModelPaths, prepare_model
+from gpu_models import MODELS, prepare_model
 from gpu_workloads import build_workloads
+from models import ModelPaths
 
 WORK_DIR = Path(__file__).resolve().parent.parent / ".bench" / "gpu" / "cuda"
 DEFAULT_ENGINES = ("poolgraph-padded", "torch-padded")

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models import MAX_SEQ_LENGTH, SEED, ModelPaths, write_json, write_modules
+
 EXPORT_MEMORY_GIB = 0.5
 """So little that the export verifies a model's first layers alone: the benchmark checks every answer itself."""
 
-SEED = 0
-MAX_SEQ_LENGTH = 512
 FIRST_WORD, SMALLEST_VOCABULARY = 5, 2000
 _TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_MODULES = ("models.Transformer", "", "models.Pooling", "1_Pooling", "models.Normalize", "2_Normalize")
 _SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 
 
@@ -102,23 +101,6 @@ MODELS: Mapping[str, GpuModel] = {
 """In the order of their importance: what comes first is measured first."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelPaths:
-    """Where a model's files are, below the benchmark's working folder."""
-
-    model_dir: Path
-
-    @property
-    def checkpoint_dir(self) -> Path:
-        """What every engine is given."""
-        return self.model_dir / "checkpoint"
-
-    @property
-    def artifact_dir(self) -> Path:
-        """poolgraph's artifact of it."""
-        return self.model_dir / "artifact"
-
-
 def build_config(row: GpuModel) -> Any:
     """Return the model's configuration."""
     from transformers import AutoConfig
@@ -189,15 +171,8 @@ def write_checkpoint(row: GpuModel, output_dir: Path) -> None:
     model = AutoModel.from_config(build_config(row), dtype=torch.float32).eval()
     model.save_pretrained(output_dir)
     build_tokenizer(row).save_pretrained(output_dir)
-    (output_dir / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": model.config.hidden_size, f"pooling_mode_{row.pooling}": True}
-    _write_json(output_dir / "1_Pooling" / "config.json", pooling)
-    modules = [
-        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
-        for index, (kind, path) in enumerate(zip(_MODULES[::2], _MODULES[1::2], strict=True))
-    ]
-    _write_json(output_dir / "modules.json", modules)
-    _write_json(output_dir / "sentence_bert_config.json", {"max_seq_length": MAX_SEQ_LENGTH, "do_lower_case": False})
+    write_modules(output_dir, model.config.hidden_size, row.pooling)
+    write_json(output_dir / "sentence_bert_config.json", {"max_seq_length": MAX_SEQ_LENGTH, "do_lower_case": False})
 
 
 def build_tokenizer(row: GpuModel) -> Any:
@@ -230,10 +205,6 @@ def read_texts() -> list[str]:
 
     lines = files("poolgraph.export").joinpath("calibration_texts.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["text"] for line in lines]
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

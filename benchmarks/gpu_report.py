@@ -38,7 +38,7 @@ def write_report(results: Results) -> str:
         lines += ["", f"## {MODELS[model].description}, random weights", ""]
         lines += [f"* {note}" for note in found["notes"]]
         for workload in _workloads(found):
-            lines += ["", f"### {workload}", "", _COLUMNS, _RULE, *_rows(results, found, workload)]
+            lines += ["", f"### {workload}", "", _COLUMNS, _RULE, *_rows(found, workload)]
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +96,7 @@ def _workloads(found: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for cells in found["engines"].values() for name in cells))
 
 
-def _rows(results: Results, found: Mapping[str, Any], workload: str) -> list[str]:
+def _rows(found: Mapping[str, Any], workload: str) -> list[str]:
     torch = [
         cells[workload]["tokens_per_s"]
         for name, cells in found["engines"].items()

@@ -108,7 +108,7 @@ def _write_checkpoint(row: ModelRow, output_dir: Path) -> None:
         shutil.copytree(minilm_dir(), partial_dir, copy_function=shutil.copyfile)
     else:
         write_random_bert(row.config, partial_dir)
-    _write_json(partial_dir / "sentence_bert_config.json", {"max_seq_length": MAX_SEQ_LENGTH, "do_lower_case": False})
+    write_json(partial_dir / "sentence_bert_config.json", {"max_seq_length": MAX_SEQ_LENGTH, "do_lower_case": False})
     partial_dir.rename(output_dir)
 
 
@@ -122,16 +122,19 @@ def write_random_bert(config: Mapping[str, int], output_dir: Path, *, pooling: s
     model.save_pretrained(output_dir)
     for name in _TOKENIZER_FILES:
         shutil.copyfile(minilm_dir() / name, output_dir / name)
+    write_modules(output_dir, model.config.hidden_size, pooling)
+
+
+def write_modules(output_dir: Path, hidden_size: int, pooling: str) -> None:
+    """Write sentence-transformers' files of a model whose vectors are pooled and normalized."""
     (output_dir / "1_Pooling").mkdir()
-    _write_json(
-        output_dir / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": model.config.hidden_size, f"pooling_mode_{pooling}": True},
-    )
+    config = {"word_embedding_dimension": hidden_size, f"pooling_mode_{pooling}": True}
+    write_json(output_dir / "1_Pooling" / "config.json", config)
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
         for index, (kind, path) in enumerate(zip(_MODULES[::2], _MODULES[1::2], strict=True))
     ]
-    _write_json(output_dir / "modules.json", modules)
+    write_json(output_dir / "modules.json", modules)
 
 
 def minilm_dir() -> Path:
@@ -141,7 +144,8 @@ def minilm_dir() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 

@@ -104,7 +104,11 @@ class Checkpoint:
     revision: str | None
 
     def read_json(self, name: str) -> Any:
-        """Return the content of a JSON file of the checkpoint, None where there is none."""
+        """Return the content of a JSON file of the checkpoint, None where there is none.
+
+        Raises:
+            ExportError: it is no JSON.
+        """
         file = self.folder / name
         if not file.is_file():
             return None

@@ -63,14 +63,8 @@ class Int8Plan:
         recipes, record = self.contrib.recipes, self.contrib.record
         if target.layout == "padded":
             recipes = of_weights(recipes)
-            record = Quantization(
-                weights=len(recipes),
-                smoothed=record.smoothed,
-                float32=record.float32,
-                routers=record.routers,
-                tables=record.tables,
-                float32_tables=record.float32_tables,
-                calibration=record.calibration,
+            record = msgspec.structs.replace(
+                record, weights=len(recipes), static=0, token=0, mean_cosine=None, min_cosine=None
             )
         return quantizing(target, recipes, self.tables), record
 

@@ -17,6 +17,7 @@ import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint, WeightFolder
+from poolgraph.export.classifier_heads import IDENTITY
 from poolgraph.export.head import HeadStep, StoredTensor, describe_modules
 from poolgraph.export.head_activations import OVER_AN_AXIS, build_activation
 from poolgraph.export.late_interaction_files import (
@@ -35,6 +36,7 @@ from poolgraph.export.sentence_transformers import (
     parse_sentence_transformers,
 )
 from poolgraph.export.transformer_options import find_transformer_file, read_form
+from poolgraph.runtime.similarity import LATE_INTERACTION_FUNCTIONS
 from poolgraph.tasks import SIDES
 
 Layout = Literal["native", "pylate", "converted", "stanford", "projection"]
@@ -58,9 +60,8 @@ TOKENS: Final = "token_embeddings"
 SENTENCE: Final = "sentence_embedding"
 MASK: Final = "MultiVectorMask"
 NORMALIZE: Final = HeadStep(kind="Normalize")
-IDENTITY: Final = "torch.nn.modules.linear.Identity"
 
-SIMILARITIES: Final = ("maxsim", "meanmaxsim")
+SIMILARITIES: Final = tuple(LATE_INTERACTION_FUNCTIONS)
 
 PUNCTUATION: Final = tuple(string.punctuation)
 

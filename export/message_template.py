@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from poolgraph.errors import ExportError, InputError, TaskNotSupported
 from poolgraph.export.transformer_options import TransformerOptions
 from poolgraph.runtime.score_template import RESERVED, TEMPLATES, ScoreTemplate
-
-ROLES = ("query", "document")
+from poolgraph.tasks import SIDES
 
 PROBES = (("what swims", "an otter"), ("who sleeps here", "an otter"), ("what swims", "the brown bear"))
 """A pair, then pairs of another query and of another document."""
@@ -153,7 +152,7 @@ def _render(
     system = (("system", prompt),) if prompt else ()
     messages = [
         {"role": role, "content": [{"type": "text", "text": text}] if content_parts else text}
-        for role, text in (*system, *zip(ROLES, pair, strict=True))
+        for role, text in (*system, *zip(SIDES, pair, strict=True))
     ]
     return str(
         tokenizer.apply_chat_template(messages, chat_template=form.chat_template, tokenize=False, **form.variables)
@@ -165,7 +164,7 @@ def _find_fault(render: Callable[[tuple[str, str], str], str], prompt: str) -> s
         first, *others = [render(pair, prompt) for pair in PROBES]
     except Exception as error:
         return f"fails for a query and a document ({error})"
-    lost = [role for role, other in zip(ROLES, others, strict=True) if other == first]
+    lost = [role for role, other in zip(SIDES, others, strict=True) if other == first]
     return f"never prints the {' and the '.join(lost)}" if lost else None
 
 

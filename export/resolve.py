@@ -241,10 +241,13 @@ def choose_targets(
     """Return the rows of the target table asked for, portable first.
 
     Each target is made in those of the precisions that it has, so that one artifact may hold int8 for CPUs and fp16 for
-    GPUs; a target or precision that goes with none of the others is an error that lists the pairs there are.
+    GPUs; a target or precision that goes with none of the others is refused.
 
     Rows for the CPU that need operators beside ONNX Runtime's own are left out where ``runs_here`` says that they
     cannot be verified and there is a row of the same precision beside them that needs none.
+
+    Raises:
+        InputError: there is such a one; the message lists the pairs that there are.
     """
     available = {(target.word, target.precision): target for target in TARGETS}
     # int8 alone is for little space: its portable graph has the same weights, in 8 bits.
@@ -283,6 +286,9 @@ def resolve_limits(plan: ExportPlan) -> Limits:
 
     Sentence-transformers' max_seq_length replaces the tokenizer's limit; neither can go beyond the positions that there
     are, of which the RoBERTa family loses pad_token_id + 1.
+
+    Raises:
+        ExportError: none of them says it, or no token is left.
     """
     positions = getattr(plan.config, "max_position_embeddings", None)
     if positions is not None and positions < 0:  # XLNet's, which have no end

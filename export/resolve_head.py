@@ -46,8 +46,6 @@ TASK_WISHES: Mapping[str, Wish] = {
 }
 CONVERT_WISHES: Mapping[str, Wish] = {"auto": None, "none": None, "embed": "embed", "classify": "classify"}
 
-"""vLLM's pooling types as sentence-transformers calls them."""
-
 RAW_BY_DEFAULT = frozenset({"Qwen2ForRewardModel", "InternLM2ForRewardModel", "JambaForSequenceClassification"})
 """Classes whose answers are logits unless a request asks for the activation: vLLM's class defaults, and InternLM2,
 whose rewards are used as they are."""

@@ -16,6 +16,7 @@ from poolgraph.export.message_template import OTHER_TEMPLATE, TemplatePlan, plan
 from poolgraph.export.options import ExportOptions
 from poolgraph.graphs.manifest import Scoring
 from poolgraph.runtime.score_template import resolve_template
+from poolgraph.tasks import SIDES
 
 TEMPLATE_FILE = "score_template.jinja"
 """The template's file in an artifact, and where a checkpoint may keep its own."""
@@ -115,7 +116,7 @@ def _guess_template(
 ) -> TemplatePlan | None:
     """Return a chat template that was written for the roles query and document, or the published one of the kind."""
     chat = tokenizer.chat_template
-    if isinstance(chat, str) and all(any(f"{q}{role}{q}" in chat for q in "'\"") for role in ("query", "document")):
+    if isinstance(chat, str) and all(any(f"{q}{role}{q}" in chat for q in "'\"") for role in SIDES):
         return TemplatePlan(source=resolve_template(chat).source)
     name = _published_name(config, head)
     return None if name is None else TemplatePlan(source=resolve_template(name).source)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -16,6 +16,9 @@ from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.router import Module, StaticRoute, read_router
 from poolgraph.export.sparse_encoder import AutoEncoder, Splade, read_auto_encoder, read_splade
 from poolgraph.export.transformer_options import read_form, read_transformer
+from poolgraph.graphs.manifest import Positive
+from poolgraph.runtime.similarity import SIMILARITY_FUNCTIONS
+from poolgraph.tasks import SIDES
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -46,11 +49,6 @@ POOLINGS = ("Pooling", "SpladePooling")
 MULTI_VECTOR_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "MultiVectorMask")
 """What is compiled of a MultiVectorEncoder, whose modules work on token embeddings; its Pooling has no effect there."""
 
-SIMILARITY_FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
-
-ALWAYS_PROMPTS = ("query", "document")
-"""Prompts that sentence-transformers has of every model, empty where the files do not say."""
-
 PUBLISHED_CODE = frozenset({"custom_st.Transformer"})
 """Modules of a checkpoint's own that do what sentence-transformers' of that name does (jina-embeddings-v3: it chooses
 the adapter, which is chosen at export here)."""
@@ -59,8 +57,8 @@ the adapter, which is chosen at export here)."""
 class _Settings(msgspec.Struct, frozen=True):
     """What is read of config_sentence_transformers.json."""
 
-    truncate_dim: Annotated[int, msgspec.Meta(gt=0)] | None = None
-    max_active_dims: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    truncate_dim: Positive | None = None
+    max_active_dims: Positive | None = None
     prompts: dict[str, str | None] | None = None
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None
@@ -89,7 +87,6 @@ class SentenceTransformer:
         transformer_path: Folder of the backbone, "" for the checkpoint's own.
         pooling: Pooling modes in the order of their concatenation, empty where the files have no Pooling.
         splade: How scores of words are pooled to an embedding of a weight a word (SparseEncoder); None for others.
-        auto_encoder: The features that a sparse auto-encoder keeps of pooled vectors (SparseEncoder); None for others.
         static_query: The route of queries of an inference-free SPLADE; None for others.
         max_active_dims: The most weights that a sparse embedding keeps, None for all.
         include_prompt: False when the prompt's tokens are left out of the pooling.
@@ -106,7 +103,6 @@ class SentenceTransformer:
     transformer_path: str = ""
     pooling: tuple[str, ...] = ()
     splade: Splade | None = None
-    auto_encoder: AutoEncoder | None = None
     static_query: StaticRoute | None = None
     max_active_dims: int | None = None
     include_prompt: bool = True
@@ -154,7 +150,6 @@ def parse_sentence_transformers(checkpoint: Checkpoint, *, multi_vector: bool = 
         transformer_path=modules[0].path,
         pooling=parse_pooling(pooling) if pooling_path else (),
         splade=splade,
-        auto_encoder=auto_encoder,
         static_query=static_query,
         max_active_dims=_choose_active_dims(settings, splade, auto_encoder),
         include_prompt=bool(pooling.get("include_prompt", True)),
@@ -199,7 +194,11 @@ def add_task_instructions(sentence: SentenceTransformer, instructions: object) -
 
 
 def parse_pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Read the pooling modes of ``1_Pooling/config.json``, in the older and the current spelling."""
+    """Read the pooling modes of ``1_Pooling/config.json``, in the older and the current spelling.
+
+    Raises:
+        ExportError: one of them is unknown.
+    """
     mode = config.get("pooling_mode")
     if mode is None:
         mode = tuple(name for flag, name in POOLING_FLAGS.items() if config.get(flag)) or "mean"
@@ -213,8 +212,9 @@ def parse_pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _check_default_prompt(settings: _Settings) -> None:
+    """Check that the default prompt is there; sentence-transformers has those of the sides of every model."""
     name = settings.default_prompt_name
-    if name is not None and name not in (*ALWAYS_PROMPTS, *(settings.prompts or ())):
+    if name is not None and name not in (*SIDES, *(settings.prompts or ())):
         raise ExportError(
             f"config_sentence_transformers.json names the default prompt {name!r}, but has only the prompts "
             f"{sorted(settings.prompts or {})}"
@@ -223,7 +223,7 @@ def _check_default_prompt(settings: _Settings) -> None:
 
 def _name_prompts(settings: _Settings) -> dict[str, str]:
     default = settings.default_prompt_name
-    always = {name: None for name in ALWAYS_PROMPTS if name == default}
+    always: dict[str, str | None] = {name: None for name in SIDES if name == default}
     return {name: prompt or "" for name, prompt in {**always, **(settings.prompts or {})}.items()}
 
 

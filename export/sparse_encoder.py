@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
@@ -10,11 +10,10 @@ from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
 from poolgraph.export.router import Module
 from poolgraph.export.transformer_options import TransformerOptions, read_form
+from poolgraph.graphs.manifest import Positive
 
 BEHIND = ("Normalize", "Dropout")
 """What may follow, for it leaves zeros what they are."""
-
-Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class Splade(msgspec.Struct, frozen=True):

@@ -13,8 +13,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from poolgraph.errors import ExportError
 from poolgraph.export.sentence_transformers import SentenceTransformer
-
-TOKENIZER_FILE = "tokenizer.json"
+from poolgraph.runtime.tokenizer_file import TOKENIZER_FILE
 
 UNLIMITED = 1_000_000
 """Transformers writes numbers far beyond this as model_max_length where a tokenizer knows no limit."""

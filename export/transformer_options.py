@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from poolgraph.errors import ExportError
 from poolgraph.export.checkpoint import Checkpoint
+from poolgraph.graphs.manifest import Positive
 
 TASK_OUTPUTS = {"feature-extraction": "last_hidden_state", "fill-mask": "logits"}
 """What each task that is compiled reads of the model's output."""
@@ -47,7 +48,7 @@ _Form = TypeVar("_Form")
 class TransformerOptions(msgspec.Struct, frozen=True):
     """What is read of sentence_bert_config.json; options have an older and a current name."""
 
-    max_seq_length: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    max_seq_length: Positive | None = None
     do_lower_case: bool | None = None
     transformer_task: str | None = None
     module_output_name: str = "token_embeddings"
@@ -88,7 +89,11 @@ class TransformerOptions(msgspec.Struct, frozen=True):
 
 
 def read_form(checkpoint: Checkpoint, name: str, form: type[_Form]) -> _Form | None:
-    """Read a JSON file of the checkpoint in the form that sentence-transformers writes; None where there is none."""
+    """Read a JSON file of the checkpoint in the form that sentence-transformers writes; None where there is none.
+
+    Raises:
+        ExportError: it is no JSON, or has another form.
+    """
     content = checkpoint.read_json(name)
     if content is None:
         return None

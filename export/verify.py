@@ -29,7 +29,7 @@ from poolgraph.graphs.manifest import CheckRow, Manifest, Variant
 from poolgraph.graphs.probe_files import StoredProbes
 from poolgraph.runtime.compare import compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
-from poolgraph.runtime.embeddings import finish_embeddings
+from poolgraph.runtime.embeddings import finish_by_default
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.providers import PORTABLE
 from poolgraph.runtime.runner import Runner, build_runner
@@ -210,19 +210,11 @@ def _finish_answers(
 
     Of two numbers that nearly tie rounding may keep the other one, so then it is of the graph's own, compared already.
     """
-    pooler = model.manifest.pooler
     if model.variant.graphs[family].output is None:
         return list(expected)
-    if pooler.max_active_dims is None:
-        return [finish_embeddings(answer, normalize=pooler.normalize, dimensions=None) for answer in expected]
-    rows = finish_embeddings(
-        np.stack(found),
-        normalize=pooler.normalize,
-        dimensions=None,
-        max_active_dims=pooler.max_active_dims,
-        to_unit=pooler.normalize_kept,
-    )
-    return list(rows)
+    if model.manifest.pooler.max_active_dims is None:
+        return [finish_by_default(answer, model.manifest) for answer in expected]
+    return list(finish_by_default(np.stack(found), model.manifest))
 
 
 def _run_mixed(

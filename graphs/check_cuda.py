@@ -70,7 +70,7 @@ def check_cuda(model: ir.Model) -> list[CudaFinding]:
             "with one of these, or renew graphs/cuda_kernels.py"
         )
     nodes = [node for node in model.graph if node.op_type != "Constant"]
-    placement = _place(model.graph, nodes)
+    placement = _place(nodes)
     copies = _copies(model.graph, nodes, placement)
     return [
         CudaFinding(_name(node), f"{node.domain or 'ai.onnx'}::{node.op_type}", reason)
@@ -99,7 +99,7 @@ def _total_sequence_length(node: ir.Node) -> Iterator[str]:
         yield f"total_sequence_length {value.name} is computed; the kernel reads it on the host: make it an input"
 
 
-def _place(graph: ir.Graph, nodes: list[ir.Node]) -> _Placement:
+def _place(nodes: list[ir.Node]) -> _Placement:
     types: dict[ir.Value, ir.DataType] = {}
     kernels, missing = {}, {}
     for node in nodes:

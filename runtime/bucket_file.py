@@ -9,12 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
 from poolgraph.errors import InputError
-from poolgraph.graphs.manifest import UNREADABLE
+from poolgraph.graphs.manifest import UNREADABLE, Positive
 from poolgraph.runtime.bucket_planner import BucketBudget, plan_buckets
 from poolgraph.runtime.buckets import Bucket, order_buckets, trim_bucket
 
@@ -23,8 +23,6 @@ BUCKETS_FILE: Final = "buckets.json"
 LAYOUTS: Final[tuple[Literal["padded", "packed"], ...]] = ("padded", "packed")
 
 LARGEST_BYTES: Final = 1 << 20
-
-Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class _Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -87,7 +87,10 @@ def count_lengths(lengths: Sequence[int], max_model_len: int) -> NDArray[np.int6
 
 
 def guess_lengths(max_model_len: int) -> NDArray[np.int64]:
-    """Return the histogram where nothing is known: as many texts between 8 and 16 tokens as between 16 and 32, ..."""
+    """Return the histogram where nothing is known, (max_model_len + 1,).
+
+    There are as many texts between 8 and 16 tokens as between 16 and 32, and so on.
+    """
     lengths = np.arange(max_model_len + 1)
     weights = np.zeros(max_model_len + 1, dtype=np.int64)
     weights[1:] = np.maximum(1, (1 << 20) // np.maximum(lengths[1:], LENGTH_STEP))
@@ -105,6 +108,9 @@ def plan_buckets(budget: BucketBudget, layout: str, histogram: NDArray[np.int64]
     Returns:
         At most ``max_graphs`` buckets, largest first: warmed up in this order, memory is allocated once. One of them
         takes a text of ``max_model_len`` tokens.
+
+    Raises:
+        InputError: another layout.
     """
     if layout not in _PLANNERS:
         raise InputError(f"layout must be one of {sorted(_PLANNERS)}", parameter="layout", value=layout)

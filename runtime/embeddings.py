@@ -100,3 +100,23 @@ def finish_embeddings(
         norm = np.sqrt(np.square(answer, dtype=np.float64).sum(axis=-1, keepdims=True))
         answer /= np.maximum(norm, MIN_NORM).astype(np.float32)
     return keep_largest(answer, max_active_dims)
+
+
+def finish_by_default(
+    raw: NDArray[np.float32], manifest: Manifest, max_active_dims: int | None = None
+) -> NDArray[np.float32]:
+    """Finish the raw answers of a request that does not say how: as the model says.
+
+    Args:
+        raw: (..., embedding_size), left as it is.
+        manifest: The model's.
+        max_active_dims: The largest values of sparse rows that are kept; None does as the model says, too.
+    """
+    pooler = manifest.pooler
+    return finish_embeddings(
+        raw,
+        normalize=pooler.normalize,
+        dimensions=None,
+        max_active_dims=max_active_dims or pooler.max_active_dims,
+        to_unit=pooler.normalize_kept,
+    )

@@ -106,7 +106,11 @@ class EncodeRequest:
 
 
 def take_texts(inputs: Texts | None, sentences: Texts | None) -> tuple[list[str], bool]:
-    """Return the texts, and whether it is a lone one."""
+    """Return the texts, and whether it is a lone one.
+
+    Raises:
+        InputError: both names, or neither, are given, or something that is no text.
+    """
     if (inputs is None) == (sentences is None):
         raise InputError("pass the texts as inputs, or by its older name sentences, and not both", parameter="inputs")
     given = sentences if inputs is None else inputs

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.activations import choose_activation, finish_logits
-from poolgraph.runtime.embeddings import finish_embeddings
+from poolgraph.runtime.embeddings import finish_by_default, finish_embeddings
 from poolgraph.runtime.fidelity_corpus import Corpus
 from poolgraph.runtime.late_interaction import resolve_side, scored_tokens
 from poolgraph.runtime.model import PoolingModel
@@ -149,24 +149,14 @@ def _judge_all(corpus: Corpus) -> NDArray[np.bool_] | None:
 
 
 def _finish_embeddings(manifest: Manifest, questions: Questions, raw: Raw) -> Findings:
-    pooler = manifest.pooler
-    rows = finish_embeddings(
-        np.stack(raw),
-        normalize=pooler.normalize,
-        dimensions=None,
-        max_active_dims=pooler.max_active_dims,
-        to_unit=pooler.normalize_kept,
-    )
+    rows = finish_by_default(np.stack(raw), manifest)
     queries, documents = np.split(rows, [questions.num_queries])
     return Findings(rows=rows, scores=similarity_matrix(queries, documents, manifest.similarity_fn_name))
 
 
 def _finish_routes(manifest: Manifest, questions: Questions, raw: Raw) -> Findings:
     assert questions.queries is not None
-    pooler = manifest.pooler
-    rows = finish_embeddings(
-        np.stack(raw), normalize=pooler.normalize, dimensions=None, max_active_dims=pooler.max_active_dims
-    )
+    rows = finish_by_default(np.stack(raw), manifest)
     return Findings(rows=rows, scores=similarity_matrix(questions.queries, rows, manifest.similarity_fn_name))
 
 

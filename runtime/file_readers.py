@@ -75,7 +75,11 @@ def read_txt(path: str, _fields: Sequence[Field]) -> Iterator[Row]:
 
 
 def read_jsonl(path: str, fields: Sequence[Field]) -> Iterator[Row]:
-    """Yield the fields of each line's object; lines of white space are passed over."""
+    """Yield the fields of each line's object; lines of white space are passed over.
+
+    Raises:
+        InputError: a line that is no object, or lacks a field or has another value there; the message names it.
+    """
     record = msgspec.json.Decoder(dict[str, msgspec.Raw])
     readers: list[tuple[Field, msgspec.json.Decoder[Any]]] = [
         (field, msgspec.json.Decoder(list[str] if field.is_list else str)) for field in fields
@@ -92,7 +96,11 @@ def read_jsonl(path: str, fields: Sequence[Field]) -> Iterator[Row]:
 
 
 def read_csv(path: str, fields: Sequence[Field]) -> Iterator[Row]:
-    """Yield the columns of each row; the first line names them."""
+    """Yield the columns of each row; the first line names them.
+
+    Raises:
+        InputError: no such column, a list is asked for, or a row of another length.
+    """
     for field in fields:
         if field.is_list:
             raise InputError(f"{name_input(path)}: csv has no lists, as {field.key!r} must be; give jsonl or parquet")

@@ -97,7 +97,11 @@ def hash_answers(manifest: Manifest) -> str:
 
 
 def choose_start(output: Path, job: FileJob, *, resume: bool, overwrite: bool) -> FileState:
-    """Return where to begin: at the recorded state of an interrupted run, or at nothing."""
+    """Return where to begin: at the recorded state of an interrupted run, or at nothing.
+
+    Raises:
+        InputError: it was interrupted and ``resume`` is not set, or it cannot be continued.
+    """
     fresh = FileState(num_rows=0, size_bytes=0, job=job)
     if overwrite or not (partial_path(output).exists() and state_path(output).exists()):
         return fresh

@@ -105,7 +105,11 @@ class NpyWriter(_WorkingFile):
         self._row_shape = _read_row_shape(path) if num_rows else None
 
     def append(self, answers: Answers) -> None:
-        """Add rows; the first call fixes their shape."""
+        """Add rows; the first call fixes their shape.
+
+        Raises:
+            InputError: rows of another shape.
+        """
         column = answers[self.array or ""]
         assert isinstance(column, Numbers)
         rows = column.values
@@ -141,7 +145,11 @@ class ParquetWriter(_WorkingFile):
                 self._schema = self._pyarrow.ipc.read_schema(file)
 
     def append(self, answers: Answers) -> None:
-        """Add rows; the first call fixes the columns and their types."""
+        """Add rows; the first call fixes the columns and their types.
+
+        Raises:
+            InputError: other columns or types.
+        """
         arrays = {name: column.to_arrow() for name, column in answers.items()}
         index = np.arange(self.num_rows, self.num_rows + count_rows(answers), dtype=np.int64)
         batch = self._pyarrow.RecordBatch.from_pydict({"index": index} | arrays)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,8 @@ from tokenizers import Tokenizer
 from poolgraph.errors import ArtifactError, InputError
 from poolgraph.runtime.text_cuts import check_max_tokens, cut_texts
 from poolgraph.runtime.texts import check_texts
-from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer, keep_ids, name_inputs
 
-Strategy = Literal["longest_first", "only_first", "only_second"]
 Ids: TypeAlias = NDArray[np.int64]
 
 
@@ -83,34 +81,26 @@ def encode_pairs(
     *,
     truncate_to: int | None = None,
     truncation_side: str | None = None,
-    strategy: Strategy = "longest_first",
     max_tokens_per_query: int | None = None,
     max_tokens_per_doc: int | None = None,
     first_index: int = 0,
 ) -> list[EncodedText]:
     """Tokenize pairs of a query and a document, each distinct text once, to transformers' ids and token types.
 
-    sentence-transformers' CrossEncoder cuts ``longest_first``.
+    A pair that is too long loses tokens of its longer text, as in sentence-transformers' CrossEncoder.
 
     Args:
         tokenizer: The model's tokenizer.
         pairs: Queries with their documents.
         truncate_to: Tokens kept of a longer pair, special tokens included and kept; -1 means the model's limit.
         truncation_side: Where tokens are cut off, ``left`` or ``right``; None is the model's own side.
-        strategy: Which text is cut: always the longer one, only the query, or only the document.
         max_tokens_per_query: Tokens kept of a query, whatever the pair's length; None and 0 keep all.
         max_tokens_per_doc: Tokens kept of a document, likewise.
         first_index: Index of the first pair in the caller's own list, for messages.
 
     Raises:
-        InputError: no valid text, too long without ``truncate_to``, or a limit or strategy that leaves no place.
+        InputError: no valid text, too long without ``truncate_to``, or a limit that leaves no place.
     """
-    if strategy not in _STRATEGIES:
-        raise InputError(
-            f"unknown truncation strategy {strategy!r}; known are {list(_STRATEGIES)}",
-            parameter="truncation",
-            value=strategy,
-        )
     frame = learn_frame(tokenizer.backend)
     limit = tokenizer.resolve_limit(truncate_to, least=frame.num_special_tokens)
     side = tokenizer.resolve_truncation_side(truncation_side)
@@ -123,11 +113,11 @@ def encode_pairs(
         query, cut_before = queries[pair[0]]
         document = documents[pair[1]]
         num_tokens = len(query) + cut_before + len(document)
-        sides = query, document if per_doc is None else _keep(document, per_doc, side)
+        sides = query, document if per_doc is None else keep_ids(document, per_doc, side)
         if limit is not None:
             room = limit - frame.num_special_tokens
-            kept = _choose_lengths(strategy, len(sides[0]), len(sides[1]), room, suffix)
-            sides = _keep(sides[0], kept[0], side), _keep(sides[1], kept[1], side)
+            kept = _choose_lengths(len(sides[0]), len(sides[1]), room)
+            sides = keep_ids(sides[0], kept[0], side), keep_ids(sides[1], kept[1], side)
         ids, types = frame.join(sides)
         tokenizer.check_length(len(ids), suffix)
         return EncodedText(
@@ -136,14 +126,8 @@ def encode_pairs(
             num_truncated_tokens=num_tokens - len(sides[0]) - len(sides[1]),
         )
 
-    return [encode(pair, suffix) for pair, suffix in zip(pairs, name_pairs(len(pairs), first_index), strict=True)]
-
-
-def name_pairs(num_pairs: int, first_index: int) -> Iterable[str]:
-    """Return what a message says about each pair's place; nothing when the call is about one pair alone."""
-    if num_pairs == 1 and first_index == 0:
-        return [""]
-    return [f" (pair {index})" for index in range(first_index, first_index + num_pairs)]
+    suffixes = name_inputs("pair", len(pairs), first_index)
+    return [encode(pair, suffix) for pair, suffix in zip(pairs, suffixes, strict=True)]
 
 
 def _encode_queries(
@@ -169,43 +153,16 @@ def _encode_distinct(tokenizer: TextTokenizer, texts: Sequence[str], first_index
     return {text: np.array(encoding.ids, dtype=np.int64) for text, encoding in zip(distinct, encodings, strict=True)}
 
 
-def _keep(ids: Ids, num_tokens: int, side: str) -> Ids:
-    return ids[:num_tokens] if side == "right" else ids[max(0, len(ids) - num_tokens) :]
+def _choose_lengths(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of each text are kept, so that both fit into ``room``, as the tokenizers library does.
 
-
-def _choose_lengths(strategy: Strategy, first: int, second: int, room: int, suffix: str) -> tuple[int, int]:
-    """Return how many tokens of each text are kept, so that both fit into ``room``."""
+    The shorter text stays whole where it can, else the longer gets the larger half.
+    """
     if first + second <= room:
         return first, second
-    kept = _STRATEGIES[strategy](first, second, room)
-    if min(kept) < 0:
-        whole, cut, length = (
-            ("query", "document", first) if strategy == "only_second" else ("document", "query", second)
-        )
-        raise InputError(
-            f"the {whole} has {length} tokens and only the {cut} may be cut, but there is room for {room} beside "
-            f"the special ones; shorten the {whole}, or cut the longer text first{suffix}",
-            parameter="truncation",
-            value=strategy,
-        )
-    return kept
-
-
-def _cut_longest(first: int, second: int, room: int) -> tuple[int, int]:
-    """As the tokenizers library: the shorter text stays whole where it can, else the longer gets the larger half."""
     shorter = min(first, second)
     kept, rest = (shorter, room - shorter) if 2 * shorter <= room else (room // 2, room - room // 2)
     return (kept, rest) if first <= second else (rest, kept)
-
-
-_STRATEGIES: Final[Mapping[str, Callable[[int, int, int], tuple[int, int]]]] = MappingProxyType(
-    {
-        "longest_first": _cut_longest,
-        "only_first": lambda first, second, room: (room - second, second),
-        "only_second": lambda first, second, room: (first, room - first),
-    }
-)
-"""Strategy to a function of the lengths of both texts and the room for both."""
 
 
 def _find_probe(backend: Tokenizer) -> str:

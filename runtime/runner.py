@@ -38,7 +38,7 @@ class Runner(Protocol):
 
 
 _RUNNERS: Final[Mapping[str, Callable[[Tokenization], Runner]]] = MappingProxyType(
-    {"uniform": UniformRunner, "padded": PaddedRunner, "packed": PackedRunner}
+    {"uniform": lambda _: UniformRunner(), "padded": PaddedRunner, "packed": lambda _: PackedRunner()}
 )
 
 

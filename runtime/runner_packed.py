@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.graphs.manifest import Graph, Tokenization
+from poolgraph.graphs.manifest import Graph
 from poolgraph.runtime.planner import Batch, BatchLayout, plan_packed_batches
 from poolgraph.runtime.runner_uniform import attended_tokens, stack_prompt_lengths, token_types
 from poolgraph.runtime.tokenizer import EncodedText
@@ -39,9 +39,6 @@ class PackedRunner:
     """The runner of the ``packed`` layout where inputs need no fixed shape."""
 
     layout: Final[BatchLayout] = "packed"
-
-    def __init__(self, tokenization: Tokenization) -> None:
-        self._tokenization = tokenization
 
     def plan(
         self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int, lone_fills: bool = False

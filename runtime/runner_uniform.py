@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.graphs.manifest import Graph, Tokenization
+from poolgraph.graphs.manifest import Graph
 from poolgraph.runtime.planner import Batch, BatchLayout, plan_batches
 from poolgraph.runtime.tokenizer import EncodedText
 
@@ -17,14 +17,6 @@ from poolgraph.runtime.tokenizer import EncodedText
 def stack_prompt_lengths(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
     """Return the prompt lengths of the texts, (batch_size,)."""
     return np.array([text.prompt_length for text in texts], dtype=np.int64)
-
-
-def _stack_ids(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
-    return np.stack([text.input_ids for text in texts])
-
-
-def _stack_token_types(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
-    return np.stack([token_types(text) for text in texts])
 
 
 def token_types(text: EncodedText) -> NDArray[np.int64]:
@@ -37,15 +29,15 @@ def attended_tokens(text: EncodedText) -> NDArray[np.int64]:
     return np.ones_like(text.input_ids) if text.attended is None else text.attended
 
 
-def _stack_attended(texts: Sequence[EncodedText]) -> NDArray[np.int64]:
-    return np.stack([attended_tokens(text) for text in texts])
+def _stack(values: Callable[[EncodedText], NDArray[np.int64]]) -> Callable[[Sequence[EncodedText]], NDArray[np.int64]]:
+    return lambda texts: np.stack([values(text) for text in texts])
 
 
 _INPUTS: Final[Mapping[str, Callable[[Sequence[EncodedText]], NDArray[np.int64]]]] = MappingProxyType(
     {
-        "input_ids": _stack_ids,
-        "token_type_ids": _stack_token_types,
-        "attended_mask": _stack_attended,
+        "input_ids": _stack(lambda text: text.input_ids),
+        "token_type_ids": _stack(token_types),
+        "attended_mask": _stack(attended_tokens),
         "prompt_length": stack_prompt_lengths,
     }
 )
@@ -55,9 +47,6 @@ class UniformRunner:
     """The runner of the ``uniform`` layout."""
 
     layout: Final[BatchLayout] = "uniform"
-
-    def __init__(self, tokenization: Tokenization) -> None:
-        self._tokenization = tokenization
 
     def plan(
         self, lengths: Sequence[int], *, max_batch_tokens: int, runs: int, lone_fills: bool = False

@@ -51,6 +51,10 @@ class ScoreOptions:
         """Whether the caller says which prompt, rather than the model."""
         return self.prompt is not None or self.prompt_name is not None
 
+    def max_tokens_of(self, side: Side) -> int | None:
+        """Return how many tokens are kept of each text of a side, None for all."""
+        return (self.max_tokens_per_query if side == "query" else self.max_tokens_per_doc) or None
+
 
 def resolve_scoring(manifest: Manifest, *, template: str | None = None) -> Scoring:
     """Return how an artifact scores.
@@ -130,8 +134,7 @@ def check_activation(scoring: Scoring, use_activation: bool | None) -> None:
 
 def cut_side(tokenizer: TextTokenizer, side: Side, texts: list[str], options: ScoreOptions) -> list[str]:
     """Return the texts of one side, cut to the tokens that are kept of each where the caller says how many."""
-    most = options.max_tokens_per_query if side == "query" else options.max_tokens_per_doc
-    return [cut.text for cut in cut_texts(tokenizer, texts, most or None)]
+    return [cut.text for cut in cut_texts(tokenizer, texts, options.max_tokens_of(side))]
 
 
 def resolve_side_texts(texts: str | Sequence[str]) -> list[str]:

@@ -10,11 +10,10 @@ import numpy as np
 from tokenizers import Encoding
 
 from poolgraph.errors import InputError
-from poolgraph.runtime.pair_tokenizer import name_pairs
 from poolgraph.runtime.score_options import ScoreOptions
 from poolgraph.runtime.score_template import ScoreTemplate, check_template_kwargs
 from poolgraph.runtime.text_cuts import check_max_tokens, cut_text, cut_texts
-from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer, name_inputs
 
 _FILLERS: Final = ("0", "1 2 3 4")
 """Texts without a token in common at their ends: what prompts of them share there is the template's."""
@@ -67,7 +66,7 @@ def encode_prompts(
     rendered = [writer.render(query, document) for (query, _), (document, _) in kept]
     encodings = writer.encode(rendered, first_index=first_index)
     encoded: list[EncodedText] = []
-    for encoding, sides, suffix in zip(encodings, kept, name_pairs(len(pairs), first_index), strict=True):
+    for encoding, sides, suffix in zip(encodings, kept, name_inputs("pair", len(pairs), first_index), strict=True):
         (query, query_cut), (document, document_cut) = sides
         fitting = writer.fit(query, document, encoding)
         tokenizer.check_length(len(fitting), suffix)

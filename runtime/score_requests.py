@@ -133,10 +133,7 @@ def _run_prompts(
     runner: RequestRunner, request: ScoreRequest, task: str, request_ids: RequestIds, **changes: Any
 ) -> Work[_Sides]:
     """Answer the texts of both sides as plain prompts, queries first."""
-    cuts = [
-        *_cut(runner, request.queries, request.scoring.max_tokens_per_query),
-        *_cut(runner, request.documents, request.scoring.max_tokens_per_doc),
-    ]
+    cuts = [*_cut(runner, request, "query"), *_cut(runner, request, "document")]
     params = replace(request.params, extra_kwargs=None, **changes)
     options = replace(request.options, pooling_params=params)
     answers = yield from _run_cuts(runner, cuts, task, options, request_ids)
@@ -147,16 +144,10 @@ def _run_route(
     runner: RequestRunner, request: ScoreRequest, side: Side, request_ids: RequestIds
 ) -> Work[list[_Answer]]:
     """Answer the texts of one side by its route, its prompt before them."""
-    scoring = request.scoring
-    prompts, most = (
-        (request.queries, scoring.max_tokens_per_query)
-        if side == "query"
-        else (request.documents, scoring.max_tokens_per_doc)
-    )
     params = replace(request.params, extra_kwargs=None, use_activation=None)
     prefix = find_side_prompt(runner.manifest, side)
     options = replace(request.options, pooling_params=params, side=side, prefix=prefix)
-    return (yield from _run_cuts(runner, _cut(runner, prompts, most), "embed", options, request_ids))
+    return (yield from _run_cuts(runner, _cut(runner, request, side), "embed", options, request_ids))
 
 
 def _run_cuts(
@@ -211,8 +202,7 @@ def _encode_side(
     runner.tokenizer.resolve_limit(limit, least=0)
     if limit is not None and limit != TO_MODEL_LIMIT:
         rules = replace(rules, max_tokens=limit if rules.max_tokens is None else min(limit, rules.max_tokens))
-    most = scoring.max_tokens_per_query if side == "query" else scoring.max_tokens_per_doc
-    cuts = cut_texts(runner.tokenizer, texts, most or None)
+    cuts = cut_texts(runner.tokenizer, texts, scoring.max_tokens_of(side))
     truncate = True if limit == TO_MODEL_LIMIT else None
     encoded = encode_side(
         runner.tokenizer,
@@ -224,11 +214,11 @@ def _encode_side(
     return [(rules, text, cut.num_truncated_tokens) for text, cut in zip(encoded, cuts, strict=True)]
 
 
-def _cut(
-    runner: RequestRunner, prompts: Sequence[ParsedPrompt], max_tokens: int | None
-) -> list[tuple[ParsedPrompt, int]]:
-    """Keep the first tokens of each prompt; return what is kept and how many tokens were cut off."""
-    if not max_tokens:
+def _cut(runner: RequestRunner, request: ScoreRequest, side: Side) -> list[tuple[ParsedPrompt, int]]:
+    """Keep the first tokens of each prompt of a side; return what is kept and how many tokens were cut off."""
+    prompts = request.queries if side == "query" else request.documents
+    max_tokens = request.scoring.max_tokens_of(side)
+    if max_tokens is None:
         return [(prompt, 0) for prompt in prompts]
     cuts = iter(cut_texts(runner.tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)], max_tokens))
     kept: list[tuple[ParsedPrompt, int]] = []

@@ -14,6 +14,7 @@ from jinja2 import Template, meta
 
 from poolgraph.errors import InputError
 from poolgraph.runtime.template_sandbox import MAX_SOURCE, compile_template, render_template
+from poolgraph.tasks import SIDES
 
 TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -147,7 +148,7 @@ class ScoreTemplate:
             printed = self.render(*_PROBES, instruction="poolgraph instructs")
         except InputError:
             return None
-        return [role for role, probe in zip(("query", "document"), _PROBES, strict=True) if probe not in printed]
+        return [role for role, probe in zip(SIDES, _PROBES, strict=True) if probe not in printed]
 
 
 def check_template_kwargs(variables: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,10 +24,7 @@ from poolgraph.runtime.static_query import find_limit
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.task_late_interaction import LateInteractionTasks
 from poolgraph.runtime.texts import resolve_prompt, warn_of_cuts
-from poolgraph.tasks import Side
-
-SIDE_PROMPTS: Final = ("query", "document")
-"""Prompts that every model of sentence-transformers has, empty unless its checkpoint says otherwise."""
+from poolgraph.tasks import SIDES, Side
 
 
 class SentenceNames(LateInteractionTasks, EmbedTasks):
@@ -184,8 +181,8 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The model's prompts by name."""
-        return {**dict.fromkeys(SIDE_PROMPTS, ""), **self.manifest.prompts}
+        """The model's prompts by name, with those of the sides, which every model of sentence-transformers has."""
+        return {**dict.fromkeys(SIDES, ""), **self.manifest.prompts}
 
     @property
     def default_prompt_name(self) -> str | None:
@@ -283,7 +280,7 @@ class SentenceNames(LateInteractionTasks, EmbedTasks):
         return answers, 0
 
     def _find_prompt(self, prompt_name: str | None, prompt: str | None) -> str:
-        if prompt is None and prompt_name in SIDE_PROMPTS and prompt_name not in self.manifest.prompts:
+        if prompt is None and prompt_name in SIDES and prompt_name not in self.manifest.prompts:
             return ""
         return resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
 

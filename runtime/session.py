@@ -167,7 +167,11 @@ def _did_not_load(provider: str, instead: str, message: str) -> ProviderError:
 
 
 def build_session_options(onnxruntime: ModuleType, entries: Mapping[str, str], threads: int) -> Any:
-    """Build ONNX Runtime's session options from a variant's entries."""
+    """Build ONNX Runtime's session options from a variant's entries.
+
+    Raises:
+        SessionError: an entry that ONNX Runtime does not know.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -13,7 +13,7 @@ from poolgraph.errors import ArtifactError, InputError
 from poolgraph.graphs.manifest import Manifest
 from poolgraph.runtime.sparse import SparseEmbedding
 from poolgraph.runtime.texts import TO_MODEL_LIMIT, check_texts
-from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer
+from poolgraph.runtime.tokenizer import EncodedText, TextTokenizer, keep_ids
 from poolgraph.tasks import SIDES, Side
 
 STATIC_QUERY_FILE: Final = "query_weights.npy"
@@ -157,10 +157,10 @@ def encode_query_ids(
     if not whole.size:
         raise InputError(f"query {index} has no token id", parameter="prompt_token_ids", value=index)
     limit, side = _choose_limit(tokenizer, manifest, truncate_to), tokenizer.resolve_truncation_side(truncation_side)
-    num_cut = 0 if limit is None else max(0, len(whole) - limit)
+    kept = whole if limit is None else keep_ids(whole, limit, side)
+    num_cut = len(whole) - len(kept)
     if num_cut and truncate_to is None:
-        raise _too_long(index, len(whole), len(whole) - num_cut)
-    kept = whole[: len(whole) - num_cut] if side == "right" else whole[num_cut:]
+        raise _too_long(index, len(whole), len(kept))
     return EncodedText(input_ids=kept, token_type_ids=None, num_truncated_tokens=num_cut)
 
 

@@ -12,9 +12,11 @@ from poolgraph.runtime.embeddings import check_dimensions, choose_norm, divides_
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import finish_tokens, plan_finish
 from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
-from poolgraph.runtime.sparse import SparseEmbedding, choose_active_dims
-from poolgraph.runtime.static_query import encode_queries, find_limit, name_side, resolve_route, weigh_tokens
+from poolgraph.runtime.sparse import choose_active_dims
+from poolgraph.runtime.static_query import encode_queries, find_limit, name_side, resolve_route
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, resolve_truncation, warn_of_cuts
+from poolgraph.runtime.tokenizer import EncodedText
+from poolgraph.tasks import Side
 
 
 class EmbedTasks(LoadedModel):
@@ -61,7 +63,7 @@ class EmbedTasks(LoadedModel):
                 truncate=truncate,
                 on_progress=on_progress,
             )
-        limit = find_limit(self.manifest, name_side(self.manifest, side, prompt_name))
+        limit = find_limit(self.manifest, self._find_route(side, prompt_name))
         warn_of_cuts(num_cut, len(resolved), self.manifest, limit)
         return answers
 
@@ -100,11 +102,11 @@ class EmbedTasks(LoadedModel):
         unit = choose_norm(self.manifest, normalize)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         most = choose_active_dims(self.manifest, max_active_dims)
-        if resolve_route(self.manifest, name_side(self.manifest, side, prompt_name)) == "query":
-            found, num_cut = self._weigh_queries(
-                texts, prefix, truncate=truncate, first_index=first_index, on_progress=on_progress
-            )
-            return self._densify(found, normalize=bool(normalize), dimensions=dimensions, most=most), num_cut
+        if self._find_route(side, prompt_name) == "query":
+            queries = self._encode_queries(texts, prefix, truncate=truncate, first_index=first_index)
+            rows, asked = self.run_query(queries, on_progress=on_progress), bool(normalize)
+            rows = finish_embeddings(rows, normalize=asked, dimensions=dimensions, max_active_dims=most, to_unit=asked)
+            return rows, count_cut(queries)
         answers = np.empty((len(texts), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
         num_cut = 0
         windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
@@ -123,28 +125,13 @@ class EmbedTasks(LoadedModel):
                 num_cut += count_cut(window)
         return answers, num_cut
 
-    def _weigh_queries(
-        self, texts: Sequence[str], prefix: str, *, truncate: bool, first_index: int, on_progress: Progress | None
-    ) -> tuple[list[SparseEmbedding], int]:
-        """Return the weights of queries, of a table, and how many queries were cut."""
-        table = self._check_table()
+    def _encode_queries(
+        self, texts: Sequence[str], prefix: str, *, truncate: bool, first_index: int
+    ) -> list[EncodedText]:
+        """Tokenize queries that the table answers."""
         truncate_to = resolve_truncation(truncate)
-        queries = encode_queries(
+        return encode_queries(
             self.tokenizer, self.manifest, texts, prompt=prefix, truncate_to=truncate_to, first_index=first_index
-        )
-        found = [weigh_tokens(query.input_ids, table) for query in queries]
-        if on_progress is not None:
-            on_progress(len(found))
-        return found, count_cut(queries)
-
-    def _densify(
-        self, embeddings: Sequence[SparseEmbedding], *, normalize: bool, dimensions: int | None, most: int | None
-    ) -> NDArray[np.float32]:
-        rows = np.zeros((len(embeddings), self.manifest.pooler.embedding_size), dtype=np.float32)
-        for row, embedding in zip(rows, embeddings, strict=True):
-            row[embedding.indices] = embedding.values
-        return finish_embeddings(
-            rows, normalize=normalize, dimensions=dimensions, max_active_dims=most, to_unit=normalize
         )
 
     def check_embed_options(
@@ -164,7 +151,11 @@ class EmbedTasks(LoadedModel):
         self.check_task("embed")
         check_dimensions(self.manifest, dimensions, self.manifest.source.model)
         resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
-        resolve_route(self.manifest, name_side(self.manifest, side, prompt_name))
+        self._find_route(side, prompt_name)
+
+    def _find_route(self, side: str | None, prompt_name: str | None) -> Side | None:
+        """Return the route of texts whose caller says these, None for models without routes."""
+        return resolve_route(self.manifest, name_side(self.manifest, side, prompt_name))
 
     def token_embed(
         self,

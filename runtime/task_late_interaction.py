@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +98,6 @@ class LateInteractionTasks(LoadedModel):
         dimensions: int | None = None,
         normalize: bool | None = None,
         truncate: bool | None = None,
-        first_index: int = 0,
         on_progress: Progress | None = None,
     ) -> tuple[list[NDArray[np.float32]], int]:
         """Embed the texts of one side, without a warning.
@@ -108,22 +108,20 @@ class LateInteractionTasks(LoadedModel):
             dimensions: As for ``embed_queries``, like the next two.
             normalize: Divide by the L2 norm.
             truncate: What is cut.
-            first_index: Index of the first text in the caller's own list, for messages.
             on_progress: Called with the number of texts that each finished batch adds.
 
         Returns:
-            The vectors of each text, and how many texts were cut.
+            The vectors (num_vectors, token_embedding_size) of each text, and how many texts were cut.
         """
         self.check_task("token_embed")
         check_dimensions(at_token_width(self.manifest), dimensions, self.manifest.source.model)
         unit = choose_norm(self.manifest, normalize)
         answers: list[NDArray[np.float32]] = []
         num_cut = 0
-        windows = self._side_windows(rules, texts, truncate, first_index)
+        encode = partial(encode_side, self.tokenizer, rules, truncate=truncate)
+        windows = encode_windows(texts, encode, self.first_window)
         run = self._executor.run_token
-        with self._run_windows(
-            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
-        ) as found:
+        with self._run_windows(windows, run, num_items=len(texts), on_progress=on_progress) as found:
             for _, window, raw in found:
                 answers += [
                     finish_embeddings(rows[scored_tokens(rules, text.input_ids)], normalize=unit, dimensions=dimensions)
@@ -131,16 +129,6 @@ class LateInteractionTasks(LoadedModel):
                 ]
                 num_cut += count_cut(window)
         return answers, num_cut
-
-    def _side_windows(
-        self, rules: SideRules, texts: Sequence[str], truncate: bool | None, offset: int
-    ) -> Generator[tuple[int, Sequence[EncodedText]], None, None]:
-        """Yield tokenized windows; ``offset`` counts in messages only."""
-
-        def encode(window: Sequence[str], *, first_index: int) -> list[EncodedText]:
-            return encode_side(self.tokenizer, rules, window, truncate=truncate, first_index=offset + first_index)
-
-        yield from encode_windows(texts, encode, self.first_window)
 
     def _embed(
         self,

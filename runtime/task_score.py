@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
@@ -308,9 +308,7 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
         use_activation: bool | None,
         on_progress: Progress | None,
     ) -> _Scores:
-        def encode(window: Sequence[tuple[int, int]], *, first_index: int) -> list[EncodedText]:
-            return self.encode_scoring_pairs(queries, documents, window, options, first_index=first_index)
-
+        encode = partial(self.encode_scoring_pairs, queries, documents, options=options)
         scores = np.empty(len(pairs), dtype=np.float32)
         num_cut = 0
         windows = encode_windows(pairs, encode, self.first_window)

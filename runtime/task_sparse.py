@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.errors import InputError, TaskNotSupported
-from poolgraph.runtime.embeddings import divides_kept, finish_embeddings
+from poolgraph.runtime.embeddings import finish_by_default
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.loaded import count_cut, progress_bar
 from poolgraph.runtime.module_kinds import AUTO_ENCODER, read_head_kinds
@@ -21,7 +21,7 @@ from poolgraph.runtime.sparse import (
     weigh_words,
     weighs_words,
 )
-from poolgraph.runtime.static_query import find_limit, name_side, resolve_route
+from poolgraph.runtime.static_query import find_limit, weigh_tokens
 from poolgraph.runtime.task_embed import EmbedTasks
 from poolgraph.runtime.texts import resolve_prompt, resolve_texts, warn_of_cuts
 from poolgraph.runtime.tokenizer import EncodedText
@@ -75,7 +75,7 @@ class SparseTasks(EmbedTasks):
                 truncate=truncate,
                 on_progress=on_progress,
             )
-        limit = find_limit(self.manifest, name_side(self.manifest, side, prompt_name))
+        limit = find_limit(self.manifest, self._find_route(side, prompt_name))
         warn_of_cuts(num_cut, len(resolved), self.manifest, limit)
         return answers
 
@@ -100,11 +100,13 @@ class SparseTasks(EmbedTasks):
         weights = self.manifest.pooler.token_weights
         most = choose_active_dims(self.manifest, max_active_dims)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
-        if resolve_route(self.manifest, name_side(self.manifest, side, prompt_name)) == "query":
-            queries, num_cut = self._weigh_queries(
-                texts, prefix, truncate=truncate, first_index=first_index, on_progress=on_progress
-            )
-            return [query.keep_largest(most) for query in queries], num_cut
+        if self._find_route(side, prompt_name) == "query":
+            queries = self._encode_queries(texts, prefix, truncate=truncate, first_index=first_index)
+            table = self._check_table()
+            weighed = [weigh_tokens(query.input_ids, table).keep_largest(most) for query in queries]
+            if on_progress is not None:
+                on_progress(len(weighed))
+            return weighed, count_cut(queries)
         answers: list[SparseEmbedding] = []
         num_cut = 0
         windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
@@ -120,16 +122,9 @@ class SparseTasks(EmbedTasks):
 
     def _weigh(self, raw: Raw, window: Sequence[EncodedText], most: int | None) -> list[SparseEmbedding]:
         """Return the weights of each text's words, of raw answers of the sequence graph, or of BGE-M3's token graph."""
-        pooler, weights = self.manifest.pooler, self.manifest.pooler.token_weights
+        weights = self.manifest.pooler.token_weights
         if weights is None:
-            rows = finish_embeddings(
-                np.asarray(raw),
-                normalize=pooler.normalize,
-                dimensions=None,
-                max_active_dims=most,
-                to_unit=divides_kept(self.manifest, None),
-            )
-            return sparsify(rows)
+            return sparsify(finish_by_default(np.asarray(raw), self.manifest, most))
         skipped, size = weights.skip_token_ids, self.sparse_size
         return [
             weigh_words(text.input_ids, rows[:, -1], skipped=skipped, size=size)

@@ -40,16 +40,13 @@ def check_max_tokens(name: str, value: int | None, max_model_len: int) -> int | 
     return value or None
 
 
-def cut_texts(
-    tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int | None, *, first_index: int = 0
-) -> list[CutText]:
+def cut_texts(tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int | None) -> list[CutText]:
     """Keep the first tokens of each text, special tokens not counted.
 
     Args:
         tokenizer: The model's tokenizer.
         texts: The texts.
         max_tokens: Tokens kept of each; None keeps the texts whole.
-        first_index: Index of the first text in the caller's own list, for messages.
 
     Returns:
         What is kept of each text. Tokenized again it has the tokens that were kept, but for tokenizers that merge
@@ -63,9 +60,7 @@ def cut_texts(
     cuts: list[CutText] = []
     for start in range(0, len(texts), _CHUNK):
         chunk = texts[start : start + _CHUNK]
-        encodings = tokenizer.encode_batch(
-            chunk, add_special_tokens=False, first_index=first_index + start, offsets=True
-        )
+        encodings = tokenizer.encode_batch(chunk, add_special_tokens=False, first_index=start, offsets=True)
         cuts += [cut_text(text, encoding, max_tokens) for text, encoding in zip(chunk, encodings, strict=True)]
     return cuts
 

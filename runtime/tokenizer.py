@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -119,7 +119,7 @@ class TextTokenizer:
         prompted = [prompt + text for text in texts] if prompt else texts
         encodings = self.encode_batch(prompted, add_special_tokens=add_special_tokens, first_index=first_index)
         prompt_length = self._count_prompt(prompt, cut) if prompt and self._with_prompt_length else 0
-        suffixes = _name_texts(len(texts), first_index)
+        suffixes = name_inputs("text", len(texts), first_index)
         return [
             self._finish(text, encoding, cut, prompt_length, suffix)
             for text, encoding, suffix in zip(prompted, encodings, suffixes, strict=True)
@@ -147,7 +147,7 @@ class TextTokenizer:
         self._check_stride(stride)
         check_texts(texts, first_index=first_index)
         encodings = self.encode_batch(texts, add_special_tokens=True, first_index=first_index, offsets=True)
-        suffixes = _name_texts(len(texts), first_index)
+        suffixes = name_inputs("text", len(texts), first_index)
         return [
             self._finish_windows(text, encoding, cut, stride, suffix)
             for text, encoding, suffix in zip(texts, encodings, suffixes, strict=True)
@@ -163,7 +163,7 @@ class TextTokenizer:
         """
         cut = self._resolve_cut(truncate_to, truncation_side, add_special_tokens=False)
         whole = self.check_ids(ids)
-        kept = whole if cut.max_tokens is None else _slice_ids(whole, cut.max_tokens, cut.side)
+        kept = whole if cut.max_tokens is None else keep_ids(whole, cut.max_tokens, cut.side)
         self.check_length(len(kept), "")
         return EncodedText(
             input_ids=kept,
@@ -326,7 +326,7 @@ class TextTokenizer:
             )
 
     def check_ids(self, ids: Sequence[int]) -> NDArray[np.int64]:
-        """Return token ids as an array.
+        """Return token ids as an array (num_tokens,).
 
         Raises:
             InputError: not a flat list of int, or an id outside the vocabulary.
@@ -354,8 +354,9 @@ class TextTokenizer:
         return len(ids) - 1 if ids and ids[-1] in self._special_ids else len(ids)
 
 
-def _slice_ids(ids: NDArray[np.int64], max_tokens: int, side: str) -> NDArray[np.int64]:
-    return ids[:max_tokens] if side == "right" else ids[max(0, len(ids) - max_tokens) :]
+def keep_ids(ids: NDArray[np.int64], num_tokens: int, side: str) -> NDArray[np.int64]:
+    """Return at most so many token ids; ``side`` is where the others are cut off, ``left`` or ``right``."""
+    return ids[:num_tokens] if side == "right" else ids[max(0, len(ids) - num_tokens) :]
 
 
 def _check_unicode(texts: Sequence[str], first_index: int) -> None:
@@ -371,10 +372,8 @@ def _check_unicode(texts: Sequence[str], first_index: int) -> None:
             ) from error
 
 
-def _name_texts(num_texts: int, first_index: int) -> Iterator[str]:
-    """Yield what a message says about each text's place; nothing when the call is about one text alone."""
-    if num_texts == 1 and first_index == 0:
-        yield ""
-        return
-    for index in range(first_index, first_index + num_texts):
-        yield f" (text {index})"
+def name_inputs(kind: str, count: int, first_index: int) -> list[str]:
+    """Return what a message says about the place of each text or pair; nothing when the call is about one alone."""
+    if count == 1 and first_index == 0:
+        return [""]
+    return [f" ({kind} {index})" for index in range(first_index, first_index + count)]

@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from poolgraph.errors import ArtifactError, InputError
-from poolgraph.graphs.manifest import UNREADABLE
+from poolgraph.graphs.manifest import UNREADABLE, Positive
 from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.planner import MAX_BATCH_TOKENS
 
@@ -27,7 +27,6 @@ TUNING_FILE: Final = "tuning.json"
 LARGEST_BYTES: Final = 1 << 20
 """Far more than the entries of all machines that one artifact will see."""
 
-Positive = Annotated[int, msgspec.Meta(gt=0)]
 Speed = Annotated[float, msgspec.Meta(gt=0.0)]
 
 

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poolgraph.runtime.cpu import read_cpu_info
+from poolgraph.runtime.providers import CPU_PROVIDER
 from poolgraph.runtime.session import build_session_options, import_onnxruntime, mapped_errors
-
-PROVIDER = "CPUExecutionProvider"
 
 
 class WatchedGraph:
@@ -29,7 +28,7 @@ class WatchedGraph:
         onnxruntime = import_onnxruntime()
         options = build_session_options(onnxruntime, {"graph_optimization_level": "basic"}, read_cpu_info().num_cores)
         with mapped_errors(f"opening {path}"):
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
         self._inputs = {node.name for node in self._session.get_inputs()}
         self._names, self._path = list(names), path
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 JSON: Final = b"application/json"
 
+TEXT_ERRORS: Final = (400, 404, 413, 415, 429, 500, 503, 504)
+TASK_ERRORS: Final = (*TEXT_ERRORS, 501)
+"""Statuses of errors of routes that run texts, and of those for one task, which not every model has."""
+
 _INLINE_VALUES: Final = 32_768
 """Answers with more numbers are encoded in a thread: they would hold up all others for a millisecond or more."""
 

@@ -41,32 +41,5 @@ class Observer(Protocol):
         """Answers were encoded for the client."""
 
 
-class NullObserver:
+class NullObserver(Observer):
     """Listens to nothing."""
-
-    def tokenized(self, model: str, num_texts: int, num_tokens: int, seconds: float) -> None:
-        """Ignore."""
-
-    def waited(self, model: str, seconds: float) -> None:
-        """Ignore."""
-
-    def ran(self, model: str, num_texts: int, real_tokens: int, padded_tokens: int, seconds: float) -> None:
-        """Ignore."""
-
-    def queue(self, model: str, num_texts: int, num_tokens: int) -> None:
-        """Ignore."""
-
-    def cache(self, model: str, hits: int, misses: int, size: int) -> None:
-        """Ignore."""
-
-    def dropped(self, model: str, reason: DropReason, num_texts: int) -> None:
-        """Ignore."""
-
-    def failed(self, model: str, kind: str) -> None:
-        """Ignore."""
-
-    def restarted(self, model: str) -> None:
-        """Ignore."""
-
-    def encoded(self, model: str, seconds: float) -> None:
-        """Ignore."""

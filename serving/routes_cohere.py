@@ -18,7 +18,7 @@ from poolgraph.runtime.work import Work
 from poolgraph.serving.answers import Outputs, count_usage, count_values, list_use
 from poolgraph.serving.chat import join_parts
 from poolgraph.serving.encodings import LITTLE_FLOAT32, Floats, encode_bits, encode_floats
-from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
+from poolgraph.serving.endpoint import TASK_ERRORS, Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import build_params, check_number, check_size, plan_tokenization, plan_urgency
 from poolgraph.serving.routing import choose_runner, find_model
 from poolgraph.serving.schema_cohere import (
@@ -210,7 +210,7 @@ COHERE_EMBED: Final = Endpoint(
     summary="Embed texts (Cohere)",
     body_type=CohereEmbedRequest,
     answer_type=CohereEmbedResponse,
-    statuses=(400, 404, 413, 415, 429, 500, 501, 503, 504),
+    statuses=TASK_ERRORS,
     tag="Jina and Cohere",
 )
 

@@ -21,7 +21,7 @@ from poolgraph.serving.answers import (
     use_headers,
 )
 from poolgraph.serving.encodings import WireFormat, build_wire, encode_floats
-from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
+from poolgraph.serving.endpoint import TASK_ERRORS, TEXT_ERRORS, Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import build_params, plan_options, plan_urgency, read_texts, refuse_normalize
 from poolgraph.serving.routing import find_model, show_name
 from poolgraph.serving.schema_common import EncodingFields
@@ -44,7 +44,6 @@ from poolgraph.serving.schema_pooling import (
 if TYPE_CHECKING:
     from poolgraph.serving.served_model import ServedModel
 
-_TEXT_ERRORS: Final = (400, 404, 413, 415, 429, 500, 503, 504)
 _BYTES: Final = ("application/octet-stream",)
 
 
@@ -231,7 +230,7 @@ EMBEDDINGS: Final = Endpoint(
     body_type=EmbeddingsRequest,
     answer_type=EmbeddingsResponse,
     content_types=_BYTES,
-    statuses=(*_TEXT_ERRORS, 501),
+    statuses=TASK_ERRORS,
     tag="OpenAI",
 )
 
@@ -243,7 +242,7 @@ POOLING: Final = Endpoint(
     body_type=PoolingRequest,
     answer_type=PoolingResponse,
     content_types=_BYTES,
-    statuses=_TEXT_ERRORS,
+    statuses=TEXT_ERRORS,
     tag="vLLM",
 )
 
@@ -254,6 +253,6 @@ CLASSIFY: Final = Endpoint(
     summary="Classify texts (vLLM)",
     body_type=ClassifyRequest,
     answer_type=ClassifyResponse,
-    statuses=(*_TEXT_ERRORS, 501),
+    statuses=TASK_ERRORS,
     tag="vLLM",
 )

@@ -16,7 +16,7 @@ from poolgraph.runtime.score_requests import answer_scores
 from poolgraph.serving.answers import count_usage, describe_use, now
 from poolgraph.serving.chat import join_parts
 from poolgraph.serving.encodings import check_finite
-from poolgraph.serving.endpoint import Answer, Call, Endpoint, answer_json
+from poolgraph.serving.endpoint import TASK_ERRORS, Answer, Call, Endpoint, answer_json
 from poolgraph.serving.request_fields import check_common, check_number, check_size, plan_tokenization, plan_urgency
 from poolgraph.serving.routing import choose_runner, find_model, show_name
 from poolgraph.serving.schema_scores import ScoreAnswerItem, ScoreBody, ScoreContent, ScoreResponse, ScoringFields
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from poolgraph.serving.urgency import Urgency
 
 _SIDES: Final = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
-_ERRORS: Final = (400, 404, 413, 415, 429, 500, 501, 503, 504)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +174,7 @@ SCORE: Final = Endpoint(
     summary="Score pairs of texts (vLLM)",
     body_type=ScoreBody,
     answer_type=ScoreResponse,
-    statuses=_ERRORS,
+    statuses=TASK_ERRORS,
     tag="vLLM",
 )
 

@@ -21,13 +21,12 @@ from poolgraph.runtime.score_options import ScoreOptions
 from poolgraph.runtime.score_pairs import plan_pairs
 from poolgraph.runtime.score_request import ScoreRequest
 from poolgraph.runtime.score_requests import answer_scores
-from poolgraph.runtime.sparse import SparseEmbedding
 from poolgraph.runtime.sparse_output import read_sparse
 from poolgraph.runtime.static_query import name_side, resolve_route
 from poolgraph.serving.answers import Outputs, answer_texts, count_values, use_headers
 from poolgraph.serving.asgi_types import Header
 from poolgraph.serving.encodings import check_finite, encode_floats, encode_sparse
-from poolgraph.serving.endpoint import Answer, Call, Endpoint, Function, answer_json
+from poolgraph.serving.endpoint import TASK_ERRORS, Answer, Call, Endpoint, Function, answer_json
 from poolgraph.serving.request_fields import (
     TextRequest,
     build_params,
@@ -54,8 +53,6 @@ from poolgraph.serving.urgency import Urgency
 
 if TYPE_CHECKING:
     from poolgraph.serving.served_model import ServedModel
-
-_ERRORS: Final = (400, 404, 413, 415, 429, 500, 501, 503, 504)
 
 _Scores = tuple[list[list[float]], tuple[Header, ...]]
 """The scores of each row, and the headers that tell its tokens."""
@@ -101,18 +98,14 @@ async def embed_sparse(call: Call, body: TeiEmbedSparseRequest) -> Answer:
     params = build_params(body.normalize if is_splade else None)
     outputs = await _answer(call, body, model, "embed" if is_splade else "token_classify", params)
     found = (read_sparse(output, model.manifest) for output in outputs)
+    divides = body.normalize and not is_splade  # what comes of no pooled vector has no norm yet
     return await call.encode(
         model,
         lambda: answer_json(
-            [_encode_weights(one, body, is_finished=is_splade) for one in found], headers=use_headers(outputs)
+            [encode_sparse(one.to_unit() if divides else one) for one in found], headers=use_headers(outputs)
         ),
         count_values(outputs),
     )
-
-
-def _encode_weights(embedding: SparseEmbedding, body: TeiEmbedSparseRequest, *, is_finished: bool = False) -> Any:
-    """Return JSON; what comes of no pooled vector has no norm yet."""
-    return encode_sparse(embedding.to_unit() if body.normalize and not is_finished else embedding)
 
 
 async def _answer(call: Call, body: Any, model: ServedModel, task: str, params: PoolingParams) -> Outputs:
@@ -298,7 +291,7 @@ def _post(path: str, function: Any, summary: str, body_type: Any, answer_type: A
         summary=f"{summary} (text-embeddings-inference)",
         body_type=body_type,
         answer_type=answer_type,
-        statuses=_ERRORS,
+        statuses=TASK_ERRORS,
         tag="text-embeddings-inference",
     )
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from poolgraph.runtime.tokenization import TruncationSide
+
 Count = Annotated[int, Meta(ge=0)]
 """A number of things; 0 often stands for all of them."""
 
@@ -15,7 +17,6 @@ Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Lower com
 Seconds = Annotated[float, Meta(ge=0.1, description="Seconds in which the answer is wanted, within the server's limit")]
 RequestId = Annotated[str, Meta(min_length=1, max_length=128)]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
-TruncationSide = Literal["left", "right"]
 
 
 class CommonFields(msgspec.Struct, kw_only=True):

@@ -12,7 +12,7 @@ from poolgraph.cli_command import DONE, JSON, NAMES, Argument, Command, add_argu
 from poolgraph.cli_inspect import print_verification
 from poolgraph.errors import InputError
 from poolgraph.progress import print_stages
-from poolgraph.tasks import EXPORT_TASKS
+from poolgraph.tasks import CONVERSIONS, EXPORT_TASKS, RUNNERS
 
 if TYPE_CHECKING:
     from poolgraph.graphs.manifest import Manifest
@@ -42,11 +42,11 @@ EXPORT_OPTIONS: Final = (
     Argument("--task", choices=EXPORT_TASKS, default="auto", help="what the model answers; auto reads the checkpoint"),
     Argument(
         "--convert",
-        choices=("auto", "none", "embed", "classify"),
+        choices=CONVERSIONS,
         default="auto",
         help="drop the model's head and embed, or give it a classifier's head; auto does what --task asks",
     ),
-    Argument("--runner", choices=("auto", "pooling"), default="auto", help="vLLM's option; pooling is all there is"),
+    Argument("--runner", choices=RUNNERS, default="auto", help="vLLM's option; pooling is all there is"),
     Argument(
         "--pooler-config",
         "--override-pooler-config",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from poolgraph.cli_command import Argument, Command, add_arguments, given_options, parse_count, parse_object
 from poolgraph.cli_options import LOADING
 from poolgraph.errors import InputError
-from poolgraph.tasks import EXPORT_TASKS
+from poolgraph.tasks import CONVERSIONS, EXPORT_TASKS, RUNNERS
 
 if TYPE_CHECKING:
     from poolgraph.runtime.model_arguments import ModelArguments
@@ -54,10 +54,10 @@ MODEL_OPTIONS: Final = (
     Argument("--task", choices=EXPORT_TASKS, help="what the models answer (default: auto, what they were made for)"),
     Argument(
         "--convert",
-        choices=("auto", "none", "embed", "classify"),
+        choices=CONVERSIONS,
         help="drop a checkpoint's head and embed, or give it a classifier's head (default: auto)",
     ),
-    Argument("--runner", choices=("auto", "pooling"), help="vLLM's option; pooling is all there is (default: auto)"),
+    Argument("--runner", choices=RUNNERS, help="vLLM's option; pooling is all there is (default: auto)"),
     Argument(
         "--pooler-config",
         metavar="JSON",

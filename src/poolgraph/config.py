@@ -199,7 +199,11 @@ def parse_pooler_config(value: PoolerConfig | Mapping[str, Any] | str | None) ->
 
 
 def check_truncation(truncate_prompt_tokens: int | None) -> None:
-    """Refuse a truncation that keeps nothing; -1 stands for the model's limit."""
+    """Refuse a truncation that keeps nothing; -1 stands for the model's limit.
+
+    Raises:
+        InputError: 0, or less than -1.
+    """
     if truncate_prompt_tokens is not None and (truncate_prompt_tokens < -1 or truncate_prompt_tokens == 0):
         raise InputError(
             "truncate_prompt_tokens must be -1 (the model's limit) or a positive number of tokens",

@@ -92,8 +92,8 @@ def modes() -> st.SearchStrategy[tuple[str, ...]]:
 
 def runner_of(layout: str) -> Runner:
     name, _, side = layout.partition("_")
-    runners = {"uniform": UniformRunner, "padded": PaddedRunner, "packed": PackedRunner}
-    return runners[name](Tokenization(pad_token_id=0, padding_side=side or "right"))
+    padded = PaddedRunner(Tokenization(pad_token_id=0, padding_side=side or "right"))
+    return {"uniform": UniformRunner(), "padded": padded, "packed": PackedRunner()}[name]
 
 
 def feed(batch: Batch, layout: str) -> dict[str, np.ndarray]:

@@ -50,7 +50,7 @@ def test_the_grid(cores, threads):
 
 
 def test_plans_that_run_the_workload_alike_are_measured_once():
-    found = choose_candidates(propose_tunings(4), MIXED.lengths, UniformRunner(Tokenization(pad_token_id=0)), 4)
+    found = choose_candidates(propose_tunings(4), MIXED.lengths, UniformRunner(), 4)
     assert found[0].tuning == Tuning()
     assert len({candidate.work for candidate in found}) == len(found)
     # One thread a run is what the rule does with many batches: it is never named for that.

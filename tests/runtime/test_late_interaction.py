@@ -225,7 +225,7 @@ def test_runners_feed_which_tokens_are_attended_to() -> None:
     plain = EncodedText(input_ids=np.array([2, 3]), token_type_ids=None)
     filled = EncodedText(input_ids=np.array([2, 9]), token_type_ids=None, attended=np.array([1, 0]))
     longer = EncodedText(input_ids=np.array([2, 9, 9]), token_type_ids=None, attended=np.array([1, 1, 0]))
-    uniform = UniformRunner(Tokenization(pad_token_id=0)).feed([plain, filled], attended_graph())
+    uniform = UniformRunner().feed([plain, filled], attended_graph())
     assert uniform["attended_mask"].tolist() == [[1, 1], [1, 0]]
     padded = PaddedRunner(Tokenization(pad_token_id=0)).feed([plain, longer], attended_graph())
     assert padded["attended_mask"].tolist() == [[1, 1, 0], [1, 1, 0]]

@@ -69,11 +69,11 @@ def draw_text(source, longest=90):
     return " ".join(source.choices(WORDS, k=source.choice([0, 1, 2, 5, 20, longest])))
 
 
-def transformers_pair(tokenizer, query, document, strategy, limit):
+def transformers_pair(tokenizer, query, document, limit):
     """The oracle's ids and types; None where it cannot cut (its ids are then too many, or it raises)."""
     try:
         # Lists, as in a batch: a lone empty document would make transformers drop the pair.
-        answer = tokenizer([query], [document], truncation=strategy, max_length=limit, return_token_type_ids=True)
+        answer = tokenizer([query], [document], truncation=True, max_length=limit, return_token_type_ids=True)
     except Exception:
         return None
     ids, types = answer["input_ids"][0], answer["token_type_ids"][0]
@@ -82,24 +82,23 @@ def transformers_pair(tokenizer, query, document, strategy, limit):
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("strategy", ["longest_first", "only_second", "only_first"])
 @pytest.mark.filterwarnings("ignore:Be aware")
-def test_pairs_are_cut_as_transformers_cuts_them(name, side, strategy, folders):
+def test_pairs_are_cut_as_transformers_cuts_them(name, side, folders):
     oracle = load_oracle(folders[name], truncation_side=side)
     tokenizer = TextTokenizer(folders[name], build_manifest(truncation_side=side))
-    source = random.Random(f"{name} {side} {strategy}")
+    source = random.Random(f"{name} {side}")
     compared = 0
     for _ in range(80):
         query, document, limit = draw_text(source), draw_text(source), source.randint(5, LIMIT)
-        expected = transformers_pair(oracle, query, document, strategy, limit)
+        expected = transformers_pair(oracle, query, document, limit)
         if expected is None:
             continue
-        (found,) = encode_pairs(tokenizer, [(query, document)], truncate_to=limit, strategy=strategy)
+        (found,) = encode_pairs(tokenizer, [(query, document)], truncate_to=limit)
         assert (found.input_ids.tolist(), found.token_type_ids.tolist()) == expected
-        whole = transformers_pair(oracle, query, document, "longest_first", 10_000)
+        whole = transformers_pair(oracle, query, document, 10_000)
         assert found.num_truncated_tokens == len(whole[0]) - len(expected[0])
         compared += 1
-    assert compared >= (75 if strategy == "longest_first" else 20)
+    assert compared >= 75
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -175,7 +174,6 @@ def test_too_long_says_so_in_vllms_words(bert, num_pairs, first_index, suffix):
         ({"truncate_to": 129}, "truncate_prompt_tokens=129 cannot be greater than max_total_tokens = 128"),
         ({"truncate_to": 2}, "or at least 3, the number of special tokens"),
         ({"truncation_side": "middle"}, "`truncation_side` must be either 'left' or 'right'"),
-        ({"strategy": "shortest_first"}, "unknown truncation strategy 'shortest_first'"),
         ({"max_tokens_per_doc": -1}, "max_tokens_per_doc must be a non-negative integer"),
         ({"max_tokens_per_query": True}, "max_tokens_per_query must be a non-negative integer"),
         ({"max_tokens_per_query": 2.0}, "max_tokens_per_query must be a non-negative integer"),
@@ -185,13 +183,6 @@ def test_too_long_says_so_in_vllms_words(bert, num_pairs, first_index, suffix):
 def test_options_refused(bert, options, message):
     with pytest.raises(InputError, match=message):
         encode_pairs(bert, [("a", "b")], **options)
-
-
-@pytest.mark.parametrize(("strategy", "whole"), [("only_second", "query"), ("only_first", "document")])
-def test_a_text_that_must_stay_whole_and_does_not_fit(bert, strategy, whole):
-    pairs = [("a", "a"), ("pool " * 100, "pool " * 100)]
-    with pytest.raises(InputError, match=rf"the {whole} has \d+ tokens and only the .* \(pair 1\)"):
-        encode_pairs(bert, pairs, truncate_to=20, strategy=strategy)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def lists(feed):
 
 def test_uniform_feeds_only_what_the_graph_names():
     texts = [text(1, 2, types=[0, 1], prompt_length=1), text(3, 4)]
-    runner = UniformRunner(Tokenization(pad_token_id=0))
+    runner = UniformRunner()
     assert lists(runner.feed(texts, graph("input_ids"))) == {"input_ids": [[1, 2], [3, 4]]}
     assert lists(runner.feed(texts, graph("input_ids", "token_type_ids", "prompt_length"))) == {
         "input_ids": [[1, 2], [3, 4]],
@@ -53,7 +53,7 @@ def test_padded_feeds(side, ids, mask, types):
 
 
 def test_packed_feeds():
-    runner = PackedRunner(Tokenization(pad_token_id=9))
+    runner = PackedRunner()
     texts = [text(1, 2, 3), text(4, types=[1], prompt_length=2), text(5, 6)]
     inputs = ("input_ids", "cu_seqlens", "token_type_ids", "attended_mask", "prompt_length")
     feed = runner.feed(texts, graph(*inputs))
@@ -71,10 +71,10 @@ def test_packed_feeds():
 @pytest.mark.parametrize(
     ("runner", "answer", "expected"),
     [
-        (UniformRunner(Tokenization(pad_token_id=9)), [[0, 1], [2, 3]], [[0, 1], [2, 3]]),
+        (UniformRunner(), [[0, 1], [2, 3]], [[0, 1], [2, 3]]),
         (PaddedRunner(Tokenization(pad_token_id=9)), [[0, 1, 2], [3, 4, 5]], [[0, 1, 2], [3]]),
         (PaddedRunner(Tokenization(pad_token_id=9, padding_side="left")), [[0, 1, 2], [3, 4, 5]], [[0, 1, 2], [5]]),
-        (PackedRunner(Tokenization(pad_token_id=9)), [0, 1, 2, 3], [[0, 1, 2], [3]]),
+        (PackedRunner(), [0, 1, 2, 3], [[0, 1, 2], [3]]),
     ],
 )
 def test_rows_of_tokens_are_split(runner, answer, expected):

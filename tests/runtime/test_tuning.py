@@ -193,9 +193,9 @@ def test_a_caller_who_gives_everything_is_not_warned(artifact, machine):
 
 
 def test_batches_are_not_cut_finer_than_runs_need():
-    work = plan_work([64] * 64, UniformRunner(None), Tuning(threads=8, max_batch_tokens=2048), cores=8)
+    work = plan_work([64] * 64, UniformRunner(), Tuning(threads=8, max_batch_tokens=2048), cores=8)
     assert (len(work.batches), work.runs, work.threads) == (2, 1, 8)
-    work = plan_work([64] * 64, UniformRunner(None), Tuning(max_batch_tokens=2048), cores=8)
+    work = plan_work([64] * 64, UniformRunner(), Tuning(max_batch_tokens=2048), cores=8)
     assert (len(work.batches), work.runs, work.threads) == (8, 8, 1)
 
 
@@ -225,13 +225,13 @@ def test_inspect_and_verify_live_with_the_file(artifact, capsys):
     ],
 )
 def test_a_packed_batch_is_cut_unless_it_gets_all_cores(options, expected):
-    work = plan_work([40] * 12, PackedRunner(None), Tuning(), cores=4, **options)
+    work = plan_work([40] * 12, PackedRunner(), Tuning(), cores=4, **options)
     assert (len(work.batches), work.runs, work.threads) == expected
 
 
 @pytest.mark.parametrize("runner", [UniformRunner, PackedRunner])
 def test_batches_that_have_all_cores_in_turn_are_not_cut_for_them(runner):
-    work = plan_work([40] * 15, runner(None), Tuning(), cores=32)
+    work = plan_work([40] * 15, runner(), Tuning(), cores=32)
     assert (sorted(batch.num_tokens for batch in work.batches), work.runs, work.threads) == ([280, 320], 1, 32)
-    work = plan_work([40] * 15, runner(None), Tuning(), cores=16)
+    work = plan_work([40] * 15, runner(), Tuning(), cores=16)
     assert (len(work.batches), work.runs, work.threads) == (15, 15, 1)
