@@ -17,7 +17,8 @@ from poolgraph.graphs.check_cuda import check_cuda
 from poolgraph.graphs.fuse_bias_products import has_bias_products
 from poolgraph.graphs.lower_attention_cuda import fits_packed
 from poolgraph.graphs.lower_attention_native import fits_native_packed
-from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS, Rewrites, Variant
+from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS, Quantization, Rewrites, Variant
+from poolgraph.graphs.note_routers import router_weights
 from poolgraph.graphs.pipeline import Target, cuda_passes, packed_native
 
 MOST_FINDINGS = 3
@@ -63,7 +64,14 @@ def lower_target(
         half = reduced.half[target.layout]
         target = replace(target, passes=cuda_passes("fp16", half.kept, operators=target.operators))
         return lower_variant(semantic, reports, target, plan.head.kind, float_range=half.record)
-    return lower_variant(semantic, reports, target, plan.head.kind)
+    return lower_variant(semantic, reports, target, plan.head.kind, quantization=_note_routers(target, semantic))
+
+
+def _note_routers(target: Target, semantic: ir.Model) -> Quantization | None:
+    """Return the record of native bf16 where products choose experts: they stay in float32, as in int8."""
+    rounds = target.precision == "bf16" and target.operators == NATIVE_OPERATORS
+    routers = router_weights(semantic) if rounds else ()
+    return Quantization(routers=routers) if routers else None
 
 
 def drop_idle(lowered: Sequence[LoweredVariant]) -> list[LoweredVariant]:

@@ -64,7 +64,7 @@ class Quantization(_Record, frozen=True, kw_only=True):
 
     ``static`` activations have one scale from calibration, ``token`` ones a scale a token, on native operators with a
     zero point of its own, those of ``weights`` are float32. ``float32`` names the products that are not quantized,
-    ``routers`` those that choose experts, which never are.
+    ``routers`` those that choose experts, which never are: the one part of a record of bf16.
     ``tables`` names the tables of embeddings in 8 bits, ``float32_tables`` those that would have cost too much
     fidelity. Cosines are those of held-out calibration texts.
     """

@@ -199,7 +199,7 @@ NATIVE_BF16 = replace(
     passes=_native_passes(lower_attention_to_native, lower_products=(lower_products_to_bfloat,)),
 )
 """Products of numbers rounded to bfloat16, half the memory of float32; where the processor has no instruction for them,
-they are computed in float32, to the same answers. It shares all its weights with float32."""
+they are computed in float32, to the same answers but for subnormal numbers. It shares all its weights with float32."""
 
 
 def packed_native(target: Target) -> Target:

@@ -45,16 +45,17 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = MappingProxyType(
 """Thresholds by precision."""
 
 OTHER_EXPERTS: Final = 0.05
-"""Share of the token vectors of an embedder that chooses experts which may miss int8's minimum: where two experts'
-scores nearly tie, any rounding sends a token to the other one. The tokens' mean holds, and both bounds of texts."""
+"""Share of the token vectors of an embedder that chooses experts which may miss the minimum of int8 and bf16: where two
+experts' scores nearly tie, any rounding sends a token to the other one. The tokens' mean and texts' bounds hold."""
 
 OTHER_EXPERTS_COSINE: Final = 0.5
 """What such a vector must reach: the residual and all other layers are the same, so it is no unrelated one."""
 
 
 def allow_other_experts(threshold: Threshold) -> Threshold:
-    """Return the threshold of an embedder's token vectors in int8 where it chooses experts."""
-    return replace(threshold, may_miss=OTHER_EXPERTS, least_cosine=OTHER_EXPERTS_COSINE)
+    """Return the threshold of an embedder's token vectors in int8 or bf16 where it chooses experts."""
+    mean = max(threshold.mean_cosine, threshold.min_cosine)
+    return replace(threshold, may_miss=OTHER_EXPERTS, least_cosine=OTHER_EXPERTS_COSINE, mean_cosine=mean)
 
 
 ACTIVATED: Final[Mapping[str, Threshold]] = MappingProxyType(
@@ -65,8 +66,7 @@ ACTIVATED: Final[Mapping[str, Threshold]] = MappingProxyType(
         "int8": Threshold(min_cosine=-1.0, max_difference=5e-2),
     }
 )
-"""Thresholds of what classifiers answer; where they are others than the above, activated answers are compared. The
-cosine of a single number, a reranker's, says no more than its sign."""
+"""Thresholds of what classifiers answer; where they are others than the above, activated answers are compared."""
 
 
 TOKEN_WEIGHTS: Final[Mapping[str, Threshold]] = MappingProxyType(
@@ -107,8 +107,9 @@ def compare_answers(
 ) -> Comparison:
     """Compare answers with reference answers of the same shapes, one array a text.
 
-    A text's answer is a vector (size,) or one vector a token (num_tokens, size); every vector has a cosine. Shapes that
-    differ, or values that are not finite, fail.
+    A text's answer is a vector (size,) or one vector a token (num_tokens, size); every vector has a cosine, which of a
+    single number is its sign: where the difference has a bound, that alone judges those. Shapes that differ, or values
+    that are not finite, fail.
     """
     shapes_agree = len(reference) == len(answers) > 0 and all(
         np.shape(r) == np.shape(a) for r, a in zip(reference, answers, strict=True)
@@ -120,6 +121,8 @@ def compare_answers(
     expected = np.concatenate([np.atleast_2d(np.asarray(r, np.float64)) for r in reference])
     found = np.concatenate([np.atleast_2d(np.asarray(a, np.float64)) for a in answers])
     cosines = cosine_rows(expected, found)
+    if expected.shape[1] == 1 and threshold.max_difference < UNBOUNDED:
+        threshold = replace(threshold, min_cosine=-1.0, mean_cosine=-1.0)
     scale = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
     difference = float(np.abs(expected - found).max()) / scale
     spared = int(threshold.may_miss * len(cosines))

@@ -24,8 +24,10 @@ from poolgraph.runtime.long_texts import LongTexts
 from poolgraph.runtime.manifest_overrides import check_hf_overrides, check_pooler_config, override_manifest
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.model_paths import check_model_path
+from poolgraph.runtime.providers import plan_precision
 from poolgraph.runtime.requests import RequestRunner
 from poolgraph.runtime.score_template import TEMPLATES, resolve_template
+from poolgraph.runtime.session import available_providers
 from poolgraph.runtime.task_wish import TaskWish, plan_export_options, resolve_default_task, resolve_wish
 from poolgraph.runtime.tokenizer import TextTokenizer
 
@@ -89,7 +91,7 @@ def load_runner(arguments: ModelArguments) -> RequestRunner:
     precision = _resolve_precision(arguments)
     wish = resolve_wish(arguments.runner, arguments.convert, arguments.task, config)
     loaded = PoolingModel.load(
-        _find_artifact(arguments, wish, config),
+        _find_artifact(arguments, wish, config, precision),
         provider=arguments.provider,
         precision=precision,
         variant=arguments.variant,
@@ -105,7 +107,7 @@ def load_runner(arguments: ModelArguments) -> RequestRunner:
     return replace(_build_runner(arguments, loaded, config, wish), long_texts=long_texts)
 
 
-def _find_artifact(arguments: ModelArguments, wish: TaskWish, config: PoolerConfig) -> Path:
+def _find_artifact(arguments: ModelArguments, wish: TaskWish, config: PoolerConfig, precision: str | None) -> Path:
     is_compiled = is_artifact(check_model_path(arguments.model))
     options = plan_export_options(
         wish,
@@ -114,6 +116,8 @@ def _find_artifact(arguments: ModelArguments, wish: TaskWish, config: PoolerConf
         score_template=None if is_compiled else keep_template(arguments.chat_template),
         trust_remote_code=arguments.trust_remote_code,
     )
+    if not is_compiled:
+        options |= plan_precision(precision, arguments.provider, available_providers())
     return resolve_artifact(arguments.model, revision=arguments.revision, options=options, on_line=_show_line)
 
 

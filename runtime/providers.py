@@ -134,10 +134,9 @@ def check_verified(variant: Variant, path: object) -> None:
 
 
 def _fitting_variants(variants: Sequence[Variant], provider: str, wish: Wish) -> list[Variant]:
-    runnable = [v for v in variants if runs_on(v, provider)]
-    own = [v for v in runnable if v.target != PORTABLE]
     precision = graph_precision(provider, wish.precision)
-    return [v for v in own or runnable if precision is None or v.precision == precision]
+    runnable = [v for v in variants if runs_on(v, provider) and precision in (None, v.precision)]
+    return [v for v in runnable if v.target != PORTABLE] or runnable
 
 
 def runs_on(variant: Variant, provider: str) -> bool:
@@ -150,6 +149,21 @@ def runs_on(variant: Variant, provider: str) -> bool:
 def graph_precision(provider: str, precision: str | None) -> str | None:
     """Return the precision of the graph that a wish is about: TensorRT makes fp16 of the graph in fp32 by itself."""
     return "fp32" if provider == TENSORRT_PROVIDER and precision in (None, "fp16") else precision
+
+
+def plan_precision(precision: str | None, provider: str | None, available: Sequence[str]) -> dict[str, str]:
+    """Return the options of an export that makes what is asked for; none for fp32, which every artifact has.
+
+    Raises:
+        ProviderError: not a name of a provider that poolgraph runs on, or a precision for a GPU where none is.
+    """
+    full = CPU_PROVIDER if provider is None else resolve_provider(provider)
+    if graph_precision(full, precision) in (None, "fp32"):
+        return {}
+    on_cuda = full == CUDA_PROVIDER or precision == "fp16"
+    if on_cuda and CUDA_PROVIDER not in available:
+        raise ProviderError(f"precision {precision!r} is for a GPU: {_explain_missing(CUDA_PROVIDER, available)}")
+    return {"precision": str(precision)} | ({"target": "cuda"} if on_cuda else {})
 
 
 def _find_lacking(variants: Sequence[Variant], provider: str, wish: Wish, machine: Machine) -> Variant | None:

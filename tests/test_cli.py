@@ -283,7 +283,7 @@ def test_verify_prints_every_row_and_fails_with_its_own_code(monkeypatch, capsys
 
     install(monkeypatch, "poolgraph.runtime.verify", verify_artifact=verify_artifact)
     install(monkeypatch, "poolgraph.runtime.fidelity_report", report_fidelity=report_fidelity)
-    monkeypatch.setattr("poolgraph.cli_inspect._say_unverified", lambda directory: None)
+    monkeypatch.setattr("poolgraph.cli_inspect.say_unverified", lambda directory: None)
     assert main(["verify", "dir", "--checkpoint", "ckpt"]) == code
     assert calls == [(Path("dir"), "ckpt")]
     printed = capsys.readouterr()

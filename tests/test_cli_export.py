@@ -112,6 +112,15 @@ def test_every_option_is_passed(exports, capsys):
     assert printed.out.endswith("Written to out in 3.5 s. Next:\n  poolgraph embed out texts.txt -o vectors.npy\n")
 
 
+def test_what_does_not_run_here_is_said_to_be_unverified(exports, monkeypatch, capsys):
+    variants = [msgspec.structs.replace(variant, verified=False) for variant in MANIFEST.variants]
+    manifest = msgspec.structs.replace(MANIFEST, variants=tuple(variants))
+    monkeypatch.setattr("poolgraph.graphs.artifact.open_artifact", lambda path: manifest)
+    assert main(["export", "acme/tiny"]) == 0
+    said = f"poolgraph: not verified, since it does not run here: {variants[0].name} (CPUExecutionProvider"
+    assert said in capsys.readouterr().err
+
+
 def test_defaults(exports, tmp_path):
     for model, output in (("acme/tiny", "tiny.poolgraph"), ("./folder/", "folder.poolgraph"), (".", None)):
         assert main(["export", model]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from poolgraph.cli_command import DONE, JSON, NAMES, Argument, Command, add_arguments, parse_object, print_json
-from poolgraph.cli_inspect import print_verification
+from poolgraph.cli_inspect import print_verification, say_unverified
 from poolgraph.errors import InputError
 from poolgraph.progress import print_stages
 from poolgraph.tasks import CONVERSIONS, EXPORT_TASKS, RUNNERS
@@ -172,6 +172,7 @@ def run_export(args: argparse.Namespace) -> int:
         print_json({"path": str(result.path), "seconds": result.seconds, "report": result.report})
         return DONE
     print_verification(result.report, as_json=False)
+    say_unverified(result.path)
     print(f"\nWritten to {result.path} in {sum(result.seconds.values()):.1f} s. Next:")
     print(f"  poolgraph {_suggest(result.path)}")
     return DONE

@@ -73,11 +73,11 @@ def _run_verify(args: argparse.Namespace) -> int:
     print_verification(msgspec.structs.replace(report, fidelity=fidelity), as_json=args.json)
     if note:
         say(f"poolgraph: fidelity: {note}")
-    _say_unverified(args.artifact)
+    say_unverified(args.artifact)
     return DONE
 
 
-def _say_unverified(directory: Path) -> None:
+def say_unverified(directory: Path) -> None:
     """Name what no verification has passed yet, on this machine or any other."""
     from poolgraph.graphs.artifact import open_artifact
     from poolgraph.runtime.providers import list_needs

@@ -22,15 +22,19 @@ pytestmark = needs_native
 NAMES = (
     "embed Qwen3Model",
     "embed ModernBertModel",
+    "embed NomicBertModel experts",
+    "embed Qwen3MoeModel",
     "score DebertaV2ForSequenceClassification",
     "tokens RobertaForTokenClassification",
 )
+
+ROWS = [next(row for row in SUPPORT_ROWS if row.name == name) for name in NAMES]
 
 OPERATORS = {BFLOAT.matmul, BFLOAT.feed_forward, BFLOAT.experts}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [row for row in SUPPORT_ROWS if row.name in NAMES], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_bf16_of_a_row(row: SupportRow, tmp_path: Path) -> None:
     row.make(tmp_path / "checkpoint")
     tame(tmp_path / "checkpoint" / "model.safetensors")

@@ -30,6 +30,16 @@ def test_a_single_number_is_held_to_more_than_its_sign(precision, allowed):
         assert compare_answers(reference, answers, ACTIVATED[precision]).passed is passes
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_a_single_number_near_zero_may_change_its_sign(precision):
+    reference = [np.array([0.8], np.float32), np.array([1e-5], np.float32)]
+    answers = [reference[0], -reference[1]]
+    assert compare_answers(reference, answers, ACTIVATED[precision]).passed
+    assert not compare_answers(reference, answers, Threshold(min_cosine=0.9)).passed  # nothing else would judge it
+    pairs = [np.array([0.8, 1e-5], np.float32)] * 2, [np.array([-0.8, 1e-5], np.float32)] * 2
+    assert not compare_answers(*pairs, ACTIVATED[precision]).passed
+
+
 def test_equal_answers_pass():
     answers = list(np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32))
     found = compare_answers(answers, answers, FP32)
@@ -90,6 +100,12 @@ def test_those_that_may_miss_do_not_crowd_in_one_text(length, most):
             reference, answers = [others, np.ones_like(rows)][::order], [others, rows][::order]
             found = compare_answers(reference, answers, threshold)
             assert (found.passed, found.crowded) == (crowded is None, crowded)
+
+
+@pytest.mark.parametrize(("precision", "mean"), [("int8", 0.995), ("bf16", 0.999)])
+def test_the_mean_of_an_embedder_with_experts_holds(precision, mean):
+    threshold = allow_other_experts(THRESHOLDS[precision])
+    assert (threshold.mean_cosine, threshold.least_cosine, threshold.may_miss) == (mean, 0.5, 0.05)
 
 
 def test_the_report_says_which_text_is_crowded():

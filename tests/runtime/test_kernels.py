@@ -181,7 +181,11 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(make: Any, kind: Product
             np.testing.assert_array_equal(found, together)
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+LONG_NANS = [float(np.uint32(bits).view(np.float32)) for bits in (0x7FFFFFFF, 0xFFFFFFFF)]
+"""Rounded up as numbers are, their bits would be those of zeros."""
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf, *LONG_NANS])
 @pytest.mark.parametrize(("kind", "scale"), [(QUANTIZED, 0.0), (QUANTIZED, 0.02), (FUSED, 0.0), (BFLOAT, 0.0)])
 def test_what_is_not_finite_stays_visible_in_its_row_alone(broken: float, kind: ProductOperators, scale: float) -> None:
     case = ProductCase(kind=kind, in_features=20, out_features=20, scale=scale, activation=Activation.GELU)

@@ -130,11 +130,18 @@ def asked(artifact, monkeypatch) -> list[dict[str, str]]:
         ),
         ({"hf_overrides": {"b": 1, "a": [2], "matryoshka_dimensions": [4]}}, {"hf-overrides": '{"a": [2], "b": 1}'}),
         ({"chat_template": "plain"}, {"score-template": "plain"}),
+        ({"dtype": "float32"}, {}),
     ],
 )
 def test_what_a_checkpoint_is_exported_with(asked, options, exported):
     LLM("owner/name", **options)
     assert asked == [exported]
+
+
+def test_a_checkpoint_is_exported_in_the_precision_that_is_asked_for(asked):
+    with pytest.raises(ArtifactError, match="no variant for precision 'bf16'"):  # of the artifact in its place
+        LLM("owner/name", dtype="bfloat16")
+    assert asked == [{"precision": "bf16"}]
 
 
 def test_a_template_is_handed_to_the_export_as_a_file_named_by_its_content(asked, tmp_path, monkeypatch):

@@ -76,12 +76,15 @@ def test_with_fallback_it_is_told_why_the_provider_asked_for_does_not_load(
 
 def test_checkpoints_go_through_the_cache(tmp_path, artifact, monkeypatch):
     asked = []
-    monkeypatch.setattr("poolgraph.runtime.cache.resolve_artifact", lambda path: asked.append(str(path)) or artifact)
+    resolve = lambda path, options: asked.append((str(path), options)) or artifact  # noqa: E731
+    monkeypatch.setattr("poolgraph.runtime.cache.resolve_artifact", resolve)
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     for path in (tmp_path / "checkpoint", "owner/name", "name"):
         assert loading.resolve_directory(path) == artifact
-    assert asked == [str(tmp_path / "checkpoint"), "owner/name", "name"]
+    assert loading.resolve_directory("name", precision="bf16") == artifact
+    paths = [str(tmp_path / "checkpoint"), "owner/name", "name"]
+    assert asked == [*((path, {}) for path in paths), ("name", {"precision": "bf16"})]
 
 
 def test_files_are_left_for_opening_to_refuse(tmp_path):

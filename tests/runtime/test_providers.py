@@ -5,7 +5,7 @@ import pytest
 
 from poolgraph.errors import ArtifactError, ManifestError, ProviderError
 from poolgraph.graphs.manifest import Limits, Manifest, Pooler, Report, Source, Tokenization, Variant
-from poolgraph.runtime.providers import Machine, Wish, check_verified, choose_variant, resolve_provider
+from poolgraph.runtime.providers import Machine, Wish, check_verified, choose_variant, plan_precision, resolve_provider
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -25,6 +25,7 @@ def variant(name, *, target="cpu", precision="fp32", provider=CPU, features=()):
 PORTABLE = variant("portable_fp32", target="portable")
 FP32 = variant("cpu_fp32")
 INT8 = variant("cpu_int8", precision="int8", features=("avx512_vnni|avx_vnni",))
+BF16 = variant("native_bf16", precision="bf16")
 FP16 = variant("cuda_fp16", target="cuda", precision="fp16", provider=CUDA)
 
 
@@ -61,6 +62,9 @@ ALL = (PORTABLE, FP32, INT8, FP16)
         (ALL, Wish(provider="CUDA"), [CPU, CUDA], (), "cuda_fp16"),
         (ALL, Wish(precision="fp32"), [CPU, CUDA], (), "cpu_fp32"),
         ((PORTABLE,), Wish(), [CPU], (), "portable_fp32"),
+        ((PORTABLE, BF16), Wish(), [CPU], (), "native_bf16"),
+        ((PORTABLE, BF16), Wish(precision="fp32"), [CPU], (), "portable_fp32"),
+        ((PORTABLE, FP16), Wish(precision="fp32"), [CPU, CUDA], (), "portable_fp32"),
         (ALL, Wish(variant="portable_fp32"), [CPU], (), "portable_fp32"),
         (ALL, Wish(variant="cuda_fp16"), [CPU, CUDA], (), "cuda_fp16"),
     ],
@@ -217,6 +221,29 @@ def test_what_the_artifact_does_not_have(wish, message):
 def test_provider_without_a_variant():
     with pytest.raises(ArtifactError, match=r"no variant for provider CUDAExecutionProvider; it has .*cpu_fp32 \(fp32"):
         choose_variant(manifest(PORTABLE, FP32), Wish(provider="cuda"), Machine(providers=(CPU, CUDA), cpu_features=()))
+
+
+@pytest.mark.parametrize(
+    ("precision", "provider", "options"),
+    [
+        (None, None, {}),
+        (None, "cuda", {}),
+        ("fp32", "cuda", {}),
+        ("fp16", "tensorrt", {}),  # made of the portable graph
+        ("bf16", None, {"precision": "bf16"}),
+        ("int8", "cpu", {"precision": "int8"}),
+        ("bf16", "cuda", {"precision": "bf16", "target": "cuda"}),
+        ("fp16", None, {"precision": "fp16", "target": "cuda"}),
+    ],
+)
+def test_what_a_checkpoint_is_exported_with_for_a_precision(precision, provider, options):
+    assert plan_precision(precision, provider, (CUDA, CPU)) == options
+
+
+@pytest.mark.parametrize(("precision", "provider"), [("fp16", None), ("bf16", "cuda")])
+def test_a_checkpoint_is_not_exported_for_a_gpu_that_is_not_there(precision, provider):
+    with pytest.raises(ProviderError, match=f"precision '{precision}' is for a GPU: provider {CUDA} does not load"):
+        plan_precision(precision, provider, (CPU,))
 
 
 def test_unknown_variant_lists_those_there_are():
