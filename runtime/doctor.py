@@ -15,7 +15,7 @@ from poolgraph.graphs.manifest import CUDA_OPERATORS, NATIVE_OPERATORS
 from poolgraph.runtime.cache import cache_dir
 from poolgraph.runtime.cpu import CpuInfo, read_cpu_info
 from poolgraph.runtime.doctor_cuda import CudaReport, examine_cuda, format_cuda
-from poolgraph.runtime.native_library import available_operators, find_library
+from poolgraph.runtime.native_library import available_operators, find_library, used_instructions
 from poolgraph.runtime.provider_libraries import LIBRARIES, explain_failure, preload_libraries
 from poolgraph.runtime.provider_trial import FATAL, try_provider
 from poolgraph.runtime.providers import AUTOMATIC, CUDA_PROVIDER, INSTALL_CURES, PROVIDER_NAMES
@@ -72,6 +72,7 @@ class DoctorReport:
         cpu: The processor.
         operators: The libraries of poolgraph's own operators that load, with their versions.
         compiled_for: The instruction sets that these libraries were compiled for.
+        uses: Those that they use here beyond these.
         providers: The providers that ONNX Runtime lists, and those that poolgraph could use.
         provider: The provider that would be picked; None when none loads.
         cuda: What CUDA needs, and the kernel that attention runs on.
@@ -88,6 +89,7 @@ class DoctorReport:
     cpu: CpuInfo
     operators: tuple[str, ...]
     compiled_for: Mapping[str, tuple[str, ...]]
+    uses: Mapping[str, tuple[str, ...]]
     providers: tuple[ProviderCheck, ...]
     provider: str | None
     cuda: CudaReport
@@ -109,6 +111,7 @@ def examine(import_onnxruntime: Callable[[], ModuleType] | None = None) -> Docto
         cpu=cpu,
         operators=available_operators(),
         compiled_for={name: found.cpu_features for name in WITHOUT_OPERATORS if (found := find_library(name))},
+        uses={name: used_instructions(name) for name in WITHOUT_OPERATORS},
         providers=providers,
         provider=choose_provider(providers),
         cuda=examine_cuda(cuda_loads=any(check.loads for check in providers if check.name == CUDA_PROVIDER)),
@@ -208,7 +211,8 @@ def _describe_extra(extra: ExtraCheck) -> str:
 
 def _describe_operators(name: str, report: DoctorReport) -> str:
     if name in report.operators:
-        return ", compiled for ".join(filter(None, ("load", " ".join(report.compiled_for.get(name, ())))))
+        parts = (("compiled for", report.compiled_for.get(name, ())), ("using", report.uses.get(name, ())))
+        return ", ".join(["load", *(f"{what} {' '.join(sets)}" for what, sets in parts if sets)])
     return f"not compiled, or do not load: {WITHOUT_OPERATORS[name]}; install poolgraph anew with a C++ compiler"
 
 

@@ -28,6 +28,11 @@ extern "C" __attribute__((visibility("default"))) const char* poolgraph_operator
   return "poolgraph.cpu/1 poolgraph.cpu/2 poolgraph.cpu/3 poolgraph.cpu/4 poolgraph.cpu/5 poolgraph.cpu/6";
 }
 
+// The instruction sets beyond those that it was compiled for which this library uses here, in the system's words.
+extern "C" __attribute__((visibility("default"))) const char* poolgraph_instructions() {
+  return poolgraph::uses_amx() ? "amx_int8 amx_bf16" : poolgraph::has_bfloat_pairs() ? "avx512_bf16" : "";
+}
+
 extern "C" __attribute__((visibility("default"))) poolgraph::OrtStatus* RegisterCustomOps(
     poolgraph::OrtSessionOptions* options, const poolgraph::OrtApiBase* base) {
   using namespace poolgraph;

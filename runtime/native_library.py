@@ -50,6 +50,10 @@ VERSION: Final = "poolgraph_operators"
 """What the library calls its operators, with the versions that it has: one compiled before a change lacks the last."""
 
 
+INSTRUCTIONS: Final = "poolgraph_instructions"
+"""What it calls the instruction sets that it uses where there are any, beyond those that it was compiled for."""
+
+
 class Requirements(Protocol):
     """What a variant or a target needs of this machine."""
 
@@ -81,18 +85,26 @@ def available_operators() -> tuple[str, ...]:
     return tuple(version for domain in LIBRARIES for version in _versions(library_path(domain)))
 
 
+def used_instructions(operators: str) -> tuple[str, ...]:
+    """Return the instruction sets that a library of operators uses here, beyond those that it was compiled for."""
+    return _ask_library(library_path(operators), INSTRUCTIONS)
+
+
 def _versions(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
+    return _ask_library(path, VERSION, ENTRY_POINT)
+
+
+def _ask_library(path: Path | None, name: str, *others: str) -> tuple[str, ...]:
+    """Return the words that a library's function answers; none where it, or one of the others, is not there."""
     try:
-        library = ctypes.CDLL(str(path))
+        library = None if path is None else ctypes.CDLL(str(path))
     except OSError:  # compiled for another machine
         return ()
-    if not (hasattr(library, ENTRY_POINT) and hasattr(library, VERSION)):
+    if not all(hasattr(library, one) for one in (name, *others)):
         return ()
-    version = library.poolgraph_operators
-    version.restype = ctypes.c_char_p
-    return tuple(version().decode().split())
+    ask = getattr(library, name)
+    ask.restype = ctypes.c_char_p
+    return tuple(ask().decode().split())
 
 
 def has_operators(needed: Requirements, operators: Collection[str]) -> bool:

@@ -145,8 +145,9 @@ def test_missing_packages_are_named_by_extra(monkeypatch):
 def test_libraries_of_operators_that_were_not_compiled_are_told_of(monkeypatch):
     monkeypatch.setattr(doctor, "available_operators", lambda: ("poolgraph.cpu/5", "poolgraph.cpu/6"))
     monkeypatch.setattr(doctor, "find_library", lambda name: LIBRARIES[name.partition("/")[0]][-1])
+    monkeypatch.setattr(doctor, "used_instructions", lambda name: ("amx_int8", "amx_bf16") if "cpu/6" in name else ())
     text = format_doctor(examine())
-    assert "  poolgraph.cpu/6  load, compiled for avx2 fma\n" in text
+    assert "  poolgraph.cpu/6  load, compiled for avx2 fma, using amx_int8 amx_bf16\n" in text
     assert "  poolgraph.cuda/1 not compiled, or do not load: variants of --target cublaslt do not run; install" in text
     assert {name.partition("/")[0] for name in doctor.WITHOUT_OPERATORS} == LIBRARIES.keys()
 

@@ -7,8 +7,9 @@ import pytest
 from native_graphs import ProductCase, native_session
 from native_libraries import WITH_AVX512, runs_avx512, take_native_library
 
+from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.native import BFLOAT, QUANTIZED, Activation, Gate, Norm, ProductOperators
-from poolgraph.runtime.native_library import Library
+from poolgraph.runtime.native_library import Library, used_instructions
 
 pytestmark = pytest.mark.skipif(not runs_avx512(), reason="needs AVX-512 with VNNI, and a compiler")
 
@@ -24,6 +25,8 @@ def answer(case: ProductCase, rows: np.ndarray) -> np.ndarray:
 def test_tiles_answer_as_vectors_do(
     in_features: int, kind: ProductOperators, emulated_amx: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    take_native_library(monkeypatch, emulated_amx)
+    assert used_instructions(NATIVE_OPERATORS) == ("amx_int8", "amx_bf16")
     options = {"activation": Activation.SILU, "gate": Gate.SECOND, "factors": True}
     case = ProductCase(kind=kind, in_features=in_features, out_features=290, **options)
     for count in (1, 15, 16, 17, 31, 32, 48, 61, 600):

@@ -12,7 +12,16 @@ from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.pipeline import NATIVE_FP32, NATIVE_INT8
 from poolgraph.runtime import native_library
 from poolgraph.runtime.cpu import CpuInfo
-from poolgraph.runtime.native_library import ENTRY_POINT, LIBRARIES, VERSION, can_run, find_library, library_path
+from poolgraph.runtime.native_library import (
+    ENTRY_POINT,
+    INSTRUCTIONS,
+    LIBRARIES,
+    VERSION,
+    can_run,
+    find_library,
+    library_path,
+    used_instructions,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +130,13 @@ def test_what_runs_here(operators, features, expected, monkeypatch):
     monkeypatch.setattr(native_library, "available_operators", lambda: ("own/1",))
     monkeypatch.setattr(native_library, "read_cpu_info", lambda: CpuInfo(model="", num_cores=1, features=("avx2",)))
     assert can_run(SimpleNamespace(operators=operators, cpu_features=features)) is expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [(b"", ()), (b"amx_int8 amx_bf16", ("amx_int8", "amx_bf16")), (None, ())]
+)
+def test_a_library_says_what_it_uses(said, expected, monkeypatch):
+    library = SimpleNamespace(**({} if said is None else {INSTRUCTIONS: lambda: said}))
+    monkeypatch.setattr(native_library, "library_path", lambda _: Path("kernels.so"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    assert used_instructions("own/1") == expected
