@@ -64,11 +64,12 @@ FIDELITY = """
 QUANTIZATION = """
 ## Quantization
 
-| variant | part | in 8 bits |
+| variant | part | how |
 |---|---|---|
 {rows}
 
-Products and tables that are named under float32 are not in 8 bits: they cost too much fidelity. Held out are the
+Products and tables that are named under float32 are not in 8 bits: they cost too much fidelity. What chooses experts
+stays in float32 in bf16, too, whose record has nothing else. Held out are the
 calibration texts and probes by which this was decided; their answers are compared with those in float32.
 """
 """The section of an artifact with a quantized variant."""

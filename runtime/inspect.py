@@ -204,7 +204,7 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> list[str]:
     if needs := list_needs(variant):
         lines.append(f"  needs         {', '.join(needs)}")
     if variant.quantization is not None:
-        lines.append("  quantized")
+        lines.append("  reduced")
         lines += [f"    {name:<12}{text}" for name, text in describe_quantization(variant.quantization).items()]
     if variant.float_range is not None:
         lines.append(f"  range         {describe_float_range(variant.float_range)}")

@@ -78,7 +78,9 @@ __attribute__((noinline)) void multiply_in_tiles(const void* rows, size_t stride
   constexpr int kColumns = kAmxSums / kGroups, kOfRows = kAmxSums, kOfColumns = kOfRows + kGroups;
   constexpr size_t kSumsStride = kPanelColumns * sizeof *sums, kWeightsStride = kPanelColumns * 4;
   for (int column = 0; column < kPanelColumns; column += kColumns * kAmxRows) {
-    const auto place = [&](int tile) { return sums + tile / kColumns * kAmxRows * kPanelColumns + column + tile % kColumns * kAmxRows; };
+    const auto place = [&](int tile) {
+      return sums + tile / kColumns * kAmxRows * kPanelColumns + column + tile % kColumns * kAmxRows;
+    };
     for_constants<kAmxSums>([&](auto tile) { Numbers::template start<tile>(place(tile), kSumsStride); });
     const char *row = static_cast<const char*>(rows), *weight = static_cast<const char*>(weights) + column * 4;
     for (int step = 0; step < steps; ++step, row += kAmxRowBytes, weight += kAmxRows * kWeightsStride) {

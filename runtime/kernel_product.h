@@ -38,9 +38,10 @@ class ByteProduct : public Panels {
     const int in_tiles = uses_amx() ? count / kAmxRows * kAmxRows : 0, end = from + count;
     const AmxTiles tiles(in_tiles > 0);
     for (int panel = first; panel < last; ++panel) {
-      for_amx_rows(in_tiles, [&](int row, auto groups) {
-        run_groups<groups>(rows, from + row, panel, out + (from + row) * stride, stride);
-      });
+      if constexpr (kFitsAmx)  // or assemblers without AMX would have to know it in every library
+        for_amx_rows(in_tiles, [&](int row, auto groups) {
+          run_groups<groups>(rows, from + row, panel, out + (from + row) * stride, stride);
+        });
       for (int row = from + in_tiles; row < end; row += kTileRows)
         with_tile_rows(end - row, [&](auto tile_rows) { run_rows<tile_rows>(rows, row, panel, out + row * stride, stride); });
     }

@@ -84,7 +84,7 @@ void for_blocks(const Api& api, OrtKernelContext* context, int count, int size, 
 
 // Rows of a task that computes all columns: as many as fit, the tasks alike, a multiple of those multiplied at once.
 inline int block_rows(int count, size_t bytes_per_row, int step) {
-  const int most = std::clamp(static_cast<int>(kBlockBytes / bytes_per_row), step, kBlockRows);
+  const int most = std::clamp(static_cast<int>(kBlockBytes / bytes_per_row) / step * step, step, kBlockRows);
   const int blocks = std::max((count + most - 1) / most, std::min(8, (count + 2 * step - 1) / (2 * step)));
   return round_to((count + blocks - 1) / blocks, step);
 }
@@ -155,7 +155,8 @@ class MatMul {
         run_panels<Kind>(api, context, product, Kind::prepare(product, in, count, TaskRoom<Kind>::of_thread().rows), count,
                          rows.made(first, finish_.width));
       });
-    for_blocks(api, context, rows.count, block_rows(rows.count, Kind::row_bytes(product), product.row_step()), [&](int first, int count) {
+    const int size = block_rows(rows.count, Kind::row_bytes(product), product.row_step());
+    for_blocks(api, context, rows.count, size, [&](int first, int count) {
       const float* in = rows.in + static_cast<size_t>(first) * product.in_features;
       const auto prepared = Kind::prepare(product, in, count, TaskRoom<Kind>::of_thread().rows);
       product.run(prepared, 0, count, 0, product.panels, rows.made(first, finish_.width), finish_.width);
@@ -204,7 +205,8 @@ class FeedForward {
         });
       });
     const size_t bytes_per_row = up_->out_features * sizeof(float) + Kind::row_bytes(*up_) + Kind::row_bytes(*down_);
-    for_blocks(api, context, rows.count, block_rows(rows.count, bytes_per_row, up_->row_step()), [&](int first, int count) {
+    const int size = block_rows(rows.count, bytes_per_row, up_->row_step());
+    for_blocks(api, context, rows.count, size, [&](int first, int count) {
       run(first, count, [](const auto& product, const auto& prepared, int some, float* out) {
         product.run(prepared, 0, some, 0, product.panels, out, product.out_features);
       });

@@ -43,7 +43,7 @@ class LLM(ScoreMethods):
         convert: ``auto``, ``none``, ``embed`` or ``classify``: what a checkpoint is made into.
         tokenizer: Only the model itself: an artifact carries its own tokenizer.
         revision: Branch, tag or commit of a hub id.
-        dtype: ``auto``, or the precision to run: ``float32``, ``float16``, ``bfloat16``.
+        dtype: ``auto``, or the precision to run: ``float32``, ``float16``, ``bfloat16``; of a checkpoint, to export.
         trust_remote_code: Let a checkpoint's own code run while it is exported; of no effect on an artifact.
         chat_template: Score template of ``score`` and ``rerank``: a shipped name, a file, or the template itself.
         hf_overrides: Fields of ``config.json``. On an artifact ``is_matryoshka`` and ``matryoshka_dimensions`` take

@@ -111,10 +111,10 @@ class LoadedModel:
         _check_counts(threads=threads, max_batch_tokens=max_batch_tokens, gpu_mem_limit=gpu_mem_limit)
         for name, value in (("provider", provider), ("precision", precision), ("variant", variant)):
             check_name(name, value)
-        directory = resolve_directory(path, precision=precision, provider=provider)
+        wish = Wish(provider=provider, precision=precision, variant=variant, fallback=fallback)
+        directory = resolve_directory(path, wish)
         manifest = open_artifact(directory, allow_unfinished=allow_unverified)
         cpu = read_cpu_info()
-        wish = Wish(provider=provider, precision=precision, variant=variant, fallback=fallback)
         bucket_wish = BucketWish(
             buckets=buckets, max_batch_tokens=max_batch_tokens, gpu_mem_limit=gpu_mem_limit, cuda_graphs=cuda_graphs
         )

@@ -30,29 +30,29 @@ from poolgraph.runtime.providers import (
     Machine,
     Wish,
     choose_variant,
-    plan_precision,
 )
 from poolgraph.runtime.session import SessionPool, available_providers, provider_loads
 
 
-def resolve_directory(path: str | Path, *, precision: str | None = None, provider: str | None = None) -> Path:
+def resolve_directory(path: str | Path, wish: Wish | None = None) -> Path:
     """Return the artifact's directory; a checkpoint folder or hub id is exported into the cache first.
 
-    It gets the precision that is asked for, on the provider that is.
+    It gets the precision that is wished for, on that provider.
 
     A directory that is neither, and a file, are returned as they are, for opening to refuse.
 
     Raises:
-        InputError: not a str or Path, or a local path where no folder is.
+        InputError: not a str or Path, a local path where no folder is, or a precision that no export makes.
         ArtifactError: an artifact that lost its manifest.
-        ProviderError: not a name of a provider that poolgraph runs on, or a precision for a GPU where none is.
+        ProviderError: a checkpoint for a provider that does not load here.
     """
     directory = check_model_path(path)
     if is_artifact(directory) or not _may_be_checkpoint(directory):
         return directory
     from poolgraph.runtime.cache import resolve_artifact
+    from poolgraph.runtime.export_precision import plan_precision
 
-    return resolve_artifact(path, options=plan_precision(precision, provider, available_providers()))
+    return resolve_artifact(path, options=plan_precision(wish or Wish()))
 
 
 def check_count(name: str, number: object) -> None:

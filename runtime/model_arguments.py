@@ -20,14 +20,14 @@ from poolgraph.runtime.buckets import Bucket
 from poolgraph.runtime.cache import cache_dir, resolve_artifact
 from poolgraph.runtime.embeddings import check_dimensions
 from poolgraph.runtime.engine_args import check_engine_args, resolve_precision
+from poolgraph.runtime.export_precision import plan_precision
 from poolgraph.runtime.long_texts import LongTexts
 from poolgraph.runtime.manifest_overrides import check_hf_overrides, check_pooler_config, override_manifest
 from poolgraph.runtime.model import PoolingModel
 from poolgraph.runtime.model_paths import check_model_path
-from poolgraph.runtime.providers import plan_precision
+from poolgraph.runtime.providers import Wish
 from poolgraph.runtime.requests import RequestRunner
 from poolgraph.runtime.score_template import TEMPLATES, resolve_template
-from poolgraph.runtime.session import available_providers
 from poolgraph.runtime.task_wish import TaskWish, plan_export_options, resolve_default_task, resolve_wish
 from poolgraph.runtime.tokenizer import TextTokenizer
 
@@ -117,7 +117,8 @@ def _find_artifact(arguments: ModelArguments, wish: TaskWish, config: PoolerConf
         trust_remote_code=arguments.trust_remote_code,
     )
     if not is_compiled:
-        options |= plan_precision(precision, arguments.provider, available_providers())
+        wished = Wish(provider=arguments.provider, precision=precision, fallback=arguments.fallback)
+        options |= plan_precision(wished)
     return resolve_artifact(arguments.model, revision=arguments.revision, options=options, on_line=_show_line)
 
 

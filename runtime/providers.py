@@ -91,7 +91,7 @@ def choose_variant(manifest: Manifest, wish: Wish, machine: Machine) -> Choice:
     """Choose the best variant for a wish.
 
     The best provider that loads and has a variant comes first, then the artifact's own order of precisions. A portable
-    variant is taken only by name or where its provider has no variant of its own.
+    variant is taken only by name or where its provider has no variant of its own in that precision.
 
     Raises:
         ProviderError: the provider asked for does not load here, or is unknown.
@@ -149,21 +149,6 @@ def runs_on(variant: Variant, provider: str) -> bool:
 def graph_precision(provider: str, precision: str | None) -> str | None:
     """Return the precision of the graph that a wish is about: TensorRT makes fp16 of the graph in fp32 by itself."""
     return "fp32" if provider == TENSORRT_PROVIDER and precision in (None, "fp16") else precision
-
-
-def plan_precision(precision: str | None, provider: str | None, available: Sequence[str]) -> dict[str, str]:
-    """Return the options of an export that makes what is asked for; none for fp32, which every artifact has.
-
-    Raises:
-        ProviderError: not a name of a provider that poolgraph runs on, or a precision for a GPU where none is.
-    """
-    full = CPU_PROVIDER if provider is None else resolve_provider(provider)
-    if graph_precision(full, precision) in (None, "fp32"):
-        return {}
-    on_cuda = full == CUDA_PROVIDER or precision == "fp16"
-    if on_cuda and CUDA_PROVIDER not in available:
-        raise ProviderError(f"precision {precision!r} is for a GPU: {_explain_missing(CUDA_PROVIDER, available)}")
-    return {"precision": str(precision)} | ({"target": "cuda"} if on_cuda else {})
 
 
 def _find_lacking(variants: Sequence[Variant], provider: str, wish: Wish, machine: Machine) -> Variant | None:

@@ -14,9 +14,9 @@ from native_libraries import (
     WITH_AVX512,
     FileLibrary,
     compile_emulated_amx,
+    emulates_amx,
     list_native_libraries,
     name_of_library,
-    runs_avx512,
     take_native_library,
 )
 
@@ -164,7 +164,7 @@ def emulated_amx(run_folder: Path) -> Library:
     return FileLibrary(WITH_AVX512.module, WITH_AVX512.cpu_features, file=file)
 
 
-@pytest.fixture(params=[*list_native_libraries(), *(["emulated_amx"] if runs_avx512() else [])], ids=name_of_library)
+@pytest.fixture(params=[*list_native_libraries(), *(["emulated_amx"] if emulates_amx() else [])], ids=name_of_library)
 def each_product_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same of products, also in emulated tiles of AMX."""
     one = request.param

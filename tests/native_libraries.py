@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import tomllib
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from poolgraph.runtime.native_library import LIBRARIES, Library
 
 ROOT = Path(__file__).parent.parent
 INSTRUCTIONS = Path(__file__).with_name("emulated_amx.h")
+COMPILER = os.environ.get("CXX", "g++")
 WITH_AVX512 = LIBRARIES["poolgraph.cpu"][0]
 """The package's own library, whose processors and options the one with emulated instructions has."""
 
@@ -25,9 +28,9 @@ def list_native_libraries() -> list[Library]:
     return [one for one in LIBRARIES["poolgraph.cpu"] if has_cpu_features(one, features) and one.path() is not None]
 
 
-def runs_avx512() -> bool:
-    """Whether the library for AVX-512 runs here."""
-    return WITH_AVX512 in list_native_libraries()
+def emulates_amx() -> bool:
+    """Whether the library for AVX-512 runs here, and can be compiled."""
+    return WITH_AVX512 in list_native_libraries() and shutil.which(COMPILER) is not None
 
 
 def name_of_library(library: Library | str) -> str:
@@ -58,4 +61,4 @@ def compile_emulated_amx(file: Path) -> None:
     [options] = [one["extra-compile-args"] for one in modules if one["name"] == WITH_AVX512.module]
     instructions = f'-DPOOLGRAPH_AMX_INSTRUCTIONS="{INSTRUCTIONS}"'
     source = ROOT / "runtime" / "kernels.cpp"
-    subprocess.run(["g++", "-shared", "-fPIC", *options, instructions, str(source), "-o", str(file)], check=True)
+    subprocess.run([COMPILER, "-shared", "-fPIC", *options, instructions, str(source), "-o", str(file)], check=True)

@@ -86,7 +86,7 @@ def test_all_of_a_quantization_record_is_said():
     lines = describe(msgspec.structs.replace(MANIFEST, variants=(variant,)), Path("tiny")).splitlines()
     start = lines.index("  needs         vnni") + 1
     assert lines[start : start + 7] == [
-        "  quantized",
+        "  reduced",
         "    products    20 by static scales, 4 by a scale a token; 1 smoothed",
         "    tables      words",
         "    float32     product, others",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from native_graphs import ProductCase, native_session
-from native_libraries import WITH_AVX512, runs_avx512, take_native_library
+from native_libraries import WITH_AVX512, emulates_amx, take_native_library
 
 from poolgraph.graphs.manifest import NATIVE_OPERATORS
 from poolgraph.graphs.native import BFLOAT, QUANTIZED, Activation, Gate, Norm, ProductOperators
 from poolgraph.runtime.native_library import Library, used_instructions
 
-pytestmark = pytest.mark.skipif(not runs_avx512(), reason="needs AVX-512 with VNNI, and a compiler")
+pytestmark = pytest.mark.skipif(not emulates_amx(), reason="needs AVX-512 with VNNI, and a compiler")
 
 
 def answer(case: ProductCase, rows: np.ndarray) -> np.ndarray:

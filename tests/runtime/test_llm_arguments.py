@@ -7,6 +7,7 @@ import pytest
 import poolgraph.runtime.model_arguments
 from poolgraph import LLM, PoolerConfig, PoolingModel, PoolingParams
 from poolgraph.errors import ArtifactError, InputError, ManifestError, TaskNotSupported
+from poolgraph.runtime import export_precision
 from poolgraph.runtime.model_arguments import keep_template
 
 TEMPLATE = "Q: {{ query }} D: {{ document }}"
@@ -138,7 +139,8 @@ def test_what_a_checkpoint_is_exported_with(asked, options, exported):
     assert asked == [exported]
 
 
-def test_a_checkpoint_is_exported_in_the_precision_that_is_asked_for(asked):
+def test_a_checkpoint_is_exported_in_the_precision_that_is_asked_for(asked, monkeypatch):
+    monkeypatch.setattr(export_precision, "available_providers", lambda: ("CPUExecutionProvider",))
     with pytest.raises(ArtifactError, match="no variant for precision 'bf16'"):  # of the artifact in its place
         LLM("owner/name", dtype="bfloat16")
     assert asked == [{"precision": "bf16"}]

@@ -82,7 +82,7 @@ def test_checkpoints_go_through_the_cache(tmp_path, artifact, monkeypatch):
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     for path in (tmp_path / "checkpoint", "owner/name", "name"):
         assert loading.resolve_directory(path) == artifact
-    assert loading.resolve_directory("name", precision="bf16") == artifact
+    assert loading.resolve_directory("name", Wish(precision="bf16")) == artifact
     paths = [str(tmp_path / "checkpoint"), "owner/name", "name"]
     assert asked == [*((path, {}) for path in paths), ("name", {"precision": "bf16"})]
 

@@ -5,7 +5,7 @@ import pytest
 
 from poolgraph.errors import ArtifactError, ManifestError, ProviderError
 from poolgraph.graphs.manifest import Limits, Manifest, Pooler, Report, Source, Tokenization, Variant
-from poolgraph.runtime.providers import Machine, Wish, check_verified, choose_variant, plan_precision, resolve_provider
+from poolgraph.runtime.providers import Machine, Wish, check_verified, choose_variant, resolve_provider
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -221,29 +221,6 @@ def test_what_the_artifact_does_not_have(wish, message):
 def test_provider_without_a_variant():
     with pytest.raises(ArtifactError, match=r"no variant for provider CUDAExecutionProvider; it has .*cpu_fp32 \(fp32"):
         choose_variant(manifest(PORTABLE, FP32), Wish(provider="cuda"), Machine(providers=(CPU, CUDA), cpu_features=()))
-
-
-@pytest.mark.parametrize(
-    ("precision", "provider", "options"),
-    [
-        (None, None, {}),
-        (None, "cuda", {}),
-        ("fp32", "cuda", {}),
-        ("fp16", "tensorrt", {}),  # made of the portable graph
-        ("bf16", None, {"precision": "bf16"}),
-        ("int8", "cpu", {"precision": "int8"}),
-        ("bf16", "cuda", {"precision": "bf16", "target": "cuda"}),
-        ("fp16", None, {"precision": "fp16", "target": "cuda"}),
-    ],
-)
-def test_what_a_checkpoint_is_exported_with_for_a_precision(precision, provider, options):
-    assert plan_precision(precision, provider, (CUDA, CPU)) == options
-
-
-@pytest.mark.parametrize(("precision", "provider"), [("fp16", None), ("bf16", "cuda")])
-def test_a_checkpoint_is_not_exported_for_a_gpu_that_is_not_there(precision, provider):
-    with pytest.raises(ProviderError, match=f"precision '{precision}' is for a GPU: provider {CUDA} does not load"):
-        plan_precision(precision, provider, (CPU,))
 
 
 def test_unknown_variant_lists_those_there_are():
