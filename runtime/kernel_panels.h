@@ -21,19 +21,25 @@ constexpr int kPanelTiles = kPanelColumns / kTileColumns;
 template <class Weight>
 using Packed = std::shared_ptr<const Buffer<Weight>>;
 
+// Hashes up to 4,096 words from all over a buffer: enough to tell weights apart, which are compared before they are shared.
+inline uint64_t hash_some(const char* bytes, size_t size) {
+  const size_t step = std::max<size_t>(size / 4096 / 8, 1) * 8;
+  uint64_t hash = 1469598103934665603ull ^ size;
+  for (size_t i = 0; i + 8 <= size; i += step) {
+    uint64_t word;
+    std::memcpy(&word, bytes + i, 8);
+    hash = (hash ^ word) * 1099511628211ull;
+  }
+  return hash;
+}
+
 // Copies of the same weights, as the sessions of several thread counts make them, become one.
 template <class Weight>
 inline Packed<Weight> share_packed(Buffer<Weight> made, size_t count) {
   static std::mutex mutex;
   static std::unordered_multimap<uint64_t, std::weak_ptr<const Buffer<Weight>>> known;
   const size_t size = count * sizeof(Weight);
-  const auto* bytes = reinterpret_cast<const char*>(made.get());
-  uint64_t hash = 1469598103934665603ull ^ size;
-  for (size_t i = 0; i + 8 <= size; i += 8) {
-    uint64_t word;
-    std::memcpy(&word, bytes + i, 8);
-    hash = (hash ^ word) * 1099511628211ull;
-  }
+  const uint64_t hash = hash_some(reinterpret_cast<const char*>(made.get()), size);
   const std::lock_guard<std::mutex> lock(mutex);
   auto [entry, end] = known.equal_range(hash);
   while (entry != end) {
@@ -52,6 +58,22 @@ struct Weights {
   const Weight* first;
   int in_features, columns;
   size_t stride;
+};
+
+// Columns of a matrix, `apart` from each other: half a panel's.
+struct PanelHalf {
+  int first, count, apart;
+
+  // Copies those of row `k`, zero where there are none. Rows are far apart, so those that come next are asked for.
+  template <class Weight>
+  void copy(const Weights<Weight>& weights, int k, Weight* to) const {
+    constexpr int kAhead = 16, kLine = 64 / sizeof(Weight);
+    if (k >= weights.in_features) return void(std::fill_n(to, count, Weight{}));
+    const Weight* from = weights.first + k * weights.stride + first;
+    for (int i = 0; i < count * apart; i += kLine) __builtin_prefetch(from + kAhead * weights.stride + i);
+    if (apart == 1) return void(std::copy_n(from, count, to));
+    for (int i = 0; i < count; ++i) to[i] = from[i * apart];
+  }
 };
 
 // Which half of the columns, under the activation, multiplies the other half; kEven is every other one, from the first on.
@@ -81,36 +103,40 @@ struct Panels {
   const int panels;
 
  protected:
-  // The matrix's column behind a panel's column, -1 for padding. Gated panels have 32 columns of the gate, then the 32
-  // that these multiply.
-  int source_column(int panel, int column) const {
+  // The matrix's columns behind half a panel's. Gated panels have 32 columns of the gate, then the 32 that these multiply.
+  PanelHalf half_of(int panel, int column) const {
     const int inner = panel * panel_columns + column % panel_columns;
-    if (inner >= out_features) return -1;
+    const int count = std::clamp(out_features - inner, 0, kPanelColumns / 2);
     const bool is_gate = column < panel_columns;
     switch (finishing.gate) {
-      case Gate::kFirst: return is_gate ? inner : inner + out_features;
-      case Gate::kSecond: return is_gate ? inner + out_features : inner;
-      case Gate::kEven: return is_gate ? 2 * inner : 2 * inner + 1;
-      default: return inner;
+      case Gate::kFirst: return {is_gate ? inner : inner + out_features, count, 1};
+      case Gate::kSecond: return {is_gate ? inner + out_features : inner, count, 1};
+      case Gate::kEven: return {2 * inner + !is_gate, count, 2};
+      default: return {inner, count, 1};
     }
   }
 
-  // Calls use(round, column, source) for every column of a panel that is no padding, in each of `times` rounds.
-  template <class Use>
-  void for_columns(int panel, int times, Use&& use) const {
-    int sources[kPanelColumns];
-    for (int column = 0; column < kPanelColumns; ++column) sources[column] = source_column(panel, column);
-    for (int round = 0; round < times; ++round)
-      for (int column = 0; column < kPanelColumns; ++column)
-        if (sources[column] >= 0) use(round, column, sources[column]);
+  // Calls use(k, lines) for every kStep of `features` features: `lines`, [kStep][kPanelColumns], are the panel's columns of
+  // the matrix's rows from k on, zero where there are none.
+  template <int kStep, class Weight, class Use>
+  void for_steps(const Weights<Weight>& weights, int features, int panel, Use&& use) const {
+    constexpr int kHalf = kPanelColumns / 2;
+    const PanelHalf halves[] = {half_of(panel, 0), half_of(panel, kHalf)};
+    alignas(64) Weight lines[kStep][kPanelColumns] = {};
+    for (int k = 0; k < features; k += kStep) {
+      for (int step = 0; step < kStep; ++step)
+        for (int half = 0; half < 2; ++half) halves[half].copy(weights, k + step, lines[step] + half * kHalf);
+      use(k, lines);
+    }
   }
 
   // Returns a panel's columns of the matrix's columns, for all panels one after the other, zero for padding.
   std::vector<float> place_columns(const float* columns) const {
     std::vector<float> placed(static_cast<size_t>(panels) * kPanelColumns, 0.0f);
     if (!columns) return placed;
-    for (int panel = 0; panel < panels; ++panel)
-      for_columns(panel, 1, [&](int, int column, int source) { placed[panel * kPanelColumns + column] = columns[source]; });
+    float* to = placed.data();
+    for (int panel = 0; panel < panels; ++panel, to += kPanelColumns)
+      for_steps<1>(Weights<float>{columns, 1, 0, 0}, 1, panel, [&](int, const auto& lines) { std::copy_n(lines[0], kPanelColumns, to); });
     return placed;
   }
 

@@ -56,14 +56,17 @@ class ByteProduct : public Panels {
   void pack(const Weights<int8_t>& weights) {
     const size_t panel_size = tile_size() * kPanelTiles;
     Buffer<int8_t> packed(panels * panel_size);
-    std::memset(packed.get(), 0, panels * panel_size);
     for (int panel = 0; panel < panels; ++panel) {
       int8_t* to = packed.get() + panel * panel_size;
       int32_t* sums = sums_.data() + panel * kPanelColumns;
-      for_columns(panel, in_features, [&](int k, int column, int source) {
-        const int8_t weight = weights.first[k * weights.stride + source];
-        to[column / kTileColumns * tile_size() + (k / kDepth * kTileColumns + column % kTileColumns) * kDepth + k % kDepth] = weight;
-        sums[column] += weight;
+      for_steps<kDepth>(weights, steps_ * kDepth, panel, [&](int k, const auto& lines) {
+        for (int column = 0; column < kPanelColumns; ++column) {
+          int8_t* place = to + column / kTileColumns * tile_size() + k * kTileColumns + column % kTileColumns * kDepth;
+          for (int step = 0; step < kDepth; ++step) {
+            place[step] = lines[step][column];
+            sums[column] += place[step];
+          }
+        }
       });
     }
     packed_ = share_packed(std::move(packed), panels * panel_size);

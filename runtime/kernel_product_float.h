@@ -20,11 +20,10 @@ inline void round_to_bfloats(const float* from, int width, int16_t* to, int stri
   for (int column = round_to(width, kLanes); column < stride; column += kLanes) store_cut(to + column, splat(0));
 }
 
-inline void pack_number(float from, float& to) { to = from; }
-inline void pack_number(float from, int16_t& to) {
-  alignas(64) int16_t all[kLanes];
-  store_cut(all, round_to_bfloats(splat(from)));
-  to = all[0];
+// Writes the numbers that a step reads of sixteen columns, [kLanes][kStep], of the lines of a panel's features.
+inline void pack_step(const float (&lines)[1][kPanelColumns], int column, float* to) { store(to, load(lines[0] + column)); }
+inline void pack_step(const float (&lines)[2][kPanelColumns], int column, int16_t* to) {
+  store_pairs(to, pair(round_to_bfloats(load(lines[0] + column)), round_to_bfloats(load(lines[1] + column))));
 }
 
 // `Numbers` are Singles or BFloats.
@@ -38,13 +37,14 @@ class FloatProduct : public Panels {
   FloatProduct(const Weights<float>& weights, const float* bias, const Finishing& finishing)
       : Panels(weights.in_features, weights.columns, finishing), bias_(place_columns(bias)) {
     Buffer<Number> packed(panels * panel_size());
-    std::memset(packed.get(), 0, panels * panel_size() * sizeof(Number));
     for (int panel = 0; panel < panels; ++panel) {
       Number* to = packed.get() + panel * panel_size();
-      for_columns(panel, in_features, [&](int k, int column, int source) {
-        const int block = k / kBlockFeatures * kBlockFeatures, step = (k - block) / kStep;
-        const int place = (step * kTileColumns + column % kTileColumns) * kStep + k % kStep;
-        pack_number(weights.first[k * weights.stride + source], to[tile_place(block, column / kTileColumns) + place]);
+      for_steps<kStep>(weights, row_stride(), panel, [&](int k, const auto& lines) {
+        const int block = k / kBlockFeatures * kBlockFeatures;
+        for (int column = 0; column < kPanelColumns; column += kLanes) {
+          const int place = (k - block) * kTileColumns + column % kTileColumns * kStep;
+          pack_step(lines, column, to + tile_place(block, column / kTileColumns) + place);
+        }
       });
     }
     packed_ = share_packed(std::move(packed), panels * panel_size());
