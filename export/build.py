@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import onnx_ir as ir
 from torch import nn
 
@@ -13,7 +14,7 @@ from poolgraph.export.pooling_module import PoolingModule
 from poolgraph.export.resolve import ExportPlan
 from poolgraph.export.trace import TraceInputs, fake_parameters, trace_module
 from poolgraph.export.unread import check_unread
-from poolgraph.graphs.families import AnswerKind, finished_name, select_family
+from poolgraph.graphs.families import AnswerKind, finished_name, select_family, select_raw
 from poolgraph.graphs.manifest import FloatRange, Graph, Quantization, Rewrites, Tensor, Variant
 from poolgraph.graphs.passes import run_passes
 from poolgraph.graphs.pipeline import Target, semantic_passes
@@ -107,7 +108,25 @@ def lower_variant(
         file = f"{target.file_stem}{suffix}.onnx"
         models[file] = model
         graphs[family] = _describe_graph(model, f"onnx/{file}", finished_name(kind, family))
-    variant = Variant(
+    variant = _describe_variant(target, graphs)
+    changed = msgspec.structs.replace(variant, quantization=quantization, float_range=float_range, passes=reports)
+    return LoweredVariant(changed, models)
+
+
+def lower_together(semantic: ir.Model, target: Target) -> LoweredVariant:
+    """Lower the semantic graph for one target to one model with the raw outputs of all families, which share a run."""
+    model, names = select_raw(semantic)
+    run_passes(model, target.passes)
+    file = f"{target.file_stem}.onnx"
+    graph = _describe_graph(model, f"onnx/{file}", "")
+    graphs: dict[str, Graph] = {
+        family: msgspec.structs.replace(graph, raw_output=name) for family, name in names.items()
+    }
+    return LoweredVariant(_describe_variant(target, graphs), {file: model})
+
+
+def _describe_variant(target: Target, graphs: dict[str, Graph]) -> Variant:
+    return Variant(
         name=target.variant_name,
         target=target.name,
         precision=target.precision,
@@ -117,11 +136,7 @@ def lower_variant(
         cpu_features=target.cpu_features,
         operators=target.operators,
         session_options=dict(target.session_options),
-        quantization=quantization,
-        float_range=float_range,
-        passes=reports,
     )
-    return LoweredVariant(variant, models)
 
 
 def _describe_graph(model: ir.Model, file: str, finished: str) -> Graph:

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from poolgraph.export.build import lower_variant
+from poolgraph.export.build import lower_together
 from poolgraph.graphs.families import AnswerKind
-from poolgraph.graphs.manifest import Graph, Tokenization, Variant
+from poolgraph.graphs.manifest import Tokenization, Variant
 from poolgraph.graphs.pipeline import CPU_FP32, CPU_INT8, Target
 from poolgraph.graphs.quantize_embeddings import quantize_embeddings
 from poolgraph.graphs.quantize_products import Recipe, quantize_products
@@ -23,7 +23,7 @@ from poolgraph.runtime.activations import finish_logits
 from poolgraph.runtime.compare import Comparison, Threshold, allow_other_experts, compare_answers
 from poolgraph.runtime.cpu import read_cpu_info
 from poolgraph.runtime.runner import build_runner
-from poolgraph.runtime.session import open_session, run_graph
+from poolgraph.runtime.session import mapped_errors, open_session
 from poolgraph.runtime.tokenizer import EncodedText
 
 Answers = list[NDArray[np.float32]]
@@ -84,25 +84,32 @@ class Judge:
 
     def feeds(self, texts: Sequence[EncodedText]) -> list[Mapping[str, NDArray[np.int64]]]:
         """Return the inputs of texts, each alone."""
-        lowered = lower_variant(self.semantic, (), CPU_FP32, self.kind)
-        runner = build_runner(lowered.variant, self.tokenization)
-        graph = next(iter(lowered.variant.graphs.values()))
+        variant = lower_together(self.semantic, CPU_FP32).variant
+        runner = build_runner(variant, self.tokenization)
+        graph = next(iter(variant.graphs.values()))
         return [runner.feed([text], graph) for text in texts]
 
     def answer(self, target: Target, recipes: Recipes) -> dict[str, Answers]:
-        """Answer the texts, each alone, by every graph that the recipes make, by its family."""
-        lowered = lower_variant(self.semantic, (), quantizing(target, recipes, self.tables), self.kind)
+        """Answer the texts, each alone, by the graph that the recipes make: those of each family, of the same runs."""
+        lowered = lower_together(self.semantic, quantizing(target, recipes, self.tables))
         with tempfile.TemporaryDirectory(prefix="poolgraph-") as folder:
             save_graphs(lowered.models, Path(folder), "weights.bin")
-            graphs = lowered.variant.graphs
-            return {family: self._run(Path(folder), lowered.variant, graph) for family, graph in graphs.items()}
+            (file,) = lowered.models
+            return self._run(Path(folder) / file, lowered.variant)
 
-    def _run(self, folder: Path, variant: Variant, graph: Graph) -> Answers:
-        path = folder / Path(graph.file).name
+    def _run(self, path: Path, variant: Variant) -> dict[str, Answers]:
         session = open_session(path, variant, read_cpu_info().num_cores, provider=variant.providers[0])
-        runner = build_runner(variant, self.tokenization)
-        raw = [run_graph(session, graph, runner.feed([text], graph))[0] for text in self.texts]
-        return raw if self.kind == "embedding" else [finish_logits(rows, self.activation) for rows in raw]
+        runner, graphs = build_runner(variant, self.tokenization), variant.graphs
+        outputs = [graph.raw_output for graph in graphs.values()]
+        feeds = [runner.feed([text], next(iter(graphs.values()))) for text in self.texts]
+        with mapped_errors(f"running {path.name}"):
+            runs = [[rows[0] for rows in session.run(outputs, feed)] for feed in feeds]
+        return {
+            family: list(map(self._finish, raw)) for family, raw in zip(graphs, zip(*runs, strict=True), strict=True)
+        }
+
+    def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return rows if self.kind == "embedding" else finish_logits(rows, self.activation)
 
     def compare(self, recipes: Recipes, target: Target) -> Comparison:
         """Return the worst comparison of a target's graphs, for the cpu one also of the portable one's weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx_ir as ir
 
@@ -33,6 +33,17 @@ def family_outputs(model: ir.Model, family: GraphFamily) -> list[ir.Value]:
     names = [name for (_, one), pair in OUTPUT_NAMES.items() if one == family for name in pair]
     present = {value.name: value for value in model.graph.outputs}
     return [present[name] for name in dict.fromkeys(names) if name in present]
+
+
+def select_raw(model: ir.Model) -> tuple[ir.Model, dict[GraphFamily, str]]:
+    """Return a copy of a traced graph with the raw output of every family that it has, and the outputs' names."""
+    copy = model.clone()
+    found = {family: family_outputs(copy, family)[:1] for family in get_args(GraphFamily)}
+    kept = {family: outputs[0] for family, outputs in found.items() if outputs}
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(kept.values())
+    remove_dead_nodes(copy)
+    return copy, {family: str(value.name) for family, value in kept.items()}
 
 
 def finished_name(kind: AnswerKind, family: GraphFamily) -> str:

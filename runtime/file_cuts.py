@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from poolgraph.errors import InputError
+from poolgraph.errors import InputError, TruncationWarning
 
 Value = TypeVar("Value")
-
-_CUT_WARNING: Final = re.compile(r"(\d+) of \d+ .*were cut")
-"""What ``texts.warn_of_cuts`` says."""
 
 
 def call_counting_cuts(call: Callable[[], Value], first_index: int) -> tuple[Value, int]:
@@ -39,9 +35,8 @@ def call_counting_cuts(call: Callable[[], Value], first_index: int) -> tuple[Val
             raise InputError(f"{place}: {error.message}", parameter=error.parameter, value=error.value) from error
     num_cut = 0
     for warning in caught:
-        found = _CUT_WARNING.match(str(warning.message))
-        if found:
-            num_cut += int(found[1])
+        if isinstance(warning.message, TruncationWarning):
+            num_cut += warning.message.num_cut
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return value, num_cut

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from filelock import FileLock, Timeout
 
-from poolgraph.errors import InputError
+from poolgraph.errors import InputError, TruncationWarning
 from poolgraph.runtime.file_readers import STANDARD_INPUT, Row
 from poolgraph.runtime.file_sources import FileSource
 from poolgraph.runtime.file_state import (
@@ -130,7 +130,7 @@ def answer_items(
         side = name_side(model.manifest, options.get("side"), options.get("prompt_name"))
         limit = find_limit(model.manifest, side) or model.manifest.limits.max_model_len
         message = task.cut_warning.format(num_cut=num_cut, num_items=done - first_index, limit=limit)
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(TruncationWarning(message, num_cut), stacklevel=2)
     return done
 
 

@@ -252,24 +252,28 @@ class LoadedModel:
         """Texts of a window, fewer where their answers are as wide as a vocabulary."""
         return max(1, min(WINDOW_TEXTS, WINDOW_VALUES // self.manifest.pooler.embedding_size))
 
-    @contextmanager
     def _run_windows(
         self,
         windows: Generator[tuple[int, Sequence[EncodedText]], None, None],
         run: Callable[..., RawAnswer],
+        take: Callable[[int, Sequence[EncodedText], RawAnswer], None],
         *,
         num_items: int,
         first_index: int = 0,
         on_progress: Progress | None,
-    ) -> Iterator[Iterator[tuple[int, Sequence[EncodedText], RawAnswer]]]:
-        """Hand out tokenized windows with their raw answers, in order.
+    ) -> int:
+        """Answer tokenized windows.
 
         Args:
             windows: Of ``encode_windows``; closed at the end.
             run: ``run_sequence`` or ``run_token`` of the executor.
+            take: Called with each window's first index, its texts and their raw answers, in order.
             num_items: Texts of all windows.
             first_index: Index of the first text in the caller's own list, for messages.
             on_progress: Called with the number of texts that each finished batch adds, never twice at a time.
+
+        Returns:
+            How many texts were cut.
         """
         is_one = self.first_window is None or num_items <= self.first_window
         ahead = 0 if is_one else BOUND_WINDOWS_AHEAD
@@ -283,8 +287,12 @@ class LoadedModel:
 
             return run(window[1], on_progress=report_unless_stopped, first_index=first_index + window[0])
 
+        num_cut = 0
         with closing(windows), closing(run_ahead(windows, answer, ahead=ahead)) as answers:
-            yield ((first, window, raw) for (first, window), raw in answers)
+            for (first, window), raw in answers:
+                take(first, window, raw)
+                num_cut += count_cut(window)
+        return num_cut
 
     def check_task(self, task: str) -> None:
         """Check that the artifact answers a pooling task and that the variant has the graph for it.

@@ -11,7 +11,7 @@ from poolgraph.config import PoolingParams
 from poolgraph.errors import InputError
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.finish import Finish, finish_rows, finish_tokens, plan_finish
-from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
+from poolgraph.runtime.loaded import LoadedModel, progress_bar
 from poolgraph.runtime.pair_tokenizer import encode_pairs
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.texts import resolve_texts, resolve_truncation, warn_of_cuts
@@ -90,15 +90,15 @@ class ClassifyTasks(LoadedModel):
         """
         finish = self.check_classify_options(use_activation=use_activation)
         answers = np.empty((len(texts), self.manifest.pooler.embedding_size), dtype=np.float32)
-        num_cut = 0
+
+        def take(first: int, window: Sequence[EncodedText], raw: NDArray[np.float32]) -> None:
+            answers[first : first + len(window)] = finish_rows(raw, finish)
+
         windows = self._encode_first_and_second(texts, text_pairs, truncate=truncate, first_index=first_index)
         run = self._executor.run_sequence
-        with self._run_windows(
-            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
-        ) as found:
-            for first, window, raw in found:
-                answers[first : first + len(window)] = finish_rows(raw, finish)
-                num_cut += count_cut(window)
+        num_cut = self._run_windows(
+            windows, run, take, num_items=len(texts), first_index=first_index, on_progress=on_progress
+        )
         return answers, num_cut
 
     def _encode_first_and_second(
@@ -185,15 +185,15 @@ class ClassifyTasks(LoadedModel):
             use_activation=use_activation, step_tag_id=step_tag_id, returned_token_ids=returned_token_ids
         )
         answers: list[NDArray[np.float32]] = []
-        num_cut = 0
+
+        def take(_first: int, window: Sequence[EncodedText], raw: Sequence[NDArray[np.float32]]) -> None:
+            answers.extend(finish_tokens(rows, text, finish) for rows, text in zip(raw, window, strict=True))
+
         windows = self._encode_windows(texts, "", truncate=truncate, first_index=first_index)
         run = self._executor.run_token
-        with self._run_windows(
-            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
-        ) as found:
-            for _, window, raw in found:
-                answers += [finish_tokens(rows, text, finish) for rows, text in zip(raw, window, strict=True)]
-                num_cut += count_cut(window)
+        num_cut = self._run_windows(
+            windows, run, take, num_items=len(texts), first_index=first_index, on_progress=on_progress
+        )
         return answers, num_cut
 
     def check_token_options(

@@ -108,21 +108,18 @@ class EmbedTasks(LoadedModel):
             rows = finish_embeddings(rows, normalize=asked, dimensions=dimensions, max_active_dims=most, to_unit=asked)
             return rows, count_cut(queries)
         answers = np.empty((len(texts), dimensions or self.manifest.pooler.embedding_size), dtype=np.float32)
-        num_cut = 0
+        to_unit = divides_kept(self.manifest, normalize)
+
+        def take(first: int, window: Sequence[EncodedText], raw: NDArray[np.float32]) -> None:
+            answers[first : first + len(window)] = finish_embeddings(
+                raw, normalize=unit, dimensions=dimensions, max_active_dims=most, to_unit=to_unit
+            )
+
         windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
         run = self._executor.run_sequence
-        with self._run_windows(
-            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
-        ) as runs:
-            for first, window, raw in runs:
-                answers[first : first + len(window)] = finish_embeddings(
-                    raw,
-                    normalize=unit,
-                    dimensions=dimensions,
-                    max_active_dims=most,
-                    to_unit=divides_kept(self.manifest, normalize),
-                )
-                num_cut += count_cut(window)
+        num_cut = self._run_windows(
+            windows, run, take, num_items=len(texts), first_index=first_index, on_progress=on_progress
+        )
         return answers, num_cut
 
     def _encode_queries(
@@ -179,15 +176,13 @@ class EmbedTasks(LoadedModel):
         resolved = resolve_texts(texts)
         prefix = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
         answers: list[NDArray[np.float32]] = []
-        num_cut = 0
+
+        def take(_first: int, window: Sequence[EncodedText], raw: Sequence[NDArray[np.float32]]) -> None:
+            answers.extend(finish_tokens(rows, text, finish) for rows, text in zip(raw, window, strict=True))
+
         windows = self._encode_windows(resolved, prefix, truncate=truncate)
         run = self._executor.run_token
-        with (
-            progress_bar(len(resolved), shown=progress) as on_progress,
-            self._run_windows(windows, run, num_items=len(resolved), on_progress=on_progress) as found,
-        ):
-            for _, window, raw in found:
-                answers += [finish_tokens(rows, text, finish) for rows, text in zip(raw, window, strict=True)]
-                num_cut += count_cut(window)
+        with progress_bar(len(resolved), shown=progress) as on_progress:
+            num_cut = self._run_windows(windows, run, take, num_items=len(resolved), on_progress=on_progress)
         warn_of_cuts(num_cut, len(resolved), self.manifest)
         return answers

@@ -9,10 +9,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from poolgraph.errors import TruncationWarning
 from poolgraph.runtime.embeddings import at_token_width, check_dimensions, choose_norm, finish_embeddings
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.late_interaction import SideRules, encode_side, resolve_side, scored_tokens
-from poolgraph.runtime.loaded import LoadedModel, count_cut, progress_bar
+from poolgraph.runtime.loaded import LoadedModel, progress_bar
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.texts import resolve_texts
 from poolgraph.runtime.tokenizer import EncodedText
@@ -117,17 +118,17 @@ class LateInteractionTasks(LoadedModel):
         check_dimensions(at_token_width(self.manifest), dimensions, self.manifest.source.model)
         unit = choose_norm(self.manifest, normalize)
         answers: list[NDArray[np.float32]] = []
-        num_cut = 0
+
+        def take(_first: int, window: Sequence[EncodedText], raw: Sequence[NDArray[np.float32]]) -> None:
+            answers.extend(
+                finish_embeddings(rows[scored_tokens(rules, text.input_ids)], normalize=unit, dimensions=dimensions)
+                for rows, text in zip(raw, window, strict=True)
+            )
+
         encode = partial(encode_side, self.tokenizer, rules, truncate=truncate)
         windows = encode_windows(texts, encode, self.first_window)
         run = self._executor.run_token
-        with self._run_windows(windows, run, num_items=len(texts), on_progress=on_progress) as found:
-            for _, window, raw in found:
-                answers += [
-                    finish_embeddings(rows[scored_tokens(rules, text.input_ids)], normalize=unit, dimensions=dimensions)
-                    for rows, text in zip(raw, window, strict=True)
-                ]
-                num_cut += count_cut(window)
+        num_cut = self._run_windows(windows, run, take, num_items=len(texts), on_progress=on_progress)
         return answers, num_cut
 
     def _embed(
@@ -154,5 +155,5 @@ class LateInteractionTasks(LoadedModel):
             limit = rules.max_tokens or self.manifest.limits.max_model_len
             message = f"{num_cut} of {len(resolved)} {rules.side} texts were longer than {limit} tokens and were cut"
             # The caller of embed_queries or embed_documents.
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warnings.warn(TruncationWarning(message, num_cut), stacklevel=3)
         return answers

@@ -11,12 +11,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.errors import TaskNotSupported
+from poolgraph.errors import TaskNotSupported, TruncationWarning
 from poolgraph.graphs.manifest import Scoring
 from poolgraph.runtime.activations import choose_activation, finish_logits
 from poolgraph.runtime.executor import Progress
 from poolgraph.runtime.late_interaction import resolve_side
-from poolgraph.runtime.loaded import count_cut, progress_bar
+from poolgraph.runtime.loaded import progress_bar
 from poolgraph.runtime.maxsim import maxsim_pairs
 from poolgraph.runtime.pipeline import encode_windows
 from poolgraph.runtime.score_embedded import EmbedScorer, Vectors
@@ -310,13 +310,14 @@ class ScoreTasks(LateInteractionTasks, EmbedTasks):
     ) -> _Scores:
         encode = partial(self.encode_scoring_pairs, queries, documents, options=options)
         scores = np.empty(len(pairs), dtype=np.float32)
-        num_cut = 0
+
+        def take(first: int, window: Sequence[EncodedText], raw: NDArray[np.float32]) -> None:
+            scores[first : first + len(window)] = self._finish_pairs(raw, use_activation)
+
         windows = encode_windows(pairs, encode, self.first_window)
         run = self._executor.run_sequence
-        with self._run_windows(windows, run, num_items=len(pairs), on_progress=on_progress) as found:
-            for first, window, raw in found:
-                scores[first : first + len(window)] = self._finish_pairs(raw, use_activation)
-                num_cut += count_cut(window) if options.truncate_to is not None else 0
+        found = self._run_windows(windows, run, take, num_items=len(pairs), on_progress=on_progress)
+        num_cut = found if options.truncate_to is not None else 0
         limit = self.tokenizer.max_model_len
         return _Scores(scores, num_cut, f"{num_cut} of {len(pairs)} pairs were longer than {limit} tokens and were cut")
 
@@ -381,4 +382,4 @@ _SCORERS: Final = {
 def _warn_of_cuts(answer: _Scores) -> None:
     if answer.num_cut:
         # The caller of score or rerank.
-        warnings.warn(answer.what, UserWarning, stacklevel=3)
+        warnings.warn(TruncationWarning(answer.what, answer.num_cut), stacklevel=3)

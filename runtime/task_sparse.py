@@ -108,16 +108,15 @@ class SparseTasks(EmbedTasks):
                 on_progress(len(weighed))
             return weighed, count_cut(queries)
         answers: list[SparseEmbedding] = []
-        num_cut = 0
+
+        def take(_first: int, window: Sequence[EncodedText], raw: Raw) -> None:
+            answers.extend(embedding.keep_largest(most) for embedding in self._weigh(raw, window, most))
+
         windows = self._encode_windows(texts, prefix, truncate=truncate, first_index=first_index)
         run: Callable[..., Raw] = self._executor.run_sequence if weights is None else self._executor.run_token
-        with self._run_windows(
-            windows, run, num_items=len(texts), first_index=first_index, on_progress=on_progress
-        ) as found:
-            for _, window, raw in found:
-                embeddings = self._weigh(raw, window, most)
-                answers += [embedding.keep_largest(most) for embedding in embeddings]
-                num_cut += count_cut(window)
+        num_cut = self._run_windows(
+            windows, run, take, num_items=len(texts), first_index=first_index, on_progress=on_progress
+        )
         return answers, num_cut
 
     def _weigh(self, raw: Raw, window: Sequence[EncodedText], most: int | None) -> list[SparseEmbedding]:

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from poolgraph.errors import InputError
+from poolgraph.errors import InputError, TruncationWarning
 from poolgraph.graphs.manifest import Manifest
 
 TO_MODEL_LIMIT: Final = -1
@@ -106,4 +106,4 @@ def warn_of_cuts(num_cut: int, num_texts: int, manifest: Manifest, limit: int | 
     if num_cut:
         limit = limit or manifest.limits.max_model_len
         message = f"{num_cut} of {num_texts} texts were longer than {limit} tokens and were cut"
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(TruncationWarning(message, num_cut), stacklevel=3)

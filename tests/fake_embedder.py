@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.errors import InputError, TaskNotSupported, TruncationWarning
 from poolgraph.graphs.manifest import (
     CheckRow,
     FileRecord,
@@ -158,7 +158,7 @@ class FakeModel(FakeEmbedder):
         _, num_cut = self.embed_chunk(texts, first_index=0, **options)
         if num_cut:
             message = f"{num_cut} of {len(texts)} texts were longer than 256 tokens and were cut"
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warnings.warn(TruncationWarning(message, num_cut), stacklevel=2)
         return [make_rows(text) for text in texts]
 
     def token_classify_chunk(self, texts: Sequence[str], **options: object) -> tuple[list[NDArray[np.float32]], int]:
@@ -187,7 +187,7 @@ class FakeModel(FakeEmbedder):
         num_cut = sum(document.startswith("cut") for document in documents)
         if num_cut:
             message = f"{num_cut} of {len(documents)} pairs were longer than 256 tokens and were cut"
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warnings.warn(TruncationWarning(message, num_cut), stacklevel=2)
         return np.array([make_score(*pair) for pair in zip(queries, documents, strict=True)], dtype=np.float32)
 
     def rerank(

@@ -1,4 +1,4 @@
-"""The errors that poolgraph raises, one tree.
+"""The errors that poolgraph raises, one tree, and the warning of texts that were cut.
 
 PoolgraphError
 ├── ExportError             the checkpoint cannot become an artifact
@@ -75,3 +75,16 @@ class Overloaded(PoolgraphError):
 
 class SessionError(PoolgraphError):
     """ONNX Runtime failed; the original error is the cause."""
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model takes, and were cut.
+
+    Args:
+        message: How many of how many, and the limit.
+        num_cut: How many.
+    """
+
+    def __init__(self, message: str, num_cut: int) -> None:
+        super().__init__(message)
+        self.num_cut = num_cut

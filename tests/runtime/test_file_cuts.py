@@ -6,15 +6,15 @@ import warnings
 
 import pytest
 
-from poolgraph.errors import InputError
+from poolgraph.errors import InputError, TruncationWarning
 from poolgraph.runtime.file_cuts import call_counting_cuts
 from poolgraph.runtime.texts import warn_of_cuts
 
 
 def test_every_warning_of_cuts_is_counted():
     def call():
-        warnings.warn("3 of 8 pairs were longer than 16 tokens and were cut", UserWarning, stacklevel=2)
-        warnings.warn("2 of 5 texts were longer than the model takes and were cut", UserWarning, stacklevel=2)
+        warnings.warn(TruncationWarning("3 of 8 pairs", 3), stacklevel=2)
+        warnings.warn(TruncationWarning("2 of 5 texts", 2), stacklevel=2)
         return "value"
 
     assert call_counting_cuts(call, 7) == ("value", 5)

@@ -16,7 +16,7 @@ import pytest
 from fake_embedder import MANIFEST, FakeEmbedder, make_vector
 from filelock import FileLock
 
-from poolgraph.errors import InputError
+from poolgraph.errors import InputError, TruncationWarning
 from poolgraph.graphs.manifest import FileRecord
 from poolgraph.runtime.file_job import answer_file, check_output, cut_chunks
 from poolgraph.runtime.file_sources import FileSource
@@ -250,7 +250,7 @@ def test_a_bad_text_is_found_in_the_input(tmp_path, source):
 
 def test_cut_texts_are_warned_of_once_with_the_total(tmp_path, source):
     Path(source.path).write_text("\n".join(["cut 1", *TEXTS[:9], "cut 2", "cut 3"]))
-    with pytest.warns(UserWarning, match=r"^3 of 12 texts were longer than 256 tokens and were cut$") as caught:
+    with pytest.warns(TruncationWarning, match=r"^3 of 12 texts were longer than 256 tokens and were cut$") as caught:
         run(source, tmp_path / "out.npy", options={"truncate": True})
     assert len(caught) == 1
 

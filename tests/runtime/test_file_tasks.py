@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_embedder import LABELS, FakeModel, make_rows, make_score, make_vector
 
-from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.errors import InputError, TaskNotSupported, TruncationWarning
 from poolgraph.graphs.manifest import Scoring
 from poolgraph.runtime.file_job import answer_file
 from poolgraph.runtime.file_readers import Field
@@ -158,7 +158,7 @@ def test_entities(tmp_path, texts, suffix, strategy, label):
 def test_cut_inputs_are_counted_over_all_chunks(tmp_path):
     pairs = [("q", "cut" if number % 3 == 0 else "d") for number in range(10)]
     source, model = save_rows(tmp_path, PAIRS, pairs), FakeModel(scoring=CROSS_ENCODER)
-    with pytest.warns(UserWarning, match=r"^4 inputs were longer than the model takes and were cut$") as caught:
+    with pytest.warns(TruncationWarning, match=r"^4 inputs were longer than the model takes and were cut$") as caught:
         run(model, FILE_TASKS["score"], source, tmp_path / "out.jsonl", truncate=True)
     assert len(caught) == 1
 
@@ -166,7 +166,7 @@ def test_cut_inputs_are_counted_over_all_chunks(tmp_path):
 def test_cut_texts_of_token_tasks_are_counted_over_all_chunks(tmp_path, texts):
     path = tmp_path / "cut.txt"
     path.write_text("cut\n" * 6)
-    with pytest.warns(UserWarning, match=r"^6 of 6 texts were longer than 256 tokens and were cut$") as caught:
+    with pytest.warns(TruncationWarning, match=r"^6 of 6 texts were longer than 256 tokens and were cut$") as caught:
         run(FakeModel(), ENCODE_TASKS["token_embed"], FileSource(path=str(path)), tmp_path / "out.jsonl", truncate=True)
     assert len(caught) == 1
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from poolgraph import PoolingModel
-from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
+from poolgraph.errors import ArtifactError, InputError, TaskNotSupported, TruncationWarning
 from poolgraph.graphs.manifest import Graph, LateInteraction, QueryExpansion, Scoring, Tensor, Tokenization
 from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.late_interaction import expand_query, resolve_side, scored_tokens
@@ -157,11 +157,11 @@ def test_a_document_of_skipped_tokens_alone_has_no_vectors(make_colbert: Make) -
 
 def test_lengths_of_the_definition_cut_with_one_warning(make_colbert: Make) -> None:
     model = PoolingModel.load(make_colbert(query_length=5, document_length=6))
-    with pytest.warns(UserWarning, match="1 of 2 query texts were longer than 5 tokens and were cut") as seen:
+    with pytest.warns(TruncationWarning, match="1 of 2 query texts were longer than 5 tokens and were cut") as seen:
         short, long = model.embed_queries(["w7", words(1, 9)])
     assert [str(item.filename) for item in seen] == [__file__]
     assert (len(short), len(long)) == (4, 5)
-    with pytest.warns(UserWarning, match="2 of 2 document texts were longer than 6 tokens"):
+    with pytest.warns(TruncationWarning, match="2 of 2 document texts were longer than 6 tokens"):
         model.embed_documents([words(1, 9), words(1, 10)])
     assert model.encode_side("document", [words(1, 9)])[0].num_truncated_tokens == 6
 
@@ -175,7 +175,7 @@ def test_texts_beyond_the_models_limit_are_refused_unless_truncate(make_colbert:
     model = PoolingModel.load(make_colbert())
     with pytest.raises(InputError, match=re.escape("maximum context length is 16 tokens")):
         model.embed_documents(["w7", words(1, 20)])
-    with pytest.warns(UserWarning, match="1 of 2 document texts were longer than 16 tokens"):
+    with pytest.warns(TruncationWarning, match="1 of 2 document texts were longer than 16 tokens"):
         assert len(model.embed_documents(["w7", words(1, 20)], truncate=True)[1]) == 16
     with pytest.warns(UserWarning, match="1 of 1 query texts were longer than 16 tokens"):
         model.embed_queries([words(1, 20)], plain=True, truncate=True)

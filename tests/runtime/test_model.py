@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_artifact
 
-from poolgraph.errors import ArtifactError, InputError, ProviderError, SessionError, TaskNotSupported
+from poolgraph.errors import ArtifactError, InputError, ProviderError, SessionError, TaskNotSupported, TruncationWarning
 from poolgraph.graphs.manifest import Pooler
 from poolgraph.runtime import loading, pipeline
 from poolgraph.runtime import session as session_module
@@ -132,7 +132,7 @@ def test_prompts(make_artifact):
 def test_truncation_warns_once_with_the_count(model, monkeypatch):
     monkeypatch.setattr(pipeline.encode_windows, "__kwdefaults__", {"window": 2})
     texts = ["w1", words(*range(20)), words(*range(30)), "w2", "w3"]
-    with pytest.warns(UserWarning, match="2 of 5 texts were longer than 16 tokens and were cut") as caught:
+    with pytest.warns(TruncationWarning, match="2 of 5 texts were longer than 16 tokens and were cut") as caught:
         answers = model.embed(texts, truncate=True)
     assert len(caught) == 1
     np.testing.assert_array_equal(answers[1], model.embed(words(*range(14)))[0])

@@ -14,7 +14,7 @@ import pytest
 from sentence_transformers import SentenceTransformer, SparseEncoder
 
 from poolgraph import PoolingModel
-from poolgraph.errors import ArtifactError, InputError, TaskNotSupported
+from poolgraph.errors import ArtifactError, InputError, TaskNotSupported, TruncationWarning
 from poolgraph.graphs.manifest import LateInteraction, Pooler, Scoring
 from poolgraph.runtime.encode_request import EncodeOptions, EncodeRequest
 from poolgraph.runtime.quantization import quantize_embeddings
@@ -122,7 +122,7 @@ def test_a_side_without_a_prompt_has_none_not_the_default_one(make_artifact: Mak
 
 @pytest.mark.parametrize("name", ["encode", "encode_query", "encode_document"])
 def test_long_texts_are_cut_with_one_warning_at_the_caller(model: PoolingModel, name: str) -> None:
-    with pytest.warns(UserWarning, match="2 of 3 texts were longer than 16 tokens and were cut") as caught:
+    with pytest.warns(TruncationWarning, match="2 of 3 texts were longer than 16 tokens and were cut") as caught:
         found = getattr(model, name)(["w1", LONG, LONG])
     assert [warning.filename for warning in caught] == [__file__]
     assert np.array_equal(found[1], found[2])
@@ -309,7 +309,7 @@ def test_late_interaction_refused(late_model: PoolingModel) -> None:
         late_model.encode(TEXTS)
     with pytest.raises(InputError, match="embed_queries and embed_documents take dimensions"):
         late_model.encode_query(TEXTS, truncate_dim=4)
-    with pytest.warns(UserWarning, match="1 of 1 document texts were longer"):
+    with pytest.warns(TruncationWarning, match="1 of 1 document texts were longer"):
         assert late_model.encode_document(LONG).shape == (16, SIZE)
 
 

@@ -9,7 +9,7 @@ from little_classifiers import BIO_LABELS, KINDS, MAX_MODEL_LEN, STEP_TAG_ID, bu
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as models_of_tokenizers
 
-from poolgraph.errors import InputError, SessionError, TaskNotSupported
+from poolgraph.errors import InputError, SessionError, TaskNotSupported, TruncationWarning
 from poolgraph.runtime import pipeline
 from poolgraph.runtime.activations import finish_logits
 from poolgraph.runtime.model import PoolingModel
@@ -130,7 +130,7 @@ def test_pairs_of_texts(models):
         model.classify(firsts, seconds[:2])
     with pytest.raises(InputError, match=r"maximum context length is 40 tokens.*\(pair 1\)"):
         model.classify(["w1", LONG], ["w2", "w3"])
-    with pytest.warns(UserWarning, match="1 of 2 texts were longer than 40 tokens and were cut"):
+    with pytest.warns(TruncationWarning, match="1 of 2 texts were longer than 40 tokens and were cut"):
         cut = model.classify(["w1", LONG], ["w2", "w3"], truncate=True, use_activation=False)
     kept = " ".join(LONG.split()[: MAX_MODEL_LEN - 4])
     np.testing.assert_array_equal(cut[1], model.classify(kept, "w3", use_activation=False)[0])
@@ -201,7 +201,7 @@ def test_truncation_warns_once_at_the_caller(models, call, monkeypatch):
     answer = getattr(model, call)
     with pytest.raises(InputError, match=r"maximum context length is 40 tokens.*52 input tokens.*\(text 3\)"):
         answer(["w1", "w2", "w3", LONG, "w4"])
-    with pytest.warns(UserWarning, match="2 of 5 texts were longer than 40 tokens and were cut") as caught:
+    with pytest.warns(TruncationWarning, match="2 of 5 texts were longer than 40 tokens and were cut") as caught:
         cut = answer(["w1", LONG, LONG, "w2", "w3"], truncate=True)
     assert [warning.filename for warning in caught] == [__file__]
     kept = answer(" ".join(LONG.split()[: MAX_MODEL_LEN - 2]))[0]

@@ -8,7 +8,7 @@ import pytest
 from little_classifiers import MAX_MODEL_LEN, build_classifier
 from little_scorers import TEMPLATE, build_scorer, draw_texts, pair_logits, prompt_logits, sigmoid
 
-from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.errors import InputError, TaskNotSupported, TruncationWarning
 from poolgraph.graphs.manifest import LateInteraction, Scoring
 from poolgraph.runtime import pipeline
 from poolgraph.runtime.model import PoolingModel
@@ -89,7 +89,7 @@ def test_too_long_is_refused_by_the_pairs_number(cross_encoder, monkeypatch):
 def test_truncation_cuts_the_longer_text_and_warns_once(cross_encoder):
     documents = ["w3 " * 50, "w4", "w5 " * 60]
     with pytest.warns(
-        UserWarning, match=f"2 of 3 pairs were longer than {MAX_MODEL_LEN} tokens and were cut"
+        TruncationWarning, match=f"2 of 3 pairs were longer than {MAX_MODEL_LEN} tokens and were cut"
     ) as caught:
         found = cross_encoder.score("w1 w2", documents, truncate=True)
     assert len(caught) == 1

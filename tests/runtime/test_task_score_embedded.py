@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from little_scorers import build_scorer, draw_texts
 
-from poolgraph.errors import InputError, TaskNotSupported
+from poolgraph.errors import InputError, TaskNotSupported, TruncationWarning
 from poolgraph.graphs.manifest import LateInteraction, Scoring
 from poolgraph.runtime import task_score
 from poolgraph.runtime.model import PoolingModel
@@ -72,7 +72,7 @@ def test_late_interaction_adds_up_the_best_matches(late, plain):
 
 
 def test_the_models_own_length_of_a_document_cuts_with_a_warning(late):
-    with pytest.warns(UserWarning, match="1 of 3 texts were longer than the model takes and were cut") as caught:
+    with pytest.warns(TruncationWarning, match="1 of 3 texts were longer than the model takes and were cut") as caught:
         found = late.score("w1", ["w2 " * 12, "w3"])
     assert caught[0].filename == __file__
     assert found.shape == (2,)
@@ -134,7 +134,7 @@ def test_limits_of_each_embedded_text(kind, request):
 def test_embedders_cut_to_the_limit_only_when_asked(bi_encoder):
     with pytest.raises(InputError, match="maximum context length is 16 tokens"):
         bi_encoder.score("w1", "w2 " * 30)
-    with pytest.warns(UserWarning, match="1 of 2 texts were longer than the model takes and were cut"):
+    with pytest.warns(TruncationWarning, match="1 of 2 texts were longer than the model takes and were cut"):
         found = bi_encoder.score("w1", "w2 " * 30, truncate=True)
     np.testing.assert_array_equal(found, bi_encoder.score("w1", "w2 " * 14))
 
