@@ -132,34 +132,34 @@ def _local_reach(config: Any, layer: int) -> int:
     return int(config.local_attention) if is_local else MAX_SEQ_LENGTH
 
 
-def prepare_model(name: str, paths: ModelPaths, device: str) -> None:
-    """Write the checkpoint and the artifact where they are missing."""
+def prepare_model(name: str, paths: ModelPaths, device: str, precisions: Sequence[str] = ("fp32",)) -> None:
+    """Write the checkpoint and the artifact where they are missing; ``precisions`` are those for a processor."""
     if not paths.checkpoint_dir.exists():
         partial = paths.checkpoint_dir.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         write_checkpoint(MODELS[name], partial)
         partial.rename(paths.checkpoint_dir)
     if not paths.artifact_dir.exists():
-        export_artifact(paths, device)
+        export_artifact(paths, device, precisions)
 
 
-def export_artifact(paths: ModelPaths, device: str) -> None:
+def export_artifact(paths: ModelPaths, device: str, precisions: Sequence[str] = ("fp32",)) -> None:
     """Export the checkpoint; for a GPU without cuBLASLt's products where those do not pass verification."""
     from poolgraph.errors import PoolgraphError
     from poolgraph.export.exporter import export_model
 
-    def export(*targets: str, precision: str, max_memory: float | None = None) -> None:
-        options = {"targets": targets, "precisions": (precision,), "max_memory": max_memory}
+    def export(*targets: str, precisions: Sequence[str], max_memory: float | None = None) -> None:
+        options = {"targets": targets, "precisions": tuple(precisions), "max_memory": max_memory}
         export_model(paths.checkpoint_dir, paths.artifact_dir, task="embed", **options)
 
     if device == "cpu":
-        export("cpu", precision="fp32")
+        export("cpu", precisions=precisions)
         return
     try:
-        export("cuda", "cublaslt", precision="fp16", max_memory=EXPORT_MEMORY_GIB)
+        export("cuda", "cublaslt", precisions=("fp16",), max_memory=EXPORT_MEMORY_GIB)
     except PoolgraphError as error:
         print(f"exported without cuBLASLt's products, since {error}", file=sys.stderr)
-        export("cuda", precision="fp16", max_memory=EXPORT_MEMORY_GIB)
+        export("cuda", precisions=("fp16",), max_memory=EXPORT_MEMORY_GIB)
 
 
 def write_checkpoint(row: GpuModel, output_dir: Path) -> None:
@@ -212,9 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    parser.add_argument("--precision", type=lambda text: text.split(","), default=["fp32"], help="of --device cpu")
     options = parser.parse_args(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    prepare_model(options.model, ModelPaths(model_dir=options.model_dir), options.device)
+    prepare_model(options.model, ModelPaths(model_dir=options.model_dir), options.device, options.precision)
 
 
 if __name__ == "__main__":
