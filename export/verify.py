@@ -190,15 +190,15 @@ def _check_padding(
     threshold, finish = choose_comparison(model, family)
     file = model.path / model.variant.graphs[family].file
     session = open_session(file, model.variant, read_cpu_info().num_cores, provider=model.provider)
-    every: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+    finished: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     for side, indices in split_sides([text.num_tokens for text in texts]).items():
         answers = [expected[index] for index in indices]
         mixed, done = _run_mixed(model, family, [texts[index] for index in indices], side, session)
         found = compare_answers([finish(rows) for rows in answers], [finish(rows) for rows in mixed], threshold)
         yield build_row(found, threshold, variant=model.variant.name, family=family, check=f"padded {side}")
-        every += zip(_finish_answers(model, family, answers, mixed), done, strict=True)
-    left, right = ([finish(rows) for rows in column] for column in zip(*every, strict=True))
-    found = compare_answers(left, right, threshold)
+        finished += zip(_finish_answers(model, family, answers, mixed), done, strict=True)
+    wanted, given = ([finish(rows) for rows in column] for column in zip(*finished, strict=True))
+    found = compare_answers(wanted, given, threshold)
     yield build_row(found, threshold, variant=model.variant.name, family=family, check="finished output")
 
 

@@ -82,9 +82,9 @@ class TruncationWarning(UserWarning):
 
     Args:
         message: How many of how many, and the limit.
-        num_cut: How many.
+        num_cut: How many; 0 where only the message says it.
     """
 
-    def __init__(self, message: str, num_cut: int) -> None:
+    def __init__(self, message: str, num_cut: int = 0) -> None:
         super().__init__(message)
         self.num_cut = num_cut

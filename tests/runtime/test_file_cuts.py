@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import pytest
@@ -42,3 +43,8 @@ def test_errors_have_the_place_of_the_part(first_index, place):
     with pytest.raises(InputError) as caught:
         call_counting_cuts(call, first_index)
     assert str(caught.value) == f"{place}pair 1 has 99 tokens (parameter=input_tokens, value=99)"
+
+
+def test_the_warning_crosses_processes():
+    warning = pickle.loads(pickle.dumps(TruncationWarning("3 of 8 texts", 3)))
+    assert (str(warning), warning.num_cut) == ("3 of 8 texts", 3)
