@@ -103,10 +103,8 @@ class Judge:
         outputs = [graph.raw_output for graph in graphs.values()]
         feeds = [runner.feed([text], next(iter(graphs.values()))) for text in self.texts]
         with mapped_errors(f"running {path.name}"):
-            runs = [[rows[0] for rows in session.run(outputs, feed)] for feed in feeds]
-        return {
-            family: list(map(self._finish, raw)) for family, raw in zip(graphs, zip(*runs, strict=True), strict=True)
-        }
+            runs = [session.run(outputs, feed) for feed in feeds]
+        return {family: [self._finish(run[index][0]) for run in runs] for index, family in enumerate(graphs)}
 
     def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         return rows if self.kind == "embedding" else finish_logits(rows, self.activation)

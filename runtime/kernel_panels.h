@@ -21,7 +21,7 @@ constexpr int kPanelTiles = kPanelColumns / kTileColumns;
 template <class Weight>
 using Packed = std::shared_ptr<const Buffer<Weight>>;
 
-// Hashes up to 4,096 words from all over a buffer: enough to tell weights apart, which are compared before they are shared.
+// Hashes some thousands of words from all over a buffer: weights are compared before they are shared.
 inline uint64_t hash_some(const char* bytes, size_t size) {
   const size_t step = std::max<size_t>(size / 4096 / 8, 1) * 8;
   uint64_t hash = 1469598103934665603ull ^ size;
@@ -134,9 +134,10 @@ struct Panels {
   std::vector<float> place_columns(const float* columns) const {
     std::vector<float> placed(static_cast<size_t>(panels) * kPanelColumns, 0.0f);
     if (!columns) return placed;
-    float* to = placed.data();
-    for (int panel = 0; panel < panels; ++panel, to += kPanelColumns)
-      for_steps<1>(Weights<float>{columns, 1, 0, 0}, 1, panel, [&](int, const auto& lines) { std::copy_n(lines[0], kPanelColumns, to); });
+    const Weights<float> row{columns, 1, 0, 0};
+    for (int panel = 0; panel < panels; ++panel)
+      for (int column = 0; column < kPanelColumns; column += kPanelColumns / 2)
+        half_of(panel, column).copy(row, 0, &placed[static_cast<size_t>(panel) * kPanelColumns + column]);
     return placed;
   }
 

@@ -82,9 +82,13 @@ class TruncationWarning(UserWarning):
 
     Args:
         message: How many of how many, and the limit.
-        num_cut: How many; 0 where only the message says it.
+        num_cut: How many.
     """
 
-    def __init__(self, message: str, num_cut: int = 0) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, num_cut: int) -> None:
+        super().__init__(message, num_cut)
+        self.message = message
         self.num_cut = num_cut
+
+    def __str__(self) -> str:
+        return self.message
