@@ -16,13 +16,28 @@ namespace poolgraph {
 
 constexpr int kAmxRows = 16;      // of a tile
 constexpr int kAmxRowBytes = 64;  // of a tile's row: sixteen sums, and what is multiplied at once
+constexpr int kAmxTileBytes = kAmxRows * kAmxRowBytes;
 constexpr int kAmxTiles = 8;
-constexpr int kAmxSums = 4;  // tiles of sums at once; with two of rows and two of columns they are all
+constexpr int kAmxColumns = 2 * kAmxRows;  // of weights that are multiplied at once: half a panel's
+// Tiles of a row that are multiplied before the next rows: 16 KiB of weights and as many of two groups of rows stay in the
+// first cache.
+constexpr int kAmxSteps = 8;
 
-// Weights lie as AMX reads them, [step][64 columns][four bytes or two bfloat16], where a panel is one tile of vectors: in the
-// library for AVX-512. So both multiply the same memory.
+// In the library for AVX-512 alone, the others do not have their vectors.
 constexpr bool kFitsAmx = kPanelTiles == 1 && kTileColumns == kPanelColumns;
 inline bool uses_amx() { return kFitsAmx && has_amx(); }
+
+// Tiles lie in memory as they are loaded, one after the other: of rows [rows / 16][bytes of a row / 64][16][64], of a panel's
+// weights [2][bytes of a column / 64][2][16][16 columns][4]. Returns the place of a row's first bytes, those of the next tile
+// being kAmxTileBytes further on, and of byte `k` of a column of a panel.
+inline size_t amx_row_place(int row, size_t row_bytes) {
+  return row / kAmxRows * kAmxRows * row_bytes + row % kAmxRows * kAmxRowBytes;
+}
+inline size_t amx_weight_place(int column, int k, size_t column_bytes) {
+  const int tile = column % kAmxColumns / kAmxRows;
+  return column / kAmxColumns * kAmxColumns * column_bytes + (k / kAmxRowBytes * 2 + tile) * kAmxTileBytes +
+         k % kAmxRowBytes / 4 * kAmxRowBytes + column % kAmxRows * 4 + k % 4;
+}
 
 // The tiles of this thread, where they are used, for as long as this lives.
 class AmxTiles {
@@ -47,7 +62,9 @@ class AmxTiles {
 struct AmxBytes {
   using Sum = int32_t;
   template <int kTile>
-  static void start(const Sum*, size_t) { clear_tile<kTile>(); }
+  static void start(const Sum* sums, size_t stride, bool is_first) {
+    is_first ? clear_tile<kTile>() : load_tile<kTile>(sums, stride);
+  }
   template <int kSums, int kRows, int kColumns>
   static void multiply() { multiply_bytes<kSums, kRows, kColumns>(); }
 };
@@ -56,7 +73,7 @@ struct AmxBytes {
 struct AmxBFloats {
   using Sum = float;
   template <int kTile>
-  static void start(const Sum* sums, size_t stride) { load_tile<kTile>(sums, stride); }
+  static void start(const Sum* sums, size_t stride, bool) { load_tile<kTile>(sums, stride); }
   template <int kSums, int kRows, int kColumns>
   static void multiply() { multiply_bfloats<kSums, kRows, kColumns>(); }
 };
@@ -71,38 +88,44 @@ inline void for_constants(Use&& use) {
   for_constants(use, std::make_integer_sequence<int, kCount>{});
 }
 
-// sums [kGroups * 16][64] of the products of rows, `stride` bytes apart, and of weights; `steps` of 64 bytes of a row each.
+// Adds the products of `kGroups` groups of 16 rows, `group_bytes` apart, and of 32 columns to sums [kGroups * 16][64], of which
+// there are none yet if `is_first`; all in tiles, `steps` of them.
 template <class Numbers, int kGroups>
-__attribute__((noinline)) void multiply_in_tiles(const void* rows, size_t stride, const void* weights, int steps,
-                                                 typename Numbers::Sum* sums) {
-  constexpr int kColumns = kAmxSums / kGroups, kOfRows = kAmxSums, kOfColumns = kOfRows + kGroups;
-  constexpr size_t kSumsStride = kPanelColumns * sizeof *sums, kWeightsStride = kPanelColumns * 4;
-  for (int column = 0; column < kPanelColumns; column += kColumns * kAmxRows) {
-    const auto place = [&](int tile) {
-      return sums + tile / kColumns * kAmxRows * kPanelColumns + column + tile % kColumns * kAmxRows;
-    };
-    for_constants<kAmxSums>([&](auto tile) { Numbers::template start<tile>(place(tile), kSumsStride); });
-    const char *row = static_cast<const char*>(rows), *weight = static_cast<const char*>(weights) + column * 4;
-    for (int step = 0; step < steps; ++step, row += kAmxRowBytes, weight += kAmxRows * kWeightsStride) {
-      for_constants<kGroups>([&](auto group) { load_tile<kOfRows + group>(row + group * kAmxRows * stride, stride); });
-      for_constants<kColumns>([&](auto one) {
-        constexpr int kColumn = kOfColumns + one % (kAmxTiles - kOfColumns);
-        load_tile<kColumn>(weight + one * kAmxRowBytes, kWeightsStride);
-        for_constants<kGroups>([&](auto group) {
-          Numbers::template multiply<group * kColumns + one, kOfRows + group, kColumn>();
-        });
+__attribute__((noinline)) void multiply_groups(const char* rows, size_t group_bytes, const char* weights, int steps,
+                                               typename Numbers::Sum* sums, bool is_first) {
+  constexpr int kColumns = 2, kSums = kColumns * kGroups, kOfRows = kSums, kOfColumns = kOfRows + kGroups;
+  constexpr size_t kStride = kPanelColumns * sizeof *sums;
+  const auto place = [&](int tile) { return sums + tile / kColumns * kAmxRows * kPanelColumns + tile % kColumns * kAmxRows; };
+  for_constants<kSums>([&](auto tile) { Numbers::template start<tile>(place(tile), kStride, is_first); });
+  for (int step = 0; step < steps; ++step, rows += kAmxTileBytes, weights += kColumns * kAmxTileBytes) {
+    for_constants<kColumns>([&](auto column) { load_tile<kOfColumns + column>(weights + column * kAmxTileBytes, kAmxRowBytes); });
+    for_constants<kGroups>([&](auto group) {
+      load_tile<kOfRows + group>(rows + group * group_bytes, kAmxRowBytes);
+      for_constants<kColumns>([&](auto column) {
+        Numbers::template multiply<group * kColumns + column, kOfRows + group, kOfColumns + column>();
       });
-    }
-    for_constants<kAmxSums>([&](auto tile) { store_tile<tile>(place(tile), kSumsStride); });
+    });
   }
+  for_constants<kSums>([&](auto tile) { store_tile<tile>(place(tile), kStride); });
 }
 
-// Calls use(row, groups) for all of `count` rows, a multiple of 16: two groups of 16 at once, and the last one alone.
-template <class Use>
-inline void for_amx_rows(int count, Use&& use) {
-  int row = 0;
-  for (; row + 2 * kAmxRows <= count; row += 2 * kAmxRows) use(row, std::integral_constant<int, 2>{});
-  if (row < count) use(row, std::integral_constant<int, 1>{});
+// Adds the products of `count` rows, a multiple of 16, and a panel's 64 columns, of `row_bytes` each, to sums [count][64].
+template <class Numbers>
+void multiply_in_tiles(const void* rows, int count, size_t row_bytes, const void* weights, typename Numbers::Sum* sums) {
+  const size_t group_bytes = kAmxRows * row_bytes, half_bytes = kAmxColumns * row_bytes;
+  const int steps = static_cast<int>(row_bytes / kAmxRowBytes);
+  for (int step = 0; step < steps; step += kAmxSteps)
+    for (int half = 0; half < 2; ++half) {
+      const char* weight = static_cast<const char*>(weights) + half * half_bytes + step * 2 * kAmxTileBytes;
+      const auto multiply = [&](auto groups, int first) {
+        multiply_groups<Numbers, groups>(static_cast<const char*>(rows) + first * row_bytes + step * kAmxTileBytes, group_bytes,
+                                         weight, std::min(kAmxSteps, steps - step),
+                                         sums + first * kPanelColumns + half * kAmxColumns, step == 0);
+      };
+      int row = 0;
+      for (; row + 2 * kAmxRows <= count; row += 2 * kAmxRows) multiply(std::integral_constant<int, 2>{}, row);
+      if (row < count) multiply(std::integral_constant<int, 1>{}, row);
+    }
 }
 
 }  // namespace poolgraph

@@ -33,16 +33,23 @@ class ByteProduct : public Panels {
   size_t row_stride() const { return round_to(in_features, 64); }  // in RowByte
   static int row_step() { return uses_amx() ? kAmxRows : kTileRows; }
 
+  // Where a row's bytes are read.
+  RowPlace row_place(const RowBytes& rows, int row) const {
+    if (uses_amx()) return {rows.bytes + amx_row_place(row, rows.stride), kAmxTileBytes};
+    return {rows.bytes + static_cast<size_t>(row) * rows.stride, kRowChunk};
+  }
+
   // Computes columns of panels [first, last) for `count` rows from `from` on; `out` is the place of row 0's first column.
+  // In tiles of AMX up to 15 rows more are read, and what is made of them is dropped.
   void run(const RowBytes& rows, int from, int count, int first, int last, float* out, size_t stride) const {
-    const int in_tiles = uses_amx() ? count / kAmxRows * kAmxRows : 0, end = from + count;
-    const AmxTiles tiles(in_tiles > 0);
+    const int end = from + count;
+    const AmxTiles tiles(uses_amx());
     for (int panel = first; panel < last; ++panel) {
-      if constexpr (kFitsAmx)  // or assemblers without AMX would have to know it in every library
-        for_amx_rows(in_tiles, [&](int row, auto groups) {
-          run_groups<groups>(rows, from + row, panel, out + (from + row) * stride, stride);
-        });
-      for (int row = from + in_tiles; row < end; row += kTileRows)
+      if (uses_amx()) {
+        run_in_tiles(rows, from, count, panel, out, stride);
+        continue;
+      }
+      for (int row = from; row < end; row += kTileRows)
         with_tile_rows(end - row, [&](auto tile_rows) { run_rows<tile_rows>(rows, row, panel, out + row * stride, stride); });
     }
   }
@@ -52,7 +59,12 @@ class ByteProduct : public Panels {
  private:
   size_t tile_size() const { return static_cast<size_t>(steps_) * kTileColumns * kDepth; }
 
-  // Weights in the order in which tiles read them: [tile][depth / kDepth][kTileColumns][kDepth].
+  // Weights in the order in which they are read: [tile][depth / kDepth][kTileColumns][kDepth], or as AMX does.
+  size_t weight_place(int column, int k) const {
+    if (uses_amx()) return amx_weight_place(column, k, steps_ * kDepth);
+    return column / kTileColumns * tile_size() + k * kTileColumns + column % kTileColumns * kDepth;
+  }
+
   void pack(const Weights<int8_t>& weights) {
     const size_t panel_size = tile_size() * kPanelTiles;
     Buffer<int8_t> packed(panels * panel_size);
@@ -61,7 +73,7 @@ class ByteProduct : public Panels {
       int32_t* sums = sums_.data() + panel * kPanelColumns;
       for_steps<kDepth>(weights, steps_ * kDepth, panel, [&](int k, const auto& lines) {
         for (int column = 0; column < kPanelColumns; ++column) {
-          int8_t* place = to + column / kTileColumns * tile_size() + k * kTileColumns + column % kTileColumns * kDepth;
+          int8_t* place = to + weight_place(column, k);
           for (int step = 0; step < kDepth; ++step) {
             place[step] = lines[step][column];
             sums[column] += place[step];
@@ -80,19 +92,22 @@ class ByteProduct : public Panels {
     put(made[0], kRows, panel, out, stride);
   }
 
-  // The same of groups of 16 rows, by AMX: sums of integers are exact, so its bits are those of the vectors.
-  template <int kGroups>
-  void run_groups(const RowBytes& rows, int row, int panel, float* out, size_t stride) const {
-    constexpr int kRows = kGroups * kAmxRows;
-    alignas(64) int32_t sums[kRows][kPanelColumns];
-    alignas(64) float made[kRows][kPanelColumns];
-    multiply_in_tiles<AmxBytes, kGroups>(rows.bytes + row * rows.stride, rows.stride, packed_->get() + panel * tile_size(),
-                                         steps_ * kDepth / kAmxRowBytes, sums[0]);
-    for (int column = 0; column < kPanelColumns; column += kLanes) {
-      const Column finish(*this, static_cast<size_t>(panel) * kPanelColumns + column);
-      for (int r = 0; r < kRows; ++r) store(made[r] + column, finish(load(sums[r] + column), rows, row + r));
+  // The same by AMX: sums of integers are exact, so its bits are those of the vectors.
+  void run_in_tiles(const RowBytes& rows, int from, int count, int panel, float* out, size_t stride) const {
+    thread_local Buffer<int32_t> room;
+    const int all = round_to(count, kAmxRows);
+    int32_t* sums = room.reserve(static_cast<size_t>(all) * kPanelColumns);
+    multiply_in_tiles<AmxBytes>(rows.bytes + from * rows.stride, all, rows.stride, packed_->get() + panel * tile_size(), sums);
+    for (int row = from; row < from + count; row += kAmxRows, sums += kAmxRows * kPanelColumns) {
+      alignas(64) float made[kAmxRows][kPanelColumns];
+      const int some = std::min(kAmxRows, from + count - row);
+      for (int column = 0; column < kPanelColumns; column += kLanes) {
+        const Column finish(*this, static_cast<size_t>(panel) * kPanelColumns + column);
+        for (int r = 0; r < some; ++r)
+          store(made[r] + column, finish(load(sums + r * kPanelColumns + column), rows, row + r));
+      }
+      put(made[0], some, panel, out + row * stride, stride);
     }
-    put(made[0], kRows, panel, out, stride);
   }
 
   // A vector of columns: what becomes of their sums.

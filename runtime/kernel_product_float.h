@@ -14,10 +14,12 @@ inline Ints round_to_bfloats(Floats x) {
   return choose(is_nan(x), splat(0x7fc0), shift_right<16>(rounded));
 }
 
-// Writes whole vectors, as many as it takes for `stride` numbers, of which those behind `width` are 0.
-inline void round_to_bfloats(const float* from, int width, int16_t* to, int stride) {
-  for_vectors(width, [&](int column, auto lanes) { store_cut(to + column, round_to_bfloats(lanes.load(from + column))); });
-  for (int column = round_to(width, kLanes); column < stride; column += kLanes) store_cut(to + column, splat(0));
+// Writes whole vectors to `to`, two side by side and the next two `apart` from there, as many as it takes for `stride` numbers,
+// of which those behind `width` are 0.
+inline void round_to_bfloats(const float* from, int width, int16_t* to, size_t apart, int stride) {
+  const auto place = [&](int column) { return to + column / (2 * kLanes) * apart + column % (2 * kLanes); };
+  for_vectors(width, [&](int column, auto lanes) { store_cut(place(column), round_to_bfloats(lanes.load(from + column))); });
+  for (int column = round_to(width, kLanes); column < stride; column += kLanes) store_cut(place(column), splat(0));
 }
 
 // Writes the numbers that a step reads of sixteen columns, [kLanes][kStep], of the lines of a panel's features.
@@ -40,11 +42,7 @@ class FloatProduct : public Panels {
     for (int panel = 0; panel < panels; ++panel) {
       Number* to = packed.get() + panel * panel_size();
       for_steps<kStep>(weights, row_stride(), panel, [&](int k, const auto& lines) {
-        const int block = k / kBlockFeatures * kBlockFeatures;
-        for (int column = 0; column < kPanelColumns; column += kLanes) {
-          const int place = (k - block) * kTileColumns + column % kTileColumns * kStep;
-          pack_step(lines, column, to + tile_place(block, column / kTileColumns) + place);
-        }
+        for (int column = 0; column < kPanelColumns; column += kLanes) pack_step(lines, column, to + weight_place(column, k));
       });
     }
     packed_ = share_packed(std::move(packed), panels * panel_size());
@@ -53,8 +51,14 @@ class FloatProduct : public Panels {
   size_t row_stride() const { return round_to(in_features, in_tiles() ? kAmxRowBytes / sizeof(Number) : kStep); }
   static int row_step() { return in_tiles() ? kAmxRows : kTileRows; }
 
-  // Whether rows are multiplied in tiles of AMX: then all of them, for its sums have bits of their own. The last tile reads
-  // up to 15 rows more than it is asked for, and what it makes of them is dropped.
+  // Where a row's numbers are read: two vectors of them side by side, and from there to the next two.
+  size_t row_place(int row) const {
+    return in_tiles() ? amx_row_place(row, row_stride() * sizeof(Number)) / sizeof(Number) : row * row_stride();
+  }
+  static size_t chunk_stride() { return in_tiles() ? kAmxTileBytes / sizeof(Number) : 2 * kLanes; }
+
+  // Whether rows are multiplied in tiles of AMX. The last tile reads up to 15 rows more than it is asked for, and what it
+  // makes of them is dropped.
   static bool in_tiles() { return std::is_same_v<Numbers, BFloats> && uses_amx(); }
 
   // Computes columns of panels [first, last) for `count` rows from `from` on; `out` is the place of row 0's first column.
@@ -64,7 +68,10 @@ class FloatProduct : public Panels {
     const AmxTiles tiles(in_tiles());
     const Rows some{rows.first + from * rows.stride, rows.stride};
     for (int panel = first; panel < last; ++panel) {
-      for (int block = 0; block < in_features; block += kBlockFeatures) run_block(some, count, panel, block, made);
+      if (in_tiles())
+        add_in_tiles(some, round_to(count, kAmxRows), panel, made);
+      else
+        for (int block = 0; block < in_features; block += kBlockFeatures) run_block(some, count, panel, block, made);
       put(made, count, panel, out + from * stride, stride);
     }
   }
@@ -83,11 +90,17 @@ class FloatProduct : public Panels {
     return static_cast<size_t>(block) * kPanelColumns + static_cast<size_t>(tile) * features_from(block) * kTileColumns;
   }
 
+  // The place of feature k's step of sixteen columns, or as AMX reads them.
+  size_t weight_place(int column, int k) const {
+    if (in_tiles()) return amx_weight_place(column, k * sizeof(Number), row_stride() * sizeof(Number)) / sizeof(Number);
+    const int block = k / kBlockFeatures * kBlockFeatures;
+    return tile_place(block, column / kTileColumns) + (k - block) * kTileColumns + column % kTileColumns * kStep;
+  }
+
   // Adds the products of a block of features of all rows to the sums `made`, which begin as the bias.
   void run_block(const Rows& rows, int count, int panel, int block, float* made) const {
     const Number* weights = packed_->get() + panel * panel_size();
     const float* bias = bias_.data() + static_cast<size_t>(panel) * kPanelColumns;
-    if (in_tiles()) return add_in_tiles(rows, round_to(count, kAmxRows), weights, block, bias, made);
     for (int row = 0; row < count; row += kTileRows, made += kTileRows * kPanelColumns)
       with_tile_rows(count - row, [&](auto tile_rows) {
         const Rows some{rows.first + row * rows.stride + block, rows.stride};
@@ -101,14 +114,10 @@ class FloatProduct : public Panels {
       });
   }
 
-  void add_in_tiles(const Rows& rows, int count, const Number* weights, int block, const float* bias, float* made) const {
-    if (block == 0)
-      for (int row = 0; row < count; ++row) std::memcpy(made + row * kPanelColumns, bias, kPanelColumns * sizeof(float));
-    for_amx_rows(count, [&](int row, auto groups) {
-      multiply_in_tiles<AmxBFloats, groups>(rows.first + row * rows.stride + block, rows.stride * sizeof(Number),
-                                            weights + tile_place(block, 0), features_from(block) * sizeof(Number) / kAmxRowBytes,
-                                            made + row * kPanelColumns);
-    });
+  void add_in_tiles(const Rows& rows, int count, int panel, float* made) const {
+    const float* bias = bias_.data() + static_cast<size_t>(panel) * kPanelColumns;
+    for (int row = 0; row < count; ++row) std::memcpy(made + row * kPanelColumns, bias, kPanelColumns * sizeof(float));
+    multiply_in_tiles<AmxBFloats>(rows.first, count, rows.stride * sizeof(Number), packed_->get() + panel * panel_size(), made);
   }
 
   template <class Computed, int kRows>

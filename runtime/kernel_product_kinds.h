@@ -143,8 +143,10 @@ struct Quantized {
   };
   static RowBytes prepare(const Product& product, const float* in, int count, Room& room) {
     const size_t stride = product.row_stride(), width = product.in_features;
-    const RowBytes bytes{room.bytes.reserve(count * stride), stride, room.scales.reserve(count), room.zero_points.reserve(count)};
-    round_rows({in, width, count, product.in_features}, product.factors(), product.rounding, bytes);
+    const size_t size = round_to(count, product.row_step()) * stride;
+    const RowBytes bytes{room.bytes.reserve(size), stride, room.scales.reserve(count), room.zero_points.reserve(count)};
+    round_rows({in, width, count, product.in_features}, product.factors(), product.rounding, bytes,
+               [&](int row) { return product.row_place(bytes, row); });
     return bytes;
   }
   static size_t row_bytes(const Product& product) { return product.row_stride() * sizeof(RowByte); }
@@ -160,7 +162,8 @@ struct Floating {
   // Weights are four times as large as those in 8 bits, or twice: cores share columns, so that each reads its weights once
   // for many rows.
   static constexpr int kColumnRows = 512, kPanelsOfTask = 1;
-  static bool shares_columns(int) { return true; }
+  static constexpr int kAmxColumnRows = 128;  // more are shared, since AMX waits for the core that rounds them all
+  static bool shares_columns(int count) { return !Product::in_tiles() || count <= kAmxColumnRows; }
 
   static std::unique_ptr<Product> read(const Api& api, const OrtKernelInfo* info, size_t first, const std::string& prefix,
                                        const Part& part = {}) {
@@ -190,7 +193,8 @@ struct Rounded : Floating<BFloats> {
     const size_t stride = product.row_stride();
     int16_t* to = room.numbers.reserve(round_to(count, product.row_step()) * stride + kLanes);  // whole vectors are written
     for (int row = 0; row < count; ++row)
-      round_to_bfloats(in + row * static_cast<size_t>(product.in_features), product.in_features, to + row * stride, stride);
+      round_to_bfloats(in + row * static_cast<size_t>(product.in_features), product.in_features, to + product.row_place(row),
+                       product.chunk_stride(), stride);
     return {to, stride};
   }
 };

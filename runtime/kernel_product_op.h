@@ -10,6 +10,8 @@ namespace poolgraph {
 
 constexpr int kBlockRows = 48;           // most rows of a task that computes all columns
 constexpr int kBlockBytes = 400 * 1024;  // of its intermediate rows: they stay in a core's second cache
+constexpr int kAmxBlockRows = 128;       // most rows where AMX multiplies faster than weights come from the last cache
+constexpr int kAmxBlockBytes = 4 * 1024 * 1024;
 constexpr int kColumnsRows = 192;        // most rows of a task that computes some columns
 constexpr int kLeastTasks = 16;          // wanted of such
 
@@ -84,7 +86,8 @@ void for_blocks(const Api& api, OrtKernelContext* context, int count, int size, 
 
 // Rows of a task that computes all columns: as many as fit, the tasks alike, a multiple of those multiplied at once.
 inline int block_rows(int count, size_t bytes_per_row, int step) {
-  const int most = std::clamp(static_cast<int>(kBlockBytes / bytes_per_row) / step * step, step, kBlockRows);
+  const int bytes = uses_amx() ? kAmxBlockBytes : kBlockBytes, rows = uses_amx() ? kAmxBlockRows : kBlockRows;
+  const int most = std::clamp(static_cast<int>(bytes / bytes_per_row) / step * step, step, rows);
   const int blocks = std::max((count + most - 1) / most, std::min(8, (count + 2 * step - 1) / (2 * step)));
   return round_to((count + blocks - 1) / blocks, step);
 }

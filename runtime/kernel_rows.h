@@ -20,12 +20,20 @@ struct Rounding {
   bool per_row() const { return scale == 0; }
 };
 
+constexpr int kRowChunk = 4 * kLanes;  // bytes of a row that are rounded at once, and always lie side by side
+
 // Rows of unsigned bytes, a multiple of 64 each; a row's numbers are (byte - its zero point) * its scale.
 struct RowBytes {
   RowByte* bytes;
   size_t stride;
   float* scales;
   int32_t* zero_points;
+};
+
+// Where a row's bytes go: kRowChunk of them, then as many `apart` from there.
+struct RowPlace {
+  RowByte* first;
+  size_t apart;
 };
 
 struct RowsIn {
@@ -72,21 +80,23 @@ struct Bytes {
 };
 
 // Rounds one row to bytes, saturated at both ends, and fills its last vector.
-inline void round_row(const float* row, int width, const Bytes& by, RowByte* bytes) {
+inline void round_row(const float* row, int width, const Bytes& by, RowPlace to) {
   int column = 0;
-  for (; column + 4 * kLanes <= width; column += 4 * kLanes) {
+  for (; column + kRowChunk <= width; column += kRowChunk, to.first += to.apart) {
     Ints x[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) x[j] = by.integers(row, column + j * kLanes, AllLanes{});
-    store_bytes(bytes + column, x[0], x[1], x[2], x[3]);
+    store_bytes(to.first, x[0], x[1], x[2], x[3]);
   }
   for_vectors(width - column, [&](int rest, auto lanes) {
-    store_bytes(bytes + column + rest, by.integers(row, column + rest, lanes));
+    store_bytes(to.first + rest, by.integers(row, column + rest, lanes));
   });
 }
 
-// Rounds rows. One that holds NaN or infinity gets the scale NaN, so that it stays visible in the answer.
-inline void round_rows(const RowsIn& rows, const float* factors, const Rounding& rounding, const RowBytes& out) {
+// Rounds rows, each to place(row). One that holds NaN or infinity gets the scale NaN, so that it stays visible in the answer.
+template <class Place>
+inline void round_rows(const RowsIn& rows, const float* factors, const Rounding& rounding, const RowBytes& out,
+                       const Place& place) {
   for (int r = 0; r < rows.count; ++r) {
     const float* row = rows.data + r * rows.stride;
     const Range range = range_of(row, factors, rows.width);
@@ -99,7 +109,7 @@ inline void round_rows(const RowsIn& rows, const float* factors, const Rounding&
       zero_point = static_cast<int>(std::lrintf(-range.low / scale));
     }
     const Bytes by{factors, splat(1.0f / scale), splat(static_cast<float>(zero_point))};
-    if (finite) round_row(row, rows.width, by, out.bytes + r * out.stride);
+    if (finite) round_row(row, rows.width, by, place(r));
     out.scales[r] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
     out.zero_points[r] = zero_point;
   }
