@@ -206,6 +206,7 @@ inline void attend(const AttentionShape& shape, const float* queries, size_t str
 struct ShortAttention {
   static constexpr const char* kName = "Attention";
   static constexpr bool kTakesScores = false;  // neither a softcap nor a bias
+  static constexpr int kRows = kQueryRows;
   using Room = AttentionRoom;
   using Head = PackedHead;
   static Head pack(const AttentionShape& shape, const HeadRows& keys, const HeadRows& values, int head, Room& room) {

@@ -69,6 +69,7 @@ inline void soften(const ScoreTile& tile, const float* sink, float* scores, floa
 struct FloatAttention {
   static constexpr const char* kName = "FloatAttention";
   static constexpr bool kTakesScores = true;
+  static constexpr int kRows = kQueryRows;
   using Room = FloatAttentionRoom;
   using Head = FloatHead;
 

@@ -17,11 +17,12 @@ namespace poolgraph {
 // sixth, (heads, an odd number), by how far a key is to the right of its query, the middle column being for none. The
 // seventh is a sink a head, (heads,): one more score of each query, without a value.
 //
-// A template over what computes it, ShortAttention or FloatAttention.
+// A template over what computes it: ShortAttention, TiledAttention or FloatAttention.
 template <class Kind>
 class AttentionOperator {
  public:
   static constexpr const char* kName = Kind::kName;
+  static constexpr int kRows = Kind::kRows;  // most queries that are answered at once
   static constexpr size_t kBounds = 3, kBias = 4, kByDistance = 5, kSinks = 6;
   static constexpr size_t kInputs = Kind::kTakesScores ? 7 : 4, kOutputs = 1;
   static int type_of(size_t index) { return index == kBounds ? kInt64 : kFloat; }
@@ -206,7 +207,7 @@ class AttentionOperator {
     std::vector<Task> tasks;
     tasks.reserve(heads);
     for (int text = 0; text < static_cast<int>(texts.size()); ++text) {
-      const int blocks = (texts[text].query.length + kQueryRows - 1) / kQueryRows;
+      const int blocks = (texts[text].query.length + kRows - 1) / kRows;
       const int parts = std::min(std::max(1, 16 / heads), std::max(1, blocks / 4));
       for (int head = 0; blocks > 0 && head < shape_.num_kv_heads; ++head)
         for (int index = 0; index < parts; ++index)
@@ -225,10 +226,10 @@ class AttentionOperator {
     thread_local typename Kind::Room room;
     const auto packed = Kind::pack(shape_, text.key, text.value, task.head, room);
     const int group = shape_.num_heads / shape_.num_kv_heads;
-    const int first = task.first * kQueryRows, last = std::min(task.last * kQueryRows, text.query.length);
+    const int first = task.first * kRows, last = std::min(task.last * kRows, text.query.length);
     for (int head = task.head * group; head < (task.head + 1) * group; ++head)
-      for (int start = first; start < last; start += kQueryRows) {
-        const int count = std::min(kQueryRows, last - start), position = start + text.key.length - text.query.length;
+      for (int start = first; start < last; start += kRows) {
+        const int count = std::min(kRows, last - start), position = start + text.key.length - text.query.length;
         float* to = out + (text.first_row + start) * width() + static_cast<size_t>(head) * shape_.head_size;
         Kind::answer(shape_, text.query.at(start, head, shape_.head_size), text.query.stride, packed, text.key.length, position,
                      count, text.scores.from(head, start), to, width(), room);

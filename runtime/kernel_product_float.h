@@ -7,13 +7,6 @@
 
 namespace poolgraph {
 
-// Sixteen numbers to bfloat16, halves to even, as the lowest 16 bits of each; NaN stays one.
-inline Ints round_to_bfloats(Floats x) {
-  const Ints bits = as_ints(x), upper = shift_right<16>(bits);
-  const Ints rounded = plus(plus(bits, splat(0x7fff)), both_bits(upper, splat(1)));
-  return choose(is_nan(x), splat(0x7fc0), shift_right<16>(rounded));
-}
-
 // Writes whole vectors to `to`, two side by side and the next two `apart` from there, as many as it takes for `stride` numbers,
 // of which those behind `width` are 0.
 inline void round_to_bfloats(const float* from, int width, int16_t* to, size_t apart, int stride) {

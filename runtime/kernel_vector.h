@@ -66,6 +66,13 @@ inline __attribute__((always_inline)) void for_vectors(int width, Step&& step) {
   if (column < width) step(column, FirstLanes{mask_of(width - column)});
 }
 
+// Sixteen numbers to bfloat16, halves to even, as the lowest 16 bits of each; NaN stays one.
+inline Ints round_to_bfloats(Floats x) {
+  const Ints bits = as_ints(x), upper = shift_right<16>(bits);
+  const Ints rounded = plus(plus(bits, splat(0x7fff)), both_bits(upper, splat(1)));
+  return choose(is_nan(x), splat(0x7fc0), shift_right<16>(rounded));
+}
+
 // 2**x as power * (1 + fraction * slope): a power of two, and a minimax polynomial of degree 5 of what x differs from the
 // nearest integer by. Adding the shift leaves that integer in the lowest bits, and from there it goes to the exponent of 1.
 struct Exponential {

@@ -87,6 +87,26 @@ inline void add_bfloat_pairs(Floats& sums, Ints left, Ints right) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
 }
 
+// The lowest 16 bits of each number of both: those of `low`, then those of `high`.
+inline Shorts cut_shorts(Ints low, Ints high) {
+  const __m256i first = _mm512_cvtepi32_epi16(low), second = _mm512_cvtepi32_epi16(high);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+
+// Both rounded to bfloat16 in this order, where the processor has it; numbers below 2**-126 become 0.
+inline Shorts cut_to_bfloats(Floats low, Floats high) {
+  Shorts made;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(made) : "v"(low), "v"(high));
+  return made;
+}
+
+// The first number, the seventeenth, the second, and so on.
+inline Shorts interleave(Shorts x) {
+  alignas(64) static constexpr int16_t kOrder[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), x);
+}
+
 // In 16 bits, saturated: the numbers of `low`, then those of `high`.
 inline Shorts to_shorts(Ints low, Ints high) {
   return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packs_epi32(low, high));

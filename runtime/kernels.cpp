@@ -5,6 +5,9 @@
 // registers the library that the processor runs.
 
 #include "kernel_attention_op.h"
+#ifdef __AVX512VNNI__
+#include "kernel_attention_tiles.h"
+#endif
 #include "kernel_experts_op.h"
 #include "kernel_onnxruntime.h"
 #include "kernel_operator.h"
@@ -17,6 +20,14 @@ namespace {
 struct Library {
   static constexpr const char *kDomain = "poolgraph.cpu", *kProvider = "CPUExecutionProvider";
 };
+
+// `Short` is what computes the attention that takes no scores.
+template <class Short>
+OrtStatus* register_all(OrtSessionOptions* options, const OrtApiBase* base) {
+  return register_operators<Library, MatMul<Quantized>, FeedForward<Quantized>, MatMul<Fused>, FeedForward<Fused>,
+                            MatMul<Rounded>, FeedForward<Rounded>, Experts<Quantized>, Experts<Fused>, Experts<Rounded>,
+                            AttentionOperator<Short>, AttentionOperator<FloatAttention>, TextSum>(options, base);
+}
 
 }  // namespace
 }  // namespace poolgraph
@@ -36,7 +47,8 @@ extern "C" __attribute__((visibility("default"))) const char* poolgraph_instruct
 extern "C" __attribute__((visibility("default"))) poolgraph::OrtStatus* RegisterCustomOps(
     poolgraph::OrtSessionOptions* options, const poolgraph::OrtApiBase* base) {
   using namespace poolgraph;
-  return register_operators<Library, MatMul<Quantized>, FeedForward<Quantized>, MatMul<Fused>, FeedForward<Fused>,
-                            MatMul<Rounded>, FeedForward<Rounded>, Experts<Quantized>, Experts<Fused>, Experts<Rounded>,
-                            AttentionOperator<ShortAttention>, AttentionOperator<FloatAttention>, TextSum>(options, base);
+#ifdef __AVX512VNNI__
+  if (uses_amx()) return register_all<TiledAttention>(options, base);
+#endif
+  return register_all<ShortAttention>(options, base);
 }

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from native_graphs import native_session
 
-from poolgraph.graphs.native import FLOAT_ATTENTION
+from poolgraph.graphs.manifest import NATIVE_OPERATORS
+from poolgraph.graphs.native import ATTENTION, FLOAT_ATTENTION
+from poolgraph.runtime.native_library import used_instructions
 
 INPUTS = ("query", "key", "value", "bounds", "bias", "by_distance", "sinks")
 
@@ -19,6 +21,14 @@ def rows_of(*shape: int, seed: int = 7) -> np.ndarray:
 def assert_near(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1.0, np.abs(expected).max()))
+
+
+def rounding_of(operator: str) -> float:
+    """Return what rounding may change, of the largest answer: to float32, to bfloat16 in tiles, or to 16-bit integers."""
+    if operator == FLOAT_ATTENTION:
+        return 3e-6
+    assert operator == ATTENTION
+    return 1.5e-2 if used_instructions(NATIVE_OPERATORS) else 1e-3
 
 
 def attention_attributes(heads: int, kv_heads: int, size: int, **more: Any) -> dict[str, Any]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from native_attention import KINDS, assert_near, attention_attributes, expected_attention, rows_of, run_attention
+from native_attention import (
+    KINDS,
+    assert_near,
+    attention_attributes,
+    expected_attention,
+    rounding_of,
+    rows_of,
+    run_attention,
+)
 from native_graphs import needs_native
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from poolgraph.graphs.native import ATTENTION, FLOAT_ATTENTION
 
-pytestmark = [needs_native, pytest.mark.usefixtures("each_native_library")]
+pytestmark = [needs_native, pytest.mark.usefixtures("each_product_library")]
 
-EXACT = {ATTENTION: 1e-3, FLOAT_ATTENTION: 3e-6}
-"""Of the largest answer: what rounding, to integers or to floats, may change."""
-
-each_operator = pytest.mark.parametrize("operator", EXACT)
+each_operator = pytest.mark.parametrize("operator", [ATTENTION, FLOAT_ATTENTION])
 
 
 @each_operator
@@ -24,7 +29,7 @@ each_operator = pytest.mark.parametrize("operator", EXACT)
 def test_attention_of_every_length(operator: str, kind: str, length: int) -> None:
     attributes = attention_attributes(3, 3, 16, **KINDS[kind])
     parts = [rows_of(2, length, 48, seed=seed) * 2 for seed in range(3)]
-    assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), EXACT[operator])
+    assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), rounding_of(operator))
 
 
 @each_operator
@@ -33,7 +38,7 @@ def test_attention_of_every_head_size(operator: str, size: int) -> None:
     for heads, kv_heads in ((1, 1), (4, 2), (3, 1)):
         attributes = attention_attributes(heads, kv_heads, size, is_causal=heads % 2)
         parts = [rows_of(2, 37, count * size, seed=seed) for seed, count in enumerate((heads, kv_heads, kv_heads))]
-        assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), EXACT[operator])
+        assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), rounding_of(operator))
 
 
 @each_operator
@@ -56,7 +61,8 @@ def test_attention_of_numbers_of_unlike_size(operator: str, outlier: str) -> Non
     attributes = attention_attributes(2, 2, 16)
     found, expected = run_attention(operator, parts, attributes), expected_attention(*parts, attributes)
     sizes = np.maximum(np.abs(value).max(1, keepdims=True), 1e-6)  # of each feature
-    assert np.abs((found - expected) / sizes).max() <= 1e-3
+    rounded_scores = rounding_of(operator) > 1e-3  # and those of numbers 30 times as large are
+    assert np.abs((found - expected) / sizes).max() <= (3e-2 if rounded_scores else 1e-3)
 
 
 @each_operator
@@ -148,7 +154,7 @@ def test_weights_of_every_size_add_up(operator: str, keys: int) -> None:
     query = np.stack([np.linspace(0.05, 1, keys), np.zeros(keys)], axis=-1).astype(np.float32)[None]
     parts = [query, key, rows_of(1, keys, 2)]
     attributes = attention_attributes(1, 1, 2, scale=1.0)
-    assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), 3e-4)
+    assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), max(rounding_of(operator), 3e-4))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from poolgraph.graphs.native import ATTENTION, FLOAT_ATTENTION, TEXT_SUM
 
-pytestmark = [needs_native, pytest.mark.usefixtures("each_native_library")]
+pytestmark = [needs_native, pytest.mark.usefixtures("each_product_library")]
 
 LENGTHS = (7, 1, 130, 2, 16, 33, 1, 48)
 KINDS: dict[str, dict[str, int]] = {
