@@ -8,7 +8,7 @@ import pytest
 
 from poolgraph.errors import InputError
 from poolgraph.export import exporter
-from poolgraph.export.resolve import choose_targets
+from poolgraph.export.targets import choose_targets
 from poolgraph.graphs.pipeline import (
     CPU_FP32,
     CPU_INT8,
