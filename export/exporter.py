@@ -106,7 +106,7 @@ def export_model(
         hf_overrides: Fields of config.json, changed before anything is decided.
         score_template: A shipped score template's name, a file, or jinja source.
         revision: Revision of a hub id.
-        precisions: Precisions of the variants (None: each target's own; a GPU's is fp16, or bf16 where fp16 is refused).
+        precisions: Precisions of the variants (None: each target's own, a GPU's fp16, or bf16 where that is refused).
         targets: Targets beside the portable one.
         min_cosine: Overrides the lowest cosine that verification accepts; recorded in the manifest.
         max_memory: GiB that this process may use to verify (None: half of what is free); beyond it, a twin is verified.

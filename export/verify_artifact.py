@@ -70,7 +70,7 @@ def verify_twin(job: ExportJob, manifest: Manifest, num_layers: int, weights: Ch
     """
     twin = shorten_plan(job.plan, num_layers)
     with tempfile.TemporaryDirectory(prefix=".twin-", dir=job.folder.parent) as name:
-        small = replace(job, plan=twin, folder=Path(name), is_twin=True)
+        small = replace(job, plan=twin, folder=Path(name), max_memory=None, is_twin=True)
         variants, _ = compile_checkpoint(small)
         check_twin_range(variants, num_layers)
         report = _verify(small, msgspec.structs.replace(manifest, limits=twin.limits), threads=1)
