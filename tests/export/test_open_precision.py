@@ -78,6 +78,18 @@ def test_a_value_that_a_kernel_reads_in_fp16_alone_makes_it_bf16(calibration: Pa
     assert names(tmp_path / "artifact") == ["portable_fp32", "cuda_bf16"]
 
 
+def test_a_weight_beyond_the_range_makes_it_bf16(checkpoint: Path, calibration: Path, tmp_path: Path) -> None:
+    """The norm in front of it makes what it is multiplied with 0, so that no value is beyond."""
+    large = overflowing(checkpoint, tmp_path / "large", "layer.1.attention.self.key.weight", 1e7)
+    wide = overflowing(large, tmp_path / "wide", ("layer.0.output.LayerNorm.weight", "LayerNorm.bias"), 0.0)
+    options = {"targets": ("cuda",), "calibration": calibration}
+    with pytest.warns(
+        UserWarning, match=IN_BF16 + r"the weight .*layer\.1.* numbers beyond the range of float16 .*\)$"
+    ):
+        export_model(wide, tmp_path / "artifact", **options)
+    assert names(tmp_path / "artifact") == ["portable_fp32", "cuda_bf16"]
+
+
 def test_a_checkpoint_too_large_to_run_is_bf16_where_its_first_layers_are_beyond_the_range(
     checkpoint: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
