@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from poolgraph.errors import ExportError
+from poolgraph.errors import Float16RangeError
 from poolgraph.export.calibration_inputs import encode_calibration
 from poolgraph.export.calibration_texts import CalibrationTexts
 from poolgraph.export.resolve import ExportPlan
@@ -60,7 +60,7 @@ def plan_half(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
         calibration: None for a checkpoint too large to run here: then nothing is kept, and its twin is probed.
 
     Raises:
-        ExportError: too many values leave the range.
+        Float16RangeError: too many values leave the range.
     """
     if calibration is None:
         return HalfPlan((), None)
@@ -68,9 +68,9 @@ def plan_half(plan: ExportPlan, semantic: ir.Model, calibration: CalibrationText
     beyond = tuple(name for name, maximum in largest.items() if not maximum * HEADROOM < _limit(name))
     if len(beyond) > MOST_KEPT * len(largest):
         worst = sorted(beyond, key=lambda name: -largest[name])[:3]
-        raise ExportError(
+        raise Float16RangeError(
             f"{len(beyond)} of {len(largest)} values go beyond a quarter of fp16's largest number, 65,504: "
-            f"{', '.join(f'{name} ({largest[name]:,.0f})' for name in worst)} and more; export with --precision bf16"
+            f"{', '.join(f'{name} ({largest[name]:,.0f})' for name in worst)} and more"
         )
     kept = with_whole_scores(beyond)
     record = FloatRange(largest=max(largest.values(), default=0.0), float32=kept, calibration=calibration.name)
@@ -88,15 +88,16 @@ def check_twin_range(variants: Sequence[Variant], num_layers: int) -> None:
     Which values of the later layers do is not known, and what is kept in float32 goes by the names of one graph.
 
     Raises:
-        ExportError: naming the values.
+        Float16RangeError: naming the values.
     """
     records = [variant.float_range.float32 for variant in variants if variant.float_range]
     beyond = max(records, key=len, default=())  # of one graph: in each the same values have other names
     if beyond:
-        raise ExportError(
+        raise Float16RangeError(
             f"in the first {num_layers} layers {len(beyond)} values go beyond a quarter of fp16's largest number, "
             f"65,504: {', '.join(sorted(beyond)[:3])}; the others are not known, since the checkpoint is too large to "
-            "run here as a whole: raise --max-memory, or export with --precision bf16"
+            "run here as a whole",
+            "raise --max-memory, or export with --precision bf16",
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from poolgraph.errors import ExportError
+from poolgraph.errors import ExportError, Float16RangeError
 from poolgraph.export.build import LoweredVariant, lower_variant
 from poolgraph.export.half import HalfPlan
 from poolgraph.export.int8 import Int8Plan
@@ -99,6 +99,7 @@ def check_capturable(lowered: Sequence[LoweredVariant]) -> None:
 
     Raises:
         ExportError: naming the nodes that do not.
+        Float16RangeError: likewise, where values of the graph stay in float32.
     """
     for item in lowered:
         if "CUDAExecutionProvider" not in item.variant.providers:
@@ -107,11 +108,11 @@ def check_capturable(lowered: Sequence[LoweredVariant]) -> None:
             findings = check_cuda(model)
             if findings:
                 named = "; ".join(str(finding) for finding in findings[:MOST_FINDINGS])
-                raise ExportError(f"{file} would leave the GPU at {len(findings)} nodes: {named}{_hint(item.variant)}")
+                raise _refuse(f"{file} would leave the GPU at {len(findings)} nodes: {named}", item.variant)
 
 
-def _hint(variant: Variant) -> str:
+def _refuse(why: str, variant: Variant) -> ExportError:
     kept = variant.float_range.float32 if variant.float_range is not None else ()
-    return (
-        f". In float32, beyond the range of fp16, are {', '.join(kept)}: export with --precision bf16" if kept else ""
-    )
+    if not kept:
+        return ExportError(why)
+    return Float16RangeError(f"{why}. In float32, beyond the range of fp16, are {', '.join(kept)}")

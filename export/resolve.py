@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from poolgraph.errors import ExportError, InputError, TaskNotSupported, UnsupportedArchitecture
+from poolgraph.errors import ExportError, TaskNotSupported, UnsupportedArchitecture
 from poolgraph.export.backbone import Backbone, find_backbone
 from poolgraph.export.checkpoint import Checkpoint, check_merged
 from poolgraph.export.cross_encoder import CrossEncoder, parse_cross_encoder
@@ -27,10 +27,10 @@ from poolgraph.export.sentence_transformers import (
     parse_sentence_transformers,
 )
 from poolgraph.export.static_query import StaticWeights, plan_static_query
+from poolgraph.export.targets import resolve_targets
 from poolgraph.export.tokenizer import UNLIMITED, load_tokenizer
 from poolgraph.graphs.manifest import LateInteraction, Limits, Scoring
-from poolgraph.graphs.pipeline import PORTABLE, PORTABLE_INT8, TARGETS, Target
-from poolgraph.runtime.native_library import can_run
+from poolgraph.graphs.pipeline import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,11 +156,12 @@ def resolve_plan(
     checkpoint: Checkpoint,
     *,
     options: ExportOptions,
-    precisions: Sequence[str],
+    precisions: Sequence[str] | None,
     targets: Sequence[str],
     trust_remote_code: bool,
+    unfit: Collection[str] = (),
 ) -> ExportPlan:
-    """Decide what an export makes.
+    """Decide what an export makes; ``unfit`` are precisions that an open one does not stand for.
 
     Raises:
         InputError: an option that contradicts the checkpoint, or an unknown target or precision.
@@ -176,9 +177,8 @@ def resolve_plan(
     backbone = find_backbone(folder, overrides, trust_remote_code=trust_remote_code)
     if late is None and cross is None:
         sentence = add_task_instructions(sentence, getattr(backbone.config, "task_instructions", None))
-    _check_precisions(backbone, precisions)
     _check_expansion(backbone, late)
-    chosen = choose_targets(targets, precisions)
+    chosen = resolve_targets(backbone, targets, precisions, unfit)
     translated = backbone.config if backbone.layout is not None else None
     tokenizer = load_tokenizer(folder, sentence, trust_remote_code=trust_remote_code, config=translated)
     if late is not None:
@@ -219,13 +219,6 @@ def _plan_static(plan: ExportPlan, *, trust_remote_code: bool) -> StaticWeights 
     return plan_static_query(plan.checkpoint, sentence, plan.tokenizer, size, trust_remote_code=trust_remote_code)
 
 
-def _check_precisions(backbone: Backbone, precisions: Sequence[str]) -> None:
-    for precision in precisions:
-        if precision in backbone.row.refused:
-            why = backbone.row.refused[precision]
-            raise InputError(f"{backbone.architecture} cannot be exported with --precision {precision}: {why}")
-
-
 def _check_expansion(backbone: Backbone, late: LateInteractionPlan | None) -> None:
     expansion = None if late is None else late.expansion
     if expansion is not None and not expansion.attend and not backbone.row.expansion:
@@ -233,52 +226,6 @@ def _check_expansion(backbone: Backbone, late: LateInteractionPlan | None) -> No
             f"{backbone.architecture} convolves tokens in both directions, and it is not known whether those that fill "
             "up a query without being attended to take part in it"
         )
-
-
-def choose_targets(
-    targets: Sequence[str], precisions: Sequence[str], runs_here: Callable[[Target], bool] = can_run
-) -> tuple[Target, ...]:
-    """Return the rows of the target table asked for, portable first.
-
-    Each target is made in those of the precisions that it has, so that one artifact may hold int8 for CPUs and fp16 for
-    GPUs; a target or precision that goes with none of the others is refused.
-
-    Rows for the CPU that need operators beside ONNX Runtime's own are left out where ``runs_here`` says that they
-    cannot be verified and there is a row of the same precision beside them that needs none.
-
-    Raises:
-        InputError: there is such a one; the message lists the pairs that there are.
-    """
-    available = {(target.word, target.precision): target for target in TARGETS}
-    # int8 alone is for little space: its portable graph has the same weights, in 8 bits.
-    portable = PORTABLE_INT8 if set(precisions) == {"int8"} else PORTABLE
-    asked_for = {(t, p) for t in targets for p in precisions}
-    offered = asked_for & set(available)
-    wanted = {(portable.word, portable.precision)} | offered
-    lost_targets = set(targets) - {target for target, _ in offered}
-    lost_precisions = set(precisions) - {precision for _, precision in offered}
-    unknown = sorted((t, p) for t, p in asked_for if t in lost_targets or p in lost_precisions)
-    if unknown:
-        pairs = ", ".join(f"--target {t} --precision {p}" for t, p in available)
-        asked = ", ".join(f"--target {t} --precision {p}" for t, p in unknown)
-        raise InputError(f"{asked} is not offered; what is: {pairs}")
-    chosen = [
-        target
-        for target in TARGETS
-        if (target.word, target.precision) in wanted
-        and target is not portable
-        and (runs_here(target) or not _has_stand_in(target))
-    ]
-    return (portable, *sorted(chosen, key=lambda target: precisions.index(target.precision)))
-
-
-def _has_stand_in(target: Target) -> bool:
-    """Whether a target on operators of this package for the CPU has one beside it that needs none."""
-    return any(
-        (it.word, it.precision, it.providers) == (target.word, target.precision, PORTABLE.providers)
-        and it.operators is None
-        for it in TARGETS
-    )
 
 
 def resolve_limits(plan: ExportPlan) -> Limits:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from poolgraph.errors import ExportError
+from poolgraph.errors import ExportError, Float16RangeError
 from poolgraph.graphs.cuda_kernels import CUDA_KERNELS
 from poolgraph.graphs.passes import Pass
 from poolgraph.graphs.pattern import BACKBONE_PREFIX, add_lazy_weight, dimensions
@@ -60,7 +60,7 @@ def convert_floats(precision: str, kept: Collection[str] = ()) -> Pass:
         kept: Names of values that leave the range of the type: what computes and what reads them stays in float32.
 
     Raises:
-        ExportError: when weights are read, one that is beyond the range of the type.
+        ExportError: when weights are read, one that is beyond the range of the type; Float16RangeError of fp16's.
     """
     dtype = HALF_TYPES[precision]
 
@@ -186,7 +186,7 @@ def _narrow(numbers: np.ndarray, dtype: ir.DataType, name: str) -> np.ndarray:
     Other numbers are weights, also under names that the tracer gave to what was computed of the model's.
 
     Raises:
-        ExportError: a weight of the model that the type has no finite number for.
+        ExportError: a weight of the model that the type has no finite number for; Float16RangeError if that is fp16.
     """
     with np.errstate(over="ignore"):
         narrow = numbers.astype(dtype.numpy())
@@ -197,10 +197,13 @@ def _narrow(numbers: np.ndarray, dtype: ir.DataType, name: str) -> np.ndarray:
     if is_mark and not name.startswith(BACKBONE_PREFIX):
         largest = dtype.max
         return np.clip(numbers, -largest, largest, where=lost, out=numbers.copy()).astype(dtype.numpy())
-    raise ExportError(
+    reason = (
         f"the weight {name} has {int(lost.sum())} numbers beyond the range of {dtype.name.lower()} (up to "
-        f"{np.abs(numbers[lost]).max():,.0f}): export with --precision bf16, or fp32"
+        f"{np.abs(numbers[lost]).max():,.0f})"
     )
+    if dtype == ir.DataType.FLOAT16:
+        raise Float16RangeError(reason, "export with --precision bf16, or fp32")
+    raise ExportError(f"{reason}; export with --precision fp32")
 
 
 class _Conversion:

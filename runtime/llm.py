@@ -55,7 +55,7 @@ class LLM(ScoreMethods):
         enforce_eager: On a GPU, run without CUDA graphs.
         buckets: On a GPU, the shapes that run: a file of ``poolgraph plan``, or the buckets themselves; None takes
             those stored beside the artifact, else plans them. No argument of vLLM's.
-        variant: Name of the artifact's variant that runs; None takes the best. No argument of vLLM's.
+        variant: Name of the artifact's variant that runs, or is exported; None takes the best. No argument of vLLM's.
         **engine_args: vLLM's other arguments (see ``engine_args.WITHOUT_EFFECT``) are accepted and change nothing.
 
     Raises:

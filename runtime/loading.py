@@ -37,12 +37,12 @@ from poolgraph.runtime.session import SessionPool, available_providers, provider
 def resolve_directory(path: str | Path, wish: Wish | None = None) -> Path:
     """Return the artifact's directory; a checkpoint folder or hub id is exported into the cache first.
 
-    It gets the precision that is wished for, on that provider.
+    It is for the provider, precision and variant that are wished for, else for the best provider that loads.
 
     A directory that is neither, and a file, are returned as they are, for opening to refuse.
 
     Raises:
-        InputError: not a str or Path, a local path where no folder is, or a precision that no export makes.
+        InputError: not a str or Path, a local path where no folder is, or a precision or variant that no export makes.
         ArtifactError: an artifact that lost its manifest.
         ProviderError: a checkpoint for a provider that does not load here.
     """

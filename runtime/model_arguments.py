@@ -117,8 +117,14 @@ def _find_artifact(arguments: ModelArguments, wish: TaskWish, config: PoolerConf
         trust_remote_code=arguments.trust_remote_code,
     )
     if not is_compiled:
-        wished = Wish(provider=arguments.provider, precision=precision, fallback=arguments.fallback)
-        options |= plan_precision(wished)
+        options |= plan_precision(
+            Wish(
+                provider=arguments.provider,
+                precision=precision,
+                variant=arguments.variant,
+                fallback=arguments.fallback,
+            )
+        )
     return resolve_artifact(arguments.model, revision=arguments.revision, options=options, on_line=_show_line)
 
 

@@ -29,7 +29,7 @@ DEFAULTS = {
     "hf_overrides": None,
     "score_template": None,
     "revision": None,
-    "precisions": ("fp32",),
+    "precisions": None,
     "targets": ("cpu",),
     "min_cosine": None,
     "max_memory": None,
@@ -69,7 +69,7 @@ def test_names_of_an_option_given_twice_are_joined(exports):
     _, _, options = exports.calls[0]
     assert (options["precisions"], options["targets"]) == (("fp32", "int8", "fp16"), ("cuda",))
     assert main([*argv[:2], "-o", "other"]) == 0
-    assert exports.calls[1][2]["precisions"] == ("fp32",)
+    assert exports.calls[1][2]["precisions"] is None
 
 
 def test_every_option_is_passed(exports, capsys):

@@ -70,8 +70,8 @@ EXPORT_OPTIONS: Final = (
         "--precision",
         metavar="P[,P]",
         **NAMES,
-        default=("fp32",),
-        help="fp32 (default), int8, bf16; for cuda fp16, bf16; the first that runs on a machine is used unless told",
+        help="fp32, int8, bf16; for cuda fp16, bf16; the first that runs on a machine is used unless told (default: "
+        "each target's own: fp32, for cuda and cublaslt fp16, or bf16 where the model's numbers are beyond fp16)",
     ),
     Argument(
         "--target",

@@ -3,6 +3,7 @@
 PoolgraphError
 ├── ExportError             the checkpoint cannot become an artifact
 │   ├── UnsupportedArchitecture
+│   ├── Float16RangeError   numbers of the model are beyond fp16's range
 │   └── VerificationError   the artifact disagrees with the reference
 ├── ArtifactError           the directory on disk is not a valid artifact
 │   └── ManifestError
@@ -26,6 +27,23 @@ class ExportError(PoolgraphError):
 
 class UnsupportedArchitecture(ExportError):
     """No row of the architecture table and no convertible class fits the checkpoint."""
+
+
+class Float16RangeError(ExportError):
+    """Numbers of the model are beyond fp16's range; bf16 holds them.
+
+    Args:
+        reason: Which numbers.
+        cure: What helps; ends the message.
+    """
+
+    def __init__(self, reason: str, cure: str = "export with --precision bf16") -> None:
+        super().__init__(reason, cure)
+        self.reason = reason
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.cure}"
 
 
 class VerificationError(ExportError):

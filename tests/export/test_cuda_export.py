@@ -12,13 +12,13 @@ import torch
 from cuda_graphs import EMPTY_TEXTS, packed_feeds, padded_feeds, random_texts
 from cuda_operators import run_reference
 from native_graphs import FLOAT32
-from safetensors.torch import load_file, save_file
+from overflowing_weights import overflowing
 from tiny_decoders import save_decoder
 from tiny_models import SIZES, HeadSpec, save_checkpoint
 
 from poolgraph import PoolingModel
 from poolgraph.cli import main
-from poolgraph.errors import ArtifactError, ExportError, ProviderError
+from poolgraph.errors import ArtifactError, ExportError, Float16RangeError, ProviderError
 from poolgraph.export import half
 from poolgraph.export.exporter import export_model
 from poolgraph.export.half import check_twin_range
@@ -184,15 +184,6 @@ def test_card_and_inspect_say_what_is_not_verified(encoder: Path) -> None:
     assert shown.count("of 65,504, by 3 texts of texts.txt; nothing stays in float32 for it") == 2
 
 
-def overflowing(checkpoint: Path, folder: Path, pattern: str | tuple[str, ...], factor: float) -> Path:
-    """A copy whose weights that end with a pattern are that many times as large."""
-    shutil.copytree(checkpoint, folder)
-    file = folder / "model.safetensors"
-    tensors = {name: tensor * factor if name.endswith(pattern) else tensor for name, tensor in load_file(file).items()}
-    save_file(tensors, file, metadata={"format": "pt"})
-    return folder
-
-
 def test_values_beyond_the_range_are_named_and_computed_in_float32(
     checkpoint: Path, calibration: Path, tmp_path: Path
 ) -> None:
@@ -247,8 +238,8 @@ def test_a_value_beyond_the_range_that_a_kernel_reads_is_refused(calibration: Pa
     """The attention kernel of decoders has no float32."""
     folder = save_decoder(tmp_path / "checkpoint", "Qwen3Model")
     wide = overflowing(folder, tmp_path / "wide", "layers.1.self_attn.v_proj.weight", 1e6)
-    message = r"GroupQueryAttention .*In float32, beyond the range of fp16, are .*: export with --precision bf16"
-    with pytest.raises(ExportError, match=message):
+    message = r"GroupQueryAttention .*In float32, beyond the range of fp16, are .*; export with --precision bf16"
+    with pytest.raises(Float16RangeError, match=message):
         export_model(wide, tmp_path / "artifact", targets=("cuda",), precisions=("fp16",), calibration=calibration)
 
 
@@ -257,7 +248,7 @@ def test_a_model_beyond_the_range_is_refused_and_told_of_bf16(
 ) -> None:
     wide = overflowing(checkpoint, tmp_path / "wide", "dense.weight", 1e6)
     with pytest.raises(
-        ExportError, match=r"\d+ of \d+ values go beyond .* 65,504: .* and more; export with --precision bf16"
+        Float16RangeError, match=r"\d+ of \d+ values go beyond .* 65,504: .* and more; export with --precision bf16"
     ):
         export_model(wide, tmp_path / "artifact", targets=("cuda",), precisions=("fp16",), calibration=calibration)
     assert not (tmp_path / "artifact").exists()
@@ -275,7 +266,7 @@ def test_a_checkpoint_too_large_to_run_is_probed_by_its_first_layers(
     monkeypatch.setattr(half, "MOST_KEPT", most_kept)
     options = {"targets": ("cuda",), "precisions": ("fp16",), "calibration": calibration, "max_memory": 1e-6}
     wide = overflowing(checkpoint, tmp_path / "wide", "layer.0.output.dense.weight", 5e4)
-    with pytest.raises(ExportError, match=rf"{message} beyond .* 65,504: .*--precision bf16"):
+    with pytest.raises(Float16RangeError, match=rf"{message} beyond .* 65,504: .*--precision bf16"):
         export_model(wide, tmp_path / "artifact", **options)
     assert not (tmp_path / "artifact").exists()
 
@@ -297,7 +288,7 @@ def test_what_leaves_the_range_in_the_first_layers_may_in_others(encoder: Path, 
         check_twin_range(variants, 4)
         return
     message = r"first 4 layers 2 values go beyond .* 65,504: add_3, linear_5; .* raise --max-memory, or .* bf16"
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(Float16RangeError, match=message):
         check_twin_range(variants, 4)
 
 

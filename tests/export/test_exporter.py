@@ -20,7 +20,8 @@ from tiny_models import SIZES, VOCAB_SIZE, HeadSpec, bert_tokenizer, save_head
 
 from poolgraph import PoolingModel
 from poolgraph.errors import ArtifactError
-from poolgraph.export.exporter import COPIED_FILES, ExportResult, export_model
+from poolgraph.export.compile import COPIED_FILES
+from poolgraph.export.exporter import ExportResult, export_model
 from poolgraph.export.probes import LONGEST_ANSWERED, PROBE_SENTENCES
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import MANIFEST_FILE, Manifest

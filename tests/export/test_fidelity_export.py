@@ -10,7 +10,8 @@ from task_artifacts import ARTIFACTS
 
 from poolgraph import export_model
 from poolgraph.errors import InputError
-from poolgraph.export import exporter
+from poolgraph.export import verify_artifact
+from poolgraph.export.job import ExportJob, Stages
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.runtime.inspect import describe
 
@@ -42,7 +43,7 @@ def test_the_manifest_and_the_card_have_it(both):
     assert fidelity.reference == FLOAT32[0]
     reduced = [variant.name for variant in manifest.variants if variant.precision == "int8"]
     assert list(dict.fromkeys(row.variant for row in fidelity.rows)) == reduced
-    assert (fidelity.num_documents, fidelity.num_queries > 20) == (10 * exporter.FIDELITY_TOPICS, True)
+    assert (fidelity.num_documents, fidelity.num_queries > 20) == (10 * verify_artifact.FIDELITY_TOPICS, True)
     card = (both / "README.md").read_text(encoding="utf-8")
     section = card.split("## fp32 against int8\n")[1]
     assert f"| measure | reference | {' | '.join(reduced)} |\n| --- | --- |" in section
@@ -63,5 +64,6 @@ def test_texts_that_do_not_fit_the_model_stop_no_export(both, monkeypatch):
     def refuse(*_args):
         raise InputError("the query and the score template alone have 99 tokens")
 
-    monkeypatch.setattr(exporter, "compare_precisions", refuse)
-    assert exporter._compare_precisions(open_artifact(both), both, exporter._Stages(None)) is None
+    monkeypatch.setattr(verify_artifact, "compare_precisions", refuse)
+    job = ExportJob(plan=None, folder=both, stages=Stages(None))
+    assert verify_artifact._compare_precisions(job, open_artifact(both)) is None

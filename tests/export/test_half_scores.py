@@ -15,7 +15,7 @@ from cuda_operators import run_reference
 from safetensors.torch import load_file, save_file
 from tiny_decoders import SIZES, TINY_DECODERS, draw_wide, save_decoder
 
-from poolgraph.export import resolve
+from poolgraph.export import targets
 from poolgraph.export.exporter import export_model
 from poolgraph.graphs.artifact import open_artifact
 from poolgraph.graphs.manifest import Variant
@@ -79,7 +79,7 @@ def scores_of(artifact: Path, variant: Variant) -> Mapping[str, ir.DataType | No
 @pytest.fixture(autouse=True)
 def any_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma 2 is refused in fp16 for what real checkpoints compute; the tiny one is not for that."""
-    monkeypatch.setattr(resolve, "_check_precisions", lambda *_: None)
+    monkeypatch.setattr(targets, "_check_precisions", lambda *_: None)
 
 
 @pytest.mark.parametrize("save", [save_gpt_oss, save_capped])

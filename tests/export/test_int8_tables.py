@@ -13,7 +13,7 @@ from tiny_models import HeadSpec, save_head, xlm_roberta_tokenizer
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from poolgraph import PoolingModel, export_model
-from poolgraph.export import exporter
+from poolgraph.export import job
 from poolgraph.export.build import build_module, trace_layout
 from poolgraph.export.calibration_texts import CalibrationTexts
 from poolgraph.export.checkpoint import open_checkpoint
@@ -127,7 +127,7 @@ def test_a_checkpoint_too_large_to_run_gets_8_bits_without_calibration(
 ) -> None:
     """Too large is what does not fit in float32, as the reference is, whatever its size in 8 bits."""
     memory = COPIES * 0.6 * (checkpoint / "model.safetensors").stat().st_size
-    monkeypatch.setattr(exporter, "free_memory", lambda max_memory: memory)
+    monkeypatch.setattr(job, "free_memory", lambda max_memory: memory)
     result = export_model(checkpoint, tmp_path / "artifact", precisions=("int8",))
     assert "a twin of the first 1 of 2 layers" in result.report.reference
     for variant in open_artifact(tmp_path / "artifact").variants:

@@ -14,12 +14,24 @@ import pytest
 
 from poolgraph import PoolingModel
 from poolgraph.errors import PoolgraphError
-from poolgraph.export import exporter
+from poolgraph.export import compile as compile_module
+from poolgraph.export import verify_artifact
 from poolgraph.export.exporter import export_model
 from poolgraph.graphs import artifact as artifact_module
 from poolgraph.graphs.artifact import is_artifact
 
 pytestmark = pytest.mark.slow
+
+
+WATCHED = (
+    (compile_module, "save_graphs"),
+    (compile_module, "save_tokenizer"),
+    (verify_artifact, "save_probes"),
+    (verify_artifact, "save_manifest"),
+    (verify_artifact, "verify_variant"),
+    (verify_artifact, "record_files"),
+)
+"""What an export writes with, and what it runs before it is done."""
 
 
 def loadable(parent: Path) -> list[str]:
@@ -54,8 +66,8 @@ def moments(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         return wrapped
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("save_graphs", "save_tokenizer", "save_probes", "save_manifest", "verify_variant", "record_files"):
-            patch.setattr(exporter, name, around(getattr(exporter, name)))
+        for module, name in WATCHED:
+            patch.setattr(module, name, around(getattr(module, name)))
         patch.setattr(artifact_module, "_replace_directory", around(artifact_module._replace_directory))
         export_model(checkpoint, parent / "artifact", on_stage=take)
     PoolingModel.load(parent / "artifact").close()
@@ -81,10 +93,10 @@ from pathlib import Path
 import transformers.models.bert.modeling_bert
 sys.path.insert(0, sys.argv[1])
 from shared_traces import shared_traces
-from poolgraph.export import exporter
+from poolgraph.export import exporter, verify_artifact
 
 def export(moment, output):
-    original, done = exporter.verify_variant, []
+    original, done = verify_artifact.verify_variant, []
 
     def verify(*arguments, **options):
         if moment == "in the middle of verifying" and done:
@@ -96,7 +108,7 @@ def export(moment, output):
         if name == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    exporter.verify_variant = verify
+    verify_artifact.verify_variant = verify
     with shared_traces(Path(sys.argv[2])):
         exporter.export_model(sys.argv[3], output, on_stage=stage)
 

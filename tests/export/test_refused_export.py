@@ -15,7 +15,7 @@ from tiny_models import HeadSpec, save_checkpoint
 
 from poolgraph import PoolingModel
 from poolgraph.errors import ExportError, InputError, VerificationError
-from poolgraph.export import exporter
+from poolgraph.export import compile as compile_module
 from poolgraph.export.exporter import export_model
 from poolgraph.export.probes import PROBE_SENTENCES
 from poolgraph.graphs.artifact import open_artifact
@@ -82,13 +82,13 @@ def change_a_weight(directory: Path) -> None:
 
 @pytest.fixture
 def damaged_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = exporter.save_graphs
+    original = compile_module.save_graphs
 
     def save(models, directory, weights_file):
         original(models, directory, weights_file)
         change_a_weight(directory)
 
-    monkeypatch.setattr(exporter, "save_graphs", save)
+    monkeypatch.setattr(compile_module, "save_graphs", save)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_min_cosine_overrides_the_gate_and_is_recorded(checkpoint: Path, output:
 
 @pytest.mark.slow
 def test_changed_tokenizer_fails_verification(checkpoint: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = exporter.save_tokenizer
+    original = compile_module.save_tokenizer
 
     def save(tokenizer, source, directory, probes):
         original(tokenizer, source, directory, probes)
@@ -128,7 +128,7 @@ def test_changed_tokenizer_fails_verification(checkpoint: Path, output: Path, mo
         content["normalizer"]["lowercase"] = False
         file.write_text(json.dumps(content))
 
-    monkeypatch.setattr(exporter, "save_tokenizer", save)
+    monkeypatch.setattr(compile_module, "save_tokenizer", save)
     with pytest.raises(VerificationError, match="tokenizer ids equal ids"):
         export_model(checkpoint, output, targets=())
     assert list(output.parent.iterdir()) == []

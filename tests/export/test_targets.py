@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from poolgraph.errors import InputError
 from poolgraph.export import exporter
-from poolgraph.export.resolve import choose_targets
+from poolgraph.export.architectures import ARCHITECTURES
+from poolgraph.export.targets import DEFAULT_PRECISIONS, choose_targets, resolve_targets
 from poolgraph.graphs.pipeline import (
     CPU_FP32,
     CPU_INT8,
     CUBLASLT_BF16,
+    CUBLASLT_FP16,
+    CUBLASLT_PACKED_FP16,
     CUDA_BF16,
     CUDA_FP16,
     CUDA_PACKED_FP16,
@@ -21,6 +25,7 @@ from poolgraph.graphs.pipeline import (
     NATIVE_INT8,
     PORTABLE,
     PORTABLE_INT8,
+    TARGETS,
     Target,
 )
 from poolgraph.runtime.native_library import can_run
@@ -65,6 +70,55 @@ def test_targets_that_cannot_be_verified_here_are_left_out() -> None:
     assert chosen == (PORTABLE, CUBLASLT_BF16)  # as all that is for a GPU, it may be verified elsewhere
 
 
+CUDA_IN_HALF = (CUDA_PACKED_FP16, CUDA_FP16)
+CUBLASLT_IN_HALF = (CUBLASLT_PACKED_FP16, CUBLASLT_FP16)
+
+
+@pytest.mark.parametrize(
+    ("targets", "unfit", "chosen"),
+    [
+        ([], (), (PORTABLE,)),
+        (["portable"], (), (PORTABLE,)),
+        (["cpu"], (), FLOAT32),
+        (["cpu"], ("fp16",), FLOAT32),
+        (["cuda"], (), (PORTABLE, *CUDA_IN_HALF)),
+        (["cuda"], ("fp16",), (PORTABLE, CUDA_BF16)),
+        (["cublaslt"], (), (PORTABLE, *CUBLASLT_IN_HALF)),
+        (["cublaslt"], ("fp16",), (PORTABLE, CUBLASLT_BF16)),
+        (["cuda", "cpu", "cuda"], (), (*FLOAT32, *CUDA_IN_HALF)),
+        (["cuda", "cpu"], ("fp16",), (*FLOAT32, CUDA_BF16)),
+        (["cublaslt", "cuda"], (), (PORTABLE, *CUDA_IN_HALF, *CUBLASLT_IN_HALF)),
+    ],
+)
+def test_an_open_precision_is_each_targets_own(
+    targets: list[str], unfit: tuple[str, ...], chosen: tuple[Target, ...]
+) -> None:
+    assert choose_targets(targets, None, unfit=unfit) == chosen
+
+
+def test_every_word_has_precisions_that_it_is_offered_in() -> None:
+    assert DEFAULT_PRECISIONS.keys() == {target.word for target in TARGETS}
+    pairs = {(word, precision) for word, precisions in DEFAULT_PRECISIONS.items() for precision in precisions}
+    assert pairs <= {(target.word, target.precision) for target in TARGETS}
+
+
+def test_an_open_precision_of_an_unknown_target_or_of_a_model_that_runs_in_none_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^--target tpu is not offered; what is: --target portable --precision fp32"):
+        choose_targets(["cpu", "tpu"], None)
+    with pytest.raises(InputError, match=r"^--target cuda is made in fp16 or bf16, and the model runs in none of them"):
+        choose_targets(["cuda"], None, unfit=("bf16", "fp16"))
+
+
+def test_what_a_models_row_refuses_is_passed_over_where_open_and_an_error_where_asked_for() -> None:
+    gemma = SimpleNamespace(architecture="Gemma2Model", row=ARCHITECTURES["Gemma2Model"])
+    assert resolve_targets(gemma, ["cuda"], None) == (PORTABLE, CUDA_BF16)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^Gemma2Model cannot be exported with --precision fp16: its activations go"):
+        resolve_targets(gemma, ["cuda"], ("bf16", "fp16"))  # type: ignore[arg-type]
+    bert = SimpleNamespace(architecture="BertModel", row=ARCHITECTURES["BertModel"])
+    assert resolve_targets(bert, ["cuda"], None) == (PORTABLE, *CUDA_IN_HALF)  # type: ignore[arg-type]
+    assert resolve_targets(bert, ["cuda"], None, ("fp16",)) == (PORTABLE, CUDA_BF16)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("targets", "precisions", "asked"),
     [
@@ -88,7 +142,11 @@ def test_pairs_that_are_not_offered_list_what_is(targets: list[str], precisions:
 
 def test_what_is_not_offered_is_refused_before_a_hub_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(exporter, "open_checkpoint", lambda *_: pytest.fail("the checkpoint was opened"))
-    for options, message in (({"precisions": ("fp4",)}, "is not offered"), ({"task": "generate"}, "is unknown")):
+    for options, message in (
+        ({"precisions": ("fp4",)}, "is not offered"),
+        ({"targets": ("tpu",)}, "--target tpu is not offered"),
+        ({"task": "generate"}, "is unknown"),
+    ):
         with pytest.raises(InputError, match=message):
             exporter.export_model("org/name", tmp_path / "artifact", **options)
     assert list(tmp_path.iterdir()) == []

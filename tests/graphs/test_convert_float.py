@@ -8,7 +8,7 @@ import pytest
 from cuda_operators import run_reference
 from little_graphs import SIZE, build, ops, random, run
 
-from poolgraph.errors import ExportError
+from poolgraph.errors import Float16RangeError
 from poolgraph.graphs.check_cuda import check_cuda
 from poolgraph.graphs.convert_float import convert_floats, row_values
 
@@ -85,7 +85,9 @@ def test_weights_beyond_the_range_are_refused_and_constants_cut() -> None:
     weight = model.graph.initializers["backbone.w"]
     weight.const_value = ir.tensor(np.where(np.eye(SIZE) > 0, 70000.0, 1.0).astype(np.float32), name=weight.name)
     convert_floats("fp16")(model)
-    with pytest.raises(ExportError, match=r"backbone\.w has 8 numbers beyond .* \(up to 70,000\): .*--precision bf16"):
+    with pytest.raises(
+        Float16RangeError, match=r"backbone\.w has 8 numbers beyond .* \(up to 70,000\); .*--precision bf16"
+    ):
         model.graph.initializers["backbone.w.float16"].const_value.numpy()
     least = np.array([np.finfo(np.float32).min, -np.inf], np.float32)
     text = f"g (int64[batch_size,sequence_length] ids) => ({ROWS} y) <{ROWS} e, {ROWS} h>"
@@ -172,5 +174,5 @@ def test_weights_that_were_computed_at_export_are_refused_beyond_the_range_too()
         middle=np.array([1]),
     )
     convert_floats("fp16")(model)
-    with pytest.raises(ExportError, match=r"the weight flatten.* export with --precision bf16"):
+    with pytest.raises(Float16RangeError, match=r"the weight flatten.* export with --precision bf16"):
         model.graph.initializers["flatten.float16"].const_value.numpy()  # type: ignore[union-attr]

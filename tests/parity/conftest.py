@@ -7,8 +7,10 @@ import pytest
 
 import poolgraph.cli
 import poolgraph.runtime.cache
+import poolgraph.runtime.export_precision
 from poolgraph.errors import ExportError
 from poolgraph.runtime.cache import ExportRequest
+from poolgraph.runtime.providers import CPU_PROVIDER
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -18,7 +20,7 @@ def shared(one_trace_each) -> None:
 
 @pytest.fixture
 def export_here(monkeypatch) -> None:
-    """Run the command line of each export in this process instead of in a child."""
+    """Run each export's command line in this process, not in a child, and as on a machine without a GPU: in float32."""
 
     def run(request: ExportRequest, on_line: object) -> None:
         with redirect_stdout(StringIO()):
@@ -27,3 +29,4 @@ def export_here(monkeypatch) -> None:
             raise ExportError(f"exit code {code}")
 
     monkeypatch.setattr(poolgraph.runtime.cache, "run_export_process", run)
+    monkeypatch.setattr(poolgraph.runtime.export_precision, "available_providers", lambda: (CPU_PROVIDER,))

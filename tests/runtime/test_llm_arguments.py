@@ -104,8 +104,9 @@ def test_overrides_that_the_artifact_was_exported_with(make_artifact):
 
 @pytest.fixture
 def asked(artifact, monkeypatch) -> list[dict[str, str]]:
-    """The export options that LLM asks for."""
+    """The export options that LLM asks for on a machine without a GPU."""
     found = []
+    monkeypatch.setattr(export_precision, "available_providers", lambda: ("CPUExecutionProvider",))
 
     def resolve(model, *, revision, options, on_line):
         found.append(options)
@@ -139,11 +140,28 @@ def test_what_a_checkpoint_is_exported_with(asked, options, exported):
     assert asked == [exported]
 
 
-def test_a_checkpoint_is_exported_in_the_precision_that_is_asked_for(asked, monkeypatch):
-    monkeypatch.setattr(export_precision, "available_providers", lambda: ("CPUExecutionProvider",))
+def test_a_checkpoint_is_exported_in_the_precision_that_is_asked_for(asked):
     with pytest.raises(ArtifactError, match="no variant for precision 'bf16'"):  # of the artifact in its place
         LLM("owner/name", dtype="bfloat16")
     assert asked == [{"precision": "bf16"}]
+
+
+def test_a_checkpoint_is_exported_for_the_variant_that_is_asked_for(asked):
+    with pytest.raises(ManifestError, match="no variant 'cpu_int8'"):  # of the artifact in its place
+        LLM("owner/name", variant="cpu_int8")
+    assert asked == [{"precision": "int8"}]
+    with pytest.raises(InputError, match="unknown variant 'gpu_fp16'"):
+        LLM("owner/name", variant="gpu_fp16")
+    with pytest.raises(InputError, match="'cpu_int8' is in int8, but precision 'fp32' is asked for"):
+        LLM("owner/name", variant="cpu_int8", dtype="float32")
+    assert len(asked) == 1
+
+
+def test_a_checkpoint_is_exported_for_a_gpu_where_it_loads(asked, monkeypatch):
+    monkeypatch.setattr(export_precision, "available_providers", lambda: ("CUDAExecutionProvider",))
+    monkeypatch.setattr(export_precision, "provider_loads", lambda name: True)
+    LLM("owner/name")
+    assert asked == [{"target": "cuda"}]
 
 
 def test_a_template_is_handed_to_the_export_as_a_file_named_by_its_content(asked, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from poolgraph.errors import InputError, ProviderError
 from poolgraph.graphs.manifest import parse_manifest
-from poolgraph.runtime import loading
+from poolgraph.runtime import export_precision, loading
 from poolgraph.runtime import session as session_module
 from poolgraph.runtime.cpu import CpuInfo
 from poolgraph.runtime.fidelity_report import plan_fidelity
@@ -78,13 +78,16 @@ def test_checkpoints_go_through_the_cache(tmp_path, artifact, monkeypatch):
     asked = []
     resolve = lambda path, options: asked.append((str(path), options)) or artifact  # noqa: E731
     monkeypatch.setattr("poolgraph.runtime.cache.resolve_artifact", resolve)
+    monkeypatch.setattr(export_precision, "available_providers", lambda: (CPU,))
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     for path in (tmp_path / "checkpoint", "owner/name", "name"):
         assert loading.resolve_directory(path) == artifact
     assert loading.resolve_directory("name", Wish(precision="bf16")) == artifact
     paths = [str(tmp_path / "checkpoint"), "owner/name", "name"]
-    assert asked == [*((path, {}) for path in paths), ("name", {"precision": "bf16"})]
+    assert loading.resolve_directory("name", Wish(variant="portable_int8")) == artifact
+    of_wishes = [("name", {"precision": precision}) for precision in ("bf16", "int8")]
+    assert asked == [*((path, {}) for path in paths), *of_wishes]
 
 
 def test_files_are_left_for_opening_to_refuse(tmp_path):
