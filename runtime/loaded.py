@@ -88,8 +88,7 @@ class LoadedModel:
         """Load a model.
 
         Args:
-            path: An artifact's directory; or a checkpoint folder or hub id, which is exported once into the cache, for
-                the provider, precision and variant asked for, else for a GPU where one loads.
+            path: An artifact's directory; or a checkpoint folder or hub id, exported into the cache for what is asked.
             provider: ``cpu``, ``cuda``, ``tensorrt`` or a full name; None takes CUDA where it loads, else the CPU.
             precision: ``fp32``, ``int8`` and so on; None takes the first in the artifact's list.
             threads: Threads of a run; None takes what ``bench --tune`` stored, else the number of batches decides.

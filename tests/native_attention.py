@@ -24,7 +24,7 @@ def assert_near(found: np.ndarray, expected: np.ndarray, tolerance: float) -> No
 
 
 def rounding_of(operator: str) -> float:
-    """Return what rounding may change, of the largest answer: to float32, to bfloat16 in tiles, or to 16-bit integers."""
+    """Return what rounding may change, of the largest answer: to float32, bfloat16 in tiles, or 16-bit integers."""
     if operator == FLOAT_ATTENTION:
         return 3e-6
     assert operator == ATTENTION

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from native_attention import (
@@ -23,13 +25,18 @@ pytestmark = [needs_native, pytest.mark.usefixtures("each_product_library")]
 each_operator = pytest.mark.parametrize("operator", [ATTENTION, FLOAT_ATTENTION])
 
 
+def assert_expected(operator: str, parts: list[np.ndarray], attributes: dict[str, Any]) -> None:
+    expected = expected_attention(*parts, attributes)
+    assert_near(run_attention(operator, parts, attributes), expected, rounding_of(operator))
+
+
 @each_operator
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [1, 2, 13, 16, 17, 47, 130])
 def test_attention_of_every_length(operator: str, kind: str, length: int) -> None:
     attributes = attention_attributes(3, 3, 16, **KINDS[kind])
     parts = [rows_of(2, length, 48, seed=seed) * 2 for seed in range(3)]
-    assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), rounding_of(operator))
+    assert_expected(operator, parts, attributes)
 
 
 @each_operator
@@ -38,7 +45,7 @@ def test_attention_of_every_head_size(operator: str, size: int) -> None:
     for heads, kv_heads in ((1, 1), (4, 2), (3, 1)):
         attributes = attention_attributes(heads, kv_heads, size, is_causal=heads % 2)
         parts = [rows_of(2, 37, count * size, seed=seed) for seed, count in enumerate((heads, kv_heads, kv_heads))]
-        assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), rounding_of(operator))
+        assert_expected(operator, parts, attributes)
 
 
 @each_operator
@@ -154,7 +161,8 @@ def test_weights_of_every_size_add_up(operator: str, keys: int) -> None:
     query = np.stack([np.linspace(0.05, 1, keys), np.zeros(keys)], axis=-1).astype(np.float32)[None]
     parts = [query, key, rows_of(1, keys, 2)]
     attributes = attention_attributes(1, 1, 2, scale=1.0)
-    assert_near(run_attention(operator, parts, attributes), expected_attention(*parts, attributes), max(rounding_of(operator), 3e-4))
+    expected = expected_attention(*parts, attributes)
+    assert_near(run_attention(operator, parts, attributes), expected, max(rounding_of(operator), 3e-4))
 
 
 @pytest.mark.parametrize("kind", KINDS)
