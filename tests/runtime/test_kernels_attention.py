@@ -165,6 +165,20 @@ def test_weights_of_every_size_add_up(operator: str, keys: int) -> None:
     assert_near(run_attention(operator, parts, attributes), expected, max(rounding_of(operator), 3e-4))
 
 
+@each_operator
+def test_the_largest_score_is_that_of_keys_seen(operator: str) -> None:
+    """The second query sees two keys, whose scores are far below those that the last one sees."""
+    key = np.full((1, 64, 2), 103.0, np.float32)
+    key[0, :, 1] = 0
+    key[0, :2, 0] = -99, -100
+    query = np.zeros_like(key)
+    query[..., 0] = 1
+    parts = [query, key, rows_of(1, 64, 2)]
+    attributes = attention_attributes(1, 1, 2, scale=1.0, is_causal=1)
+    expected = expected_attention(*parts, attributes)
+    assert_near(run_attention(operator, parts, attributes)[:, :2], expected[:, :2], max(rounding_of(operator), 5e-3))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("softcap", [0.0, 0.5, 50.0])
 @pytest.mark.parametrize(("length", "texts"), [(1, 1), (13, 1), (47, 3), (130, 3), (130, 1)])
