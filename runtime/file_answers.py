@@ -24,6 +24,7 @@ _RANKED: Final = {"index": "int64", "score": "float32", "text": "string"}
 _WEIGHT: Final = {"index": "int64", "value": "float32"}
 _SPAN: Final = {"word": "string", "start": "int64", "end": "int64"}
 _ENTITY: Final = {"entity_group": "string", "score": "float32", **_SPAN}
+_TOKEN_METHODS: Final = {None: "token_embed", "query": "embed_queries", "document": "embed_documents"}
 _TOKEN: Final = {"entity": "string", "score": "float32", "index": "int64", **_SPAN}
 
 
@@ -62,8 +63,12 @@ def embed_sparse(model: PoolingModel, items: Sequence[Row], options: Options, fi
 
 
 def embed_tokens(model: PoolingModel, items: Sequence[Row], options: Options, first_index: int) -> tuple[Answers, int]:
-    """Embed every token of the texts: ``data``, (num_tokens, size) a text."""
-    rows, num_cut = call_counting_cuts(partial(model.token_embed, _texts(items), **options), first_index)
+    """Embed the tokens of the texts, or those that MaxSim scores of a ``side``: ``data``, (num_tokens, size) a text."""
+    side, rest = options.get("side"), {name: value for name, value in options.items() if name != "side"}
+    if side is not None:  # whose length belongs to the model's definition, and cuts unasked
+        rest["truncate"] = rest.get("truncate") or None
+    embed = getattr(model, _TOKEN_METHODS[side])
+    rows, num_cut = call_counting_cuts(partial(embed, _texts(items), **rest), first_index)
     return {"data": Ragged(rows)}, num_cut
 
 

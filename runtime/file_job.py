@@ -27,6 +27,7 @@ from poolgraph.runtime.file_state import (
 )
 from poolgraph.runtime.file_tasks import FileTask
 from poolgraph.runtime.file_writers import AnswerWriter, PartialWriter, check_output_format, open_writer
+from poolgraph.runtime.late_interaction import find_length
 from poolgraph.runtime.static_query import find_limit, name_side
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def answer_items(
             on_chunk(done)
     if num_cut:
         side = name_side(model.manifest, options.get("side"), options.get("prompt_name"))
-        limit = find_limit(model.manifest, side) or model.manifest.limits.max_model_len
+        own = find_limit(model.manifest, side) or find_length(model.manifest, side)
+        limit = own or model.manifest.limits.max_model_len
         message = task.cut_warning.format(num_cut=num_cut, num_items=done - first_index, limit=limit)
         warnings.warn(TruncationWarning(message, num_cut), stacklevel=2)
     return done

@@ -19,6 +19,8 @@ from poolgraph.runtime.file_answers import (
     score,
     with_activation,
 )
+from poolgraph.runtime.late_interaction import resolve_side
+from poolgraph.tasks import Side
 
 if TYPE_CHECKING:
     from poolgraph.runtime.model import PoolingModel
@@ -115,8 +117,12 @@ def _by_token(task: FileTask) -> FileTask:
     return replace(task, array=None, chunk_items=256, chunk_characters=32_768)
 
 
-def _check_token_embed(model: PoolingModel, **_options: object) -> None:
+def _check_token_embed(
+    model: PoolingModel, *, side: Side | None = None, prompt_name: str | None = None, prompt: str | None = None
+) -> None:
     model.check_task("token_embed")
+    if side is not None:
+        resolve_side(model.manifest, side, prompt_name=prompt_name, prompt=prompt)
 
 
 def _check_entities(model: PoolingModel, **_options: object) -> None:
@@ -204,7 +210,7 @@ ENCODE_TASKS: Final[Mapping[str, FileTask]] = {
     "embed": replace(
         FILE_TASKS["embed"],
         name="encode embed",
-        options=(*_PROMPT_OPTIONS, "use_activation", "truncate"),
+        options=(*_EMBED_OPTIONS, "use_activation", "truncate"),
         answer=with_activation(ask_chunk("embed_chunk", "data")),
         array="data",
     ),
@@ -214,8 +220,9 @@ ENCODE_TASKS: Final[Mapping[str, FileTask]] = {
     "token_embed": _by_token(
         FileTask(
             name="token_embed",
-            options=(*_PROMPT_OPTIONS, "use_activation", "truncate"),
+            options=(*_EMBED_OPTIONS, "use_activation", "truncate"),
             check_model=_check_token_embed,
+            checked=("side", "prompt_name", "prompt"),
             answer=with_activation(embed_tokens),
         )
     ),

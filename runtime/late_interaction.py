@@ -71,11 +71,10 @@ def resolve_side(
         return SideRules(side=side, prompt=text)
     _check_expansion(late, manifest.limits.max_model_len)
     expansion = late.query_expansion if side == "query" else None
-    max_tokens = _MAX_TOKENS[side](late)
     return SideRules(
         side=side,
         prompt=text,
-        max_tokens=None if max_tokens is None else min(max_tokens, manifest.limits.max_model_len),
+        max_tokens=find_length(manifest, side),
         expansion=expansion,
         # A fixed length is reached by the tokenizer's own padding, hence on its side.
         fills_left=expansion is not None
@@ -83,6 +82,13 @@ def resolve_side(
         and manifest.tokenization.padding_side == "left",
         skip_token_ids=late.skip_token_ids if side in late.skip_in else (),
     )
+
+
+def find_length(manifest: Manifest, side: str | None) -> int | None:
+    """Return the tokens of the longest text of a side by the model's definition; None where only its limit counts."""
+    late = manifest.late_interaction
+    max_tokens = None if late is None or side is None else _MAX_TOKENS[side](late)
+    return None if max_tokens is None else min(max_tokens, manifest.limits.max_model_len)
 
 
 def encode_side(
@@ -160,7 +166,7 @@ def _query_length(late: LateInteraction) -> int | None:
     return expansion.length if expansion.strategy == "fixed" else max(late.query_length or 0, expansion.length)
 
 
-_MAX_TOKENS: Final[Mapping[Side, Callable[[LateInteraction], int | None]]] = MappingProxyType(
+_MAX_TOKENS: Final[Mapping[str, Callable[[LateInteraction], int | None]]] = MappingProxyType(
     {"query": _query_length, "document": lambda late: late.document_length}
 )
 

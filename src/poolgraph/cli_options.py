@@ -50,7 +50,7 @@ OPTIONS: Final[Mapping[str, Argument]] = {
     "side": Argument(
         "--side",
         choices=SIDES,
-        help="what the texts are, for models that have a route for each (inference-free SPLADE)",
+        help="what the texts are, for models that encode each differently (ColBERT with encode, inference-free SPLADE)",
     ),
     "normalize": Argument(
         "--no-normalize", dest="normalize", action="store_const", const=False, help="leave out the normalization"

@@ -249,7 +249,7 @@ FILE_COMMANDS: Final = (
         name="encode",
         help="answer any pooling task for the texts of a file, tokens included",
         input=TEXTS,
-        options=(*PROMPT, "use_activation", *STEPS, "aggregation_strategy", "stride", "truncate"),
+        options=(*PROMPT, "side", "use_activation", *STEPS, "aggregation_strategy", "stride", "truncate"),
         arguments=(
             Argument("--task", choices=ENCODE_TASKS, help="what the model answers (default: what it was made for)"),
         ),

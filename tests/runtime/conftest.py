@@ -7,6 +7,7 @@ import pytest
 from bound_executors import build_executor
 from tiny_artifact import write_artifact
 
+from poolgraph.graphs.manifest import LateInteraction, Scoring
 from poolgraph.runtime.bound_executor import BoundExecutor
 
 
@@ -24,6 +25,25 @@ def make_artifact(tmp_path) -> Callable[..., Path]:
 def artifact(make_artifact) -> Path:
     """The tiny artifact as it comes."""
     return make_artifact()
+
+
+@pytest.fixture
+def make_colbert(make_artifact) -> Callable[..., Path]:
+    """Build tiny ColBERT artifacts; keywords are fields of LateInteraction, or with ``manifest`` of the manifest."""
+
+    def make(*, name: str = "colbert", manifest: dict[str, object] | None = None, **late) -> Path:
+        fields = {
+            "families": ("token",),
+            "tasks": ("token_embed",),
+            "default_task": "token_embed",
+            "prompts": {"query": "w1 ", "document": "w2 ", "other": "w9 "},
+            "similarity_fn_name": "maxsim",
+            "scoring": Scoring(kind="late_interaction"),
+            "late_interaction": LateInteraction(**late),
+        }
+        return make_artifact(name=name, **(fields | (manifest or {})))
+
+    return make
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from poolgraph import PoolingModel
 from poolgraph.errors import ArtifactError, InputError, TaskNotSupported, TruncationWarning
-from poolgraph.graphs.manifest import Graph, LateInteraction, QueryExpansion, Scoring, Tensor, Tokenization
+from poolgraph.graphs.manifest import Graph, QueryExpansion, Tensor, Tokenization
 from poolgraph.runtime.embeddings import finish_embeddings
 from poolgraph.runtime.late_interaction import expand_query, resolve_side, scored_tokens
 from poolgraph.runtime.runner_padded import PaddedRunner
@@ -24,25 +24,6 @@ QUERY_MARKER, DOCUMENT_MARKER = 5, 6
 """Ids of w1 and w2, the markers here."""
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture
-def make_colbert(make_artifact: Make) -> Make:
-    """Return a maker of artifacts; keywords are fields of LateInteraction, or with ``manifest`` of the manifest."""
-
-    def make(*, name: str = "colbert", manifest: dict[str, object] | None = None, **late: object) -> Path:
-        fields: dict[str, object] = {
-            "families": ("token",),
-            "tasks": ("token_embed",),
-            "default_task": "token_embed",
-            "prompts": {"query": "w1 ", "document": "w2 ", "other": "w9 "},
-            "similarity_fn_name": "maxsim",
-            "scoring": Scoring(kind="late_interaction"),
-            "late_interaction": LateInteraction(**late),  # type: ignore[arg-type]
-        }
-        return make_artifact(name=name, **(fields | (manifest or {})))
-
-    return make
 
 
 def words(first: int, last: int) -> str:
